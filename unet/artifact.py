@@ -1,0 +1,94 @@
+"""The model folder: `model.safetensors` (weights) and `model.json` (everything else needed to use them).
+
+It is the only thing that passes from training to the other jobs. `Model.digest` is the SHA-256 of the weights file;
+a folder whose weights do not match it is refused.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from unet import storage
+from unet.labels import LabelSet
+from unet.model import UNet
+from unet.settings import Geometry, RequestError
+
+FORMAT = 1
+"""Version of model.json; a newer one is refused."""
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass
+class Model:
+    """A network and what is needed to apply it."""
+
+    network: UNet
+    labels: LabelSet
+    geometry: Geometry
+    training: dict[str, Any] = field(default_factory=dict)
+    """How it was trained."""
+    scores: dict[str, Any] = field(default_factory=dict)
+    """What it scored in validation."""
+    digest: str = ""
+    """SHA-256 of the weights file; set by `save` and `load`."""
+
+    def save(self, folder: str) -> None:
+        """Writes the model folder, the description last."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+        weights = save_tensors(tensors, {"format": "pt"})
+        self.digest = hashlib.sha256(weights).hexdigest()
+        description = {
+            "format": FORMAT,
+            "architecture": {"name": "unet", **self.network.config},
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "labels": self.labels.to_json(),
+            "geometry": asdict(self.geometry),
+            "preprocessing": {"version": 1, "range": [-1, 1]},
+            "training": self.training,
+            "scores": self.scores,
+            "digest": self.digest,
+        }
+        storage.write(storage.join(folder, WEIGHTS), weights)
+        storage.write(storage.join(folder, DESCRIPTION), json.dumps(description, indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: str, flag: str) -> "Model":
+        """Reads a model folder; the network is on the CPU, in eval mode.
+
+        Raises:
+            RequestError: names `flag`, the folder and what is wrong with it.
+        """
+        try:
+            description = json.loads(storage.read(storage.join(folder, DESCRIPTION)))
+            weights = storage.read(storage.join(folder, WEIGHTS))
+            if description["format"] > FORMAT:
+                raise RequestError(f"{flag} {folder}: was written by a newer version; update this one")
+            digest = hashlib.sha256(weights).hexdigest()
+            if digest != description["digest"]:
+                raise RequestError(f"{flag} {folder}: {WEIGHTS} does not match {DESCRIPTION}; copy the folder again")
+            architecture = {key: value for key, value in description["architecture"].items() if key != "name"}
+            network = UNet(**architecture)
+            network.load_state_dict(load_tensors(weights))
+            return cls(
+                network=network.eval(),
+                labels=LabelSet.from_json(description["labels"]),
+                geometry=Geometry(description["geometry"]["kind"], tuple(description["geometry"]["size"])),
+                training=description["training"],
+                scores=description["scores"],
+                digest=digest,
+            )
+        except RequestError:
+            raise
+        except OSError as error:
+            raise RequestError(
+                f"{flag} {folder}: is no model folder ({error.strerror}: {DESCRIPTION} and {WEIGHTS}); "
+                "name the model/ folder of a training run"
+            ) from None
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise RequestError(f"{flag} {folder}: cannot be read as a model folder: {error}") from None

@@ -1,0 +1,158 @@
+"""Random views of a labelled image: image and mask moved together, then the image's colours changed.
+
+image: HWC uint8 RGB, mask: HW uint8 class indices. A view is a box of the source (cropped, scaled, maybe reaching past
+its borders), warped by a small rotation and an elastic deformation, maybe mirrored. The mask is sampled once, by
+nearest neighbour, straight from the source; what lies outside the source is `IGNORE` and grey.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from unet.image import Array
+from unet.labels import IGNORE
+from unet.settings import AugmentSettings, Geometry
+
+GREY = (127, 127, 127)
+"""What the network sees outside an image: the middle of its input range."""
+
+CELLS = 8
+"""The warp is exact at the corners of CELLS x CELLS cells and bilinear inside each."""
+
+ELASTIC_GRID = 3
+"""Elastic deformation draws one displacement at each point of a 3 x 3 grid (Ronneberger et al., 2015, section 3.1)."""
+
+Box = tuple[float, float, float, float]
+Points = npt.NDArray[np.float64]
+
+
+def augment(
+    image: Array,
+    mask: Array,
+    *,
+    geometry: Geometry,
+    settings: AugmentSettings,
+    rng: np.random.Generator,
+) -> tuple[Array, Array]:
+    """A random view of `geometry.size`.
+
+    At scale 1 it shows the whole source, resized, or (native) a crop of that size at native scale.
+    """
+    size = geometry.size
+    source = (mask.shape[0], mask.shape[1])
+    box = _draw_box(source, size if geometry.kind == "native" else source, settings, rng)
+    corners = _draw_warp(size, settings, rng)
+    picture, labels = Image.fromarray(image), Image.fromarray(mask)
+    if corners is None:
+        seen = _cut(picture, box, size, Image.Resampling.BILINEAR, GREY)
+        truth = _cut(labels, box, size, Image.Resampling.NEAREST, IGNORE)
+    else:
+        flat = _cut(picture, box, size, Image.Resampling.BILINEAR, GREY)
+        seen = _warp(flat, corners, size, Image.Resampling.BILINEAR, GREY)
+        scale = np.array([(box[2] - box[0]) / size[1], (box[3] - box[1]) / size[0]])
+        truth = _warp(labels, corners * scale + box[:2], size, Image.Resampling.NEAREST, IGNORE)
+    for probability, flip in (
+        (settings.flip, Image.Transpose.FLIP_LEFT_RIGHT),
+        (settings.vertical_flip, Image.Transpose.FLIP_TOP_BOTTOM),
+    ):
+        if rng.random() < probability:
+            seen, truth = seen.transpose(flip), truth.transpose(flip)
+    return np.asarray(_jitter(seen, settings, rng)), np.asarray(truth)
+
+
+def _draw_box(
+    source: tuple[int, int], view: tuple[int, int], settings: AugmentSettings, rng: np.random.Generator
+) -> Box:
+    """Left, top, right, bottom in source pixels of what the view shows; may reach past the source."""
+    low, high = settings.scale
+    scale = math.exp(rng.uniform(math.log(low), math.log(high)))
+    height, width = view[0] / scale, view[1] / scale
+    top, left = rng.uniform() * (source[0] - height), rng.uniform() * (source[1] - width)
+    return left, top, left + width, top + height
+
+
+def _cut(
+    picture: Image.Image, box: Box, size: tuple[int, int], filter: Image.Resampling, fill: tuple[int, ...] | int
+) -> Image.Image:
+    """`box` of `picture` at `size`, `fill` outside the picture."""
+    left, top, right, bottom = box
+    across, down = (right - left) / size[1], (bottom - top) / size[0]  # source pixels per view pixel
+    # The whole view pixels that lie inside the picture, and exactly the source they show.
+    x0, x1 = _inside(left, across, picture.width, size[1])
+    y0, y1 = _inside(top, down, picture.height, size[0])
+    shown = (
+        max(left + x0 * across, 0.0),
+        max(top + y0 * down, 0.0),
+        min(left + x1 * across, picture.width),
+        min(top + y1 * down, picture.height),
+    )
+    part = picture.resize((x1 - x0, y1 - y0), filter, box=shown)
+    if part.size == (size[1], size[0]):
+        return part
+    view = Image.new(picture.mode, (size[1], size[0]), fill)
+    view.paste(part, (x0, y0))
+    return view
+
+
+def _inside(start: float, step: float, length: int, pixels: int) -> tuple[int, int]:
+    first = math.ceil(max(0.0, -start) / step - 1e-6)
+    last = math.floor((min(start + pixels * step, length) - start) / step + 1e-6)
+    return min(first, pixels - 1), max(last, min(first, pixels - 1) + 1)
+
+
+def _draw_warp(size: tuple[int, int], settings: AugmentSettings, rng: np.random.Generator) -> Points | None:
+    """Where the cell corners of the view come from, [CELLS+1, CELLS+1, xy] in view pixels; None: nothing moves."""
+    angle = math.radians(rng.uniform(-1, 1) * settings.rotate)
+    bend = rng.normal(size=(2, ELASTIC_GRID, ELASTIC_GRID)) * settings.elastic * min(size)
+    if rng.random() >= settings.warp or not (settings.rotate or settings.elastic):
+        return None
+    steps = np.linspace(0, 1, CELLS + 1)
+    x, y = np.meshgrid(steps * size[1], steps * size[0])
+    across, down = x - size[1] / 2, y - size[0] / 2
+    smooth = [
+        np.asarray(Image.fromarray(d.astype(np.float32)).resize((CELLS + 1,) * 2, Image.Resampling.BICUBIC))
+        for d in bend
+    ]
+    return np.stack(
+        [
+            x + across * (math.cos(angle) - 1) - down * math.sin(angle) + smooth[0],
+            y + across * math.sin(angle) + down * (math.cos(angle) - 1) + smooth[1],
+        ],
+        axis=-1,
+    )
+
+
+def _warp(
+    picture: Image.Image,
+    corners: Points,
+    size: tuple[int, int],
+    filter: Image.Resampling,
+    fill: tuple[int, ...] | int,
+) -> Image.Image:
+    columns = np.linspace(0, size[1], CELLS + 1).round().astype(int)
+    rows = np.linspace(0, size[0], CELLS + 1).round().astype(int)
+    mesh = [
+        (
+            (int(columns[j]), int(rows[i]), int(columns[j + 1]), int(rows[i + 1])),
+            tuple(corners[[i, i + 1, i + 1, i], [j, j, j + 1, j + 1]].ravel().tolist()),  # NW, SW, SE, NE
+        )
+        for i in range(CELLS)
+        for j in range(CELLS)
+    ]
+    return picture.transform((size[1], size[0]), Image.Transform.MESH, mesh, filter, fillcolor=fill)
+
+
+def _jitter(picture: Image.Image, settings: AugmentSettings, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast (about the mean colour) and saturation, as one linear map of RGB."""
+    brightness, contrast, saturation = 1 + rng.uniform(-1, 1, 3) * (
+        settings.brightness,
+        settings.contrast,
+        settings.saturation,
+    )
+    grey = np.tile([0.299, 0.587, 0.114], (3, 1))  # luma, ITU-R BT.601
+    colors = brightness * (saturation * np.eye(3) + (1 - saturation) * grey)
+    mean = np.asarray(picture.resize((1, 1), Image.Resampling.BOX)).reshape(3, 1)
+    affine = np.hstack([contrast * colors, (1 - contrast) * colors @ mean])
+    return picture.convert("RGB", tuple(affine.ravel().tolist()))

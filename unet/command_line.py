@@ -1,0 +1,102 @@
+"""From a command line to settings, and from what happened to an exit code.
+
+Flags are the fields of a settings class, whatever group they are in. `--config FILE.yaml` gives any of them by the same
+names; flags win. The YAML goes through the same parser as the flags do.
+"""
+
+import contextlib
+import difflib
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+import yaml
+
+from unet.settings import RequestError, to_mapping
+
+Settings = TypeVar("Settings")
+
+FAULTY_REQUEST = 2
+
+
+def run(job: Callable[[Settings], int], settings: type[Settings], arguments: list[str] | None = None) -> int:
+    """Parses, calls `job`, returns its exit code; a `RequestError` is printed on one line and is exit code 2."""
+    try:
+        return job(parse(settings, sys.argv[1:] if arguments is None else arguments))
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAULTY_REQUEST
+
+
+def parse(settings: type[Settings], arguments: list[str]) -> Settings:
+    """Settings from flags and from the files that --config names.
+
+    Raises:
+        RequestError: an unknown or misspelt flag or key, a value of the wrong kind, or settings that contradict.
+    """
+    flags, files = _take_configs(arguments)
+    from_files = [flag for file in files for flag in _flags_of(file, settings)]
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            return tyro.cli(
+                settings,
+                args=from_files + flags,
+                config=(tyro.conf.OmitArgPrefixes,),
+                description=f"{settings.__doc__} Any flag can also come from --config FILE.yaml; flags win.",
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise RequestError(_one_line(output.getvalue())) from None
+
+
+def _take_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
+    flags, files = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        if name != "--config":
+            flags.append(argument)
+            continue
+        file = value or next(rest, "")
+        if not file:
+            raise RequestError("--config: name a YAML file after it")
+        files.append(file)
+    return flags, files
+
+
+def _flags_of(file: str, settings: type) -> Iterator[str]:
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise RequestError(f"--config {file}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"--config {file}: is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"--config {file}: must hold `flag: value` lines")
+    known = to_mapping(settings())
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "see --help for the names"
+            raise RequestError(f"--config {file}: there is no setting {key!r}; {hint}")
+        flag = "--" + name.replace("_", "-")
+        if isinstance(known[name], bool):
+            if not isinstance(value, bool):
+                raise RequestError(f"--config {file}: {key} must be true or false, not {value!r}")
+            yield flag if value else "--no-" + flag[2:]
+        else:
+            yield flag
+            yield from map(str, value if isinstance(value, list) else [value])
+
+
+def _one_line(message: str) -> str:
+    """A parser's boxed message on one line, without its frame and footer."""
+    words = [line.strip("│╭╮╰╯─ ") for line in message.splitlines() if line.startswith("│")]
+    text = " ".join(word for word in words if word and not word.startswith("For full helptext"))
+    return f"{text or message.strip()}; see --help"

@@ -1,0 +1,133 @@
+"""A labelled set as Ray Data: plans that read, decode, orient and augment, one row per batch.
+
+A batch travels as a row of its own, so that it is neither split nor merged on the way and arrives in the order asked
+for. images: NHWC uint8; masks: NHW uint8 class indices. A faulty file becomes the batch's `fault`, which ends the run
+naming the file, and not a traceback from somewhere in the cluster.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray.data
+
+from unet.augment import augment
+from unet.image import Array, ImageError, fit_image, fit_mask
+from unet.labelled_set import Pair, read_pair
+from unet.labels import LabelSet
+from unet.schedule import Draw
+from unet.settings import AugmentSettings, Geometry, RequestError
+
+BATCHES_PER_PLAN = 1024
+"""A plan's start costs about a second; it spans epochs and validations so that short ones do not pay it."""
+
+BATCHES_AHEAD = 4
+"""Batches that wait, decoded, for a worker."""
+
+TASK_CPUS = 0.5
+"""CPU share of a task that makes a batch."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How pairs become arrays."""
+
+    labels: LabelSet
+    geometry: Geometry
+    augment: AugmentSettings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch to be made: of augmented training images (`draws` given), or of validation images."""
+
+    pairs: tuple[Pair, ...]
+    draws: tuple[Draw, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: NHWC uint8; masks: NHW uint8."""
+
+    images: Array
+    masks: Array
+
+
+def batches(work: Iterable[Work], view: View, *, cpus: float) -> Iterator[Batch]:
+    """The batches of `work`, in its order, made by Ray tasks on at most `cpus` CPUs.
+
+    Raises:
+        RequestError: a file that cannot be used; names it.
+    """
+    todo = iter(work)
+    while span := list(itertools.islice(todo, BATCHES_PER_PLAN)):
+        plan = ray.data.from_arrow([_row(item) for item in span]).map_batches(
+            _Maker(view),
+            batch_size=1,
+            num_cpus=TASK_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=max(1, int(cpus / TASK_CPUS))),
+        )
+        _configure(plan.context, cpus)
+        for row in plan.iter_batches(batch_size=None, prefetch_batches=BATCHES_AHEAD):
+            if row["fault"][0]:
+                raise RequestError(str(row["fault"][0]))
+            yield Batch(row["images"][0], row["masks"][0])
+
+
+def make_batch(work: Work, view: View) -> Batch:
+    """Reads and decodes the pairs of `work`; a training batch is augmented.
+
+    Raises:
+        ImageError: names the file.
+    """
+    made = []
+    for place, pair in enumerate(work.pairs):
+        image, mask = read_pair(pair, view.labels)
+        if work.draws:
+            rng = np.random.default_rng((view.seed, *work.draws[place]))
+            made.append(augment(image, mask, geometry=view.geometry, settings=view.augment, rng=rng))
+        else:
+            made.append((fit_image(image, view.geometry), fit_mask(mask, view.geometry)))
+    return Batch(np.stack([image for image, _ in made]), np.stack([mask for _, mask in made]))
+
+
+class _Maker:
+    """`make_batch` between rows."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+
+    def __call__(self, row: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        pairs = tuple(Pair(*names) for names in row["pairs"][0])
+        work = Work(pairs, tuple(Draw(int(p), int(r)) for p, r in row["draws"][0]))
+        try:
+            batch = make_batch(work, self.view)
+        except ImageError as error:
+            nothing = Batch(np.zeros((1, 1, 1, 3), np.uint8), np.zeros((1, 1, 1), np.uint8))
+            return _columns(nothing, str(error))
+        return _columns(batch, "")
+
+
+def _columns(batch: Batch, fault: str) -> dict[str, npt.NDArray[Any]]:
+    return {"images": batch.images[None], "masks": batch.masks[None], "fault": np.array([fault])}
+
+
+def _row(work: Work) -> pa.Table:
+    return pa.table(
+        {
+            "pairs": [[[pair.key, pair.image, pair.mask] for pair in work.pairs]],
+            "draws": pa.array([list(map(list, work.draws))], pa.list_(pa.list_(pa.int64()))),
+        }
+    )
+
+
+def _configure(context: ray.data.DataContext, cpus: float) -> None:
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)

@@ -1,0 +1,257 @@
+"""The loop that each training worker runs.
+
+It obeys a `Run`, which the driver has decided. One plan of Ray Data feeds it from its first step to its last,
+validations included, in the order that `schedule` fixes; a checkpoint after each epoch lets it go on from there.
+"""
+
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.experimental import tqdm_ray
+
+from unet import storage
+from unet.artifact import Model
+from unet.datasets import Batch, View, Work, batches
+from unet.journal import Entry, Journal
+from unet.labelled_set import LabelledSet
+from unet.labels import LabelSet
+from unet.learner import Learner, learning_rate
+from unet.loss import LossSums
+from unet.metrics import ConfusionMatrix
+from unet.model import UNet, architecture
+from unet.schedule import draws_of_step
+from unet.settings import RequestError, TrainSettings, to_mapping
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the driver has decided."""
+
+    settings: TrainSettings
+    folder: str
+    labelled: LabelledSet
+    labels: LabelSet
+    class_weights: tuple[float, ...] | None
+    data_cpus: float = 1.0
+    terminal: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        images, batch = len(self.labelled.train), self.settings.optimizer.batch_size
+        return self.settings.optimizer.steps_per_epoch or -(-images // batch)
+
+    @property
+    def total_steps(self) -> int:
+        steps = self.settings.optimizer.epochs * self.steps_per_epoch
+        return min(steps, self.settings.optimizer.max_steps or steps)
+
+    @property
+    def epochs(self) -> int:
+        return -(-self.total_steps // self.steps_per_epoch)
+
+    def steps_of(self, epoch: int) -> range:
+        """The steps of an epoch (from 0)."""
+        first = epoch * self.steps_per_epoch
+        return range(first, min(first + self.steps_per_epoch, self.total_steps))
+
+    def validation(self) -> list[Work]:
+        """Every validation image once; images of native geometry, whose sizes differ, one by one."""
+        pairs, settings = self.labelled.val, self.settings
+        size = settings.optimizer.batch_size if settings.geometry.kind == "resize" else 1
+        return [Work(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+
+    def work(self, epoch: int) -> Iterator[Work]:
+        """What remains to be done from the start of an epoch."""
+        pairs, optimizer = self.labelled.train, self.settings.optimizer
+        for later in range(epoch, self.epochs):
+            for step in self.steps_of(later):
+                draws = draws_of_step(step, seed=optimizer.seed, rows=len(pairs), batch=optimizer.batch_size)
+                yield Work(tuple(pairs[draw.row] for draw in draws), tuple(draws))
+            yield from self.validation()
+
+
+def fit(config: dict[str, Run]) -> None:
+    """What each training worker runs."""
+    run = config["run"]
+    if not run.settings.gpu:
+        torch.set_num_threads(os.cpu_count() or 1)  # Ray allows one thread per reserved CPU
+    learner = _learner(run)
+    epoch = _restore(learner)
+    journal = Journal(run.folder, epochs=epoch)
+    view = View(run.labels, run.settings.geometry, run.settings.augment, run.settings.optimizer.seed)
+    stream = batches(run.work(epoch), view, cpus=run.data_cpus)
+    progress = _Progress(run)
+    for epoch in range(epoch, run.epochs):
+        started = time.monotonic()
+        train_loss, rate = _train_epoch(learner, itertools.islice(stream, len(run.steps_of(epoch))), epoch, progress)
+        loss, matrix = _validate(learner, itertools.islice(stream, len(run.validation())), run)
+        entry = _entry(run, learner, epoch, matrix, train_loss, loss) | {
+            "images_per_second": rate,
+            "seconds": time.monotonic() - started,
+        }
+        progress.say_epoch(entry)
+        best = max((earlier["val_miou"] or 0.0 for earlier in journal.entries), default=-1.0)
+        journal.add(entry)
+        if matrix.mean_iou > best or not journal.entries[:-1]:
+            _model(run, learner, entry, matrix).save(storage.join(run.folder, "model"))
+        _report_checkpoint(learner, entry)
+        if _out_of_patience(journal.entries, run.settings.optimizer.patience):
+            print(f"no better validation mIoU for {run.settings.optimizer.patience} epochs: stopping early")
+            break
+
+
+def _train_epoch(learner: Learner, stream: Iterable[Batch], epoch: int, progress: "_Progress") -> tuple[float, float]:
+    """Mean loss, and images per second."""
+    losses, images, started = [], 0, time.monotonic()
+    for batch in stream:
+        losses.append(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks)))
+        images += len(batch.images)
+        if progress.due(learner.step):
+            _check_finite(losses, learner, epoch)
+            progress.say_step(learner.step, epoch, float(losses[-1]))
+    _check_finite(losses, learner, epoch)
+    return float(torch.stack(losses).mean()), images / (time.monotonic() - started)
+
+
+def _validate(learner: Learner, stream: Iterable[Batch], run: Run) -> tuple[float, ConfusionMatrix]:
+    """Loss over all validation pixels, and their confusion matrix."""
+    matrix = ConfusionMatrix.empty(len(run.labels.classes))
+    sums: LossSums | None = None
+    for batch in stream:
+        more, prediction = learner.evaluate(torch.tensor(batch.images), torch.tensor(batch.masks))
+        sums = more if sums is None else LossSums(*(a + b for a, b in zip(sums, more, strict=True)))
+        matrix.add(batch.masks, prediction.numpy())
+    assert sums is not None  # there is no run without a validation image
+    return float(learner.loss_of(sums)), matrix
+
+
+def _learner(run: Run) -> Learner:
+    settings = run.settings
+    torch.manual_seed(settings.optimizer.seed)
+    network = UNet(classes=len(run.labels.classes), **architecture(settings.model))
+    if settings.optimizer.init_from is not None:
+        given = Model.load(settings.optimizer.init_from, "--init-from").network.state_dict()
+        fitting = {
+            name: given[name]
+            for name, tensor in network.state_dict().items()
+            if name in given and given[name].shape == tensor.shape
+        }
+        print(f"--init-from: {len(fitting)} of {len(network.state_dict())} tensors taken")
+        network.load_state_dict(fitting, strict=False)
+    weights = None if run.class_weights is None else torch.tensor(run.class_weights)
+    return Learner(
+        network,
+        settings.optimizer,
+        total_steps=run.total_steps,
+        class_weights=weights,
+        device=ray.train.torch.get_device(),
+    )
+
+
+def _model(run: Run, learner: Learner, entry: Entry, matrix: ConfusionMatrix) -> Model:
+    return Model(
+        network=learner.average,
+        labels=run.labels,
+        geometry=run.settings.geometry,
+        training=to_mapping(run.settings) | {"images": len(run.labelled.train), "steps_done": learner.step},
+        scores={name: value for name, value in entry.items() if name == "epoch" or name.startswith("val_")}
+        | {"confusion": matrix.counts.tolist()},
+    )
+
+
+def _entry(
+    run: Run, learner: Learner, epoch: int, matrix: ConfusionMatrix, train_loss: float, val_loss: float
+) -> Entry:
+    return {
+        "epoch": epoch + 1,
+        "step": learner.step,
+        "train_loss": train_loss,
+        "val_loss": val_loss,
+        "val_pixel_accuracy": matrix.pixel_accuracy,
+        "val_miou": matrix.mean_iou,
+        "val_mdice": matrix.mean_dice,
+        "val_iou": dict(zip(run.labels.names, matrix.iou.tolist(), strict=True)),
+        "val_dice": dict(zip(run.labels.names, matrix.dice.tolist(), strict=True)),
+        "learning_rate": learning_rate(learner.step - 1, run.settings.optimizer, run.total_steps),
+    }
+
+
+def _restore(learner: Learner) -> int:
+    """The number of finished epochs."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / "state.pt", weights_only=True, map_location=learner.device)
+    learner.load_state_dict(state["learner"])
+    print(f"going on after epoch {state['epoch']}, step {learner.step}")
+    return int(state["epoch"])
+
+
+def _report_checkpoint(learner: Learner, entry: Entry) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({"epoch": entry["epoch"], "learner": learner.state_dict()}, Path(folder) / "state.pt")
+        ray.train.report(entry, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _check_finite(losses: list[torch.Tensor], learner: Learner, epoch: int) -> None:
+    finite = torch.isfinite(torch.stack(losses)) if losses else torch.ones(1)
+    if not finite.all():
+        step = learner.step - len(losses) + int((~finite.bool()).nonzero()[0]) + 1
+        raise RequestError(
+            f"the loss is not finite at epoch {epoch + 1}, step {step}; lower --lr or --clip, or check the labels. "
+            "The model folder keeps the best model so far"
+        )
+
+
+def _out_of_patience(entries: list[Entry], patience: int) -> bool:
+    scores = [entry["val_miou"] or 0.0 for entry in entries]
+    return bool(patience) and len(scores) - 1 - scores.index(max(scores)) >= patience
+
+
+class _Progress:
+    """A bar where the driver has a terminal, else a line every few seconds."""
+
+    SECONDS = 5.0
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.started = self.said = time.monotonic()
+        self.first_step: int | None = None
+        self.bar: Any = tqdm_ray.tqdm(desc="training", total=run.total_steps) if run.terminal else None
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to say something; counts from the first step on."""
+        if self.first_step is None:
+            self.first_step, self.started = step, time.monotonic()
+        return time.monotonic() - self.said > (1.0 if self.bar else self.SECONDS)
+
+    def say_step(self, step: int, epoch: int, loss: float) -> None:
+        done = step - (self.first_step or 0)
+        seconds = (time.monotonic() - self.started) / max(1, done)
+        rate = self.run.settings.optimizer.batch_size / seconds
+        text = f"epoch {epoch + 1}/{self.run.epochs}  loss {loss:.4f}  {rate:.1f} images/s"
+        left = (self.run.total_steps - step) * seconds
+        self.said = time.monotonic()
+        if self.bar:
+            self.bar.set_description(text)
+            self.bar.update(step - self.bar._x)
+        else:
+            print(f"{text}  step {step}/{self.run.total_steps}  {left / 60:.1f} min left", flush=True)
+
+    def say_epoch(self, entry: Entry) -> None:
+        print(
+            f"epoch {entry['epoch']}/{self.run.epochs}  train loss {entry['train_loss']:.4f}  "
+            f"val loss {entry['val_loss']:.4f}  accuracy {entry['val_pixel_accuracy']:.4f}  "
+            f"mIoU {entry['val_miou']:.4f}  {entry['images_per_second']:.1f} images/s  {entry['seconds']:.1f} s",
+            flush=True,
+        )

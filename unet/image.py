@@ -1,0 +1,188 @@
+"""Images and masks, from bytes to arrays and back.
+
+image: HWC uint8 RGB as displayed (EXIF orientation applied). mask: HW uint8 class indices, `labels.IGNORE` where
+nothing is trained or scored. Masks are only ever resampled with nearest neighbour.
+"""
+
+import io
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from unet.labels import INVALID, LabelSet
+from unet.settings import Geometry
+
+Array = npt.NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""Pillow decoders that are ever tried, whatever a file claims to be."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+"""What an image's name ends with, lower case."""
+
+MAX_PIXELS = 1 << 28
+"""Default limit on height x width, checked between header and decoding."""
+
+Image.MAX_IMAGE_PIXELS = None  # our own limit, which is an error and not a warning, stands in for Pillow's
+
+
+class ImageError(ValueError):
+    """Bytes that cannot be taken as an image or a mask; the message says why, the caller knows the file."""
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
+    """The first frame as displayed, HWC uint8 RGB.
+
+    Sixteen-bit samples keep their high byte; transparency is dropped.
+
+    Raises:
+        ImageError: not an image, truncated, or larger than `max_pixels`.
+    """
+    with _open(data, max_pixels) as picture:
+        try:
+            return np.asarray(_as_rgb(ImageOps.exif_transpose(picture)))
+        except _DECODING_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def decode_mask(data: bytes, labels: LabelSet, *, max_pixels: int = MAX_PIXELS) -> Array:
+    """Class indices, HW uint8, of an index, palette or RGB colour mask.
+
+    Raises:
+        ImageError: not a mask, or it holds values or colours that `labels` does not know.
+    """
+    with _open(data, max_pixels) as picture:
+        if picture.format == "JPEG":
+            raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
+        try:
+            if picture.mode in ("RGB", "RGBA"):
+                return _classes_of_colors(np.asarray(picture.convert("RGB")), labels)
+            values = np.asarray(picture.getchannel(0) if picture.mode == "LA" else picture)
+        except _DECODING_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {error}") from None
+    if values.ndim != 2:
+        raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
+    return _classes_of_values(values, labels)
+
+
+def size_of(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width as displayed, from the header alone.
+
+    Raises:
+        ImageError: not an image, or larger than `max_pixels`.
+    """
+    with _open(data, max_pixels) as picture:
+        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (picture.width, picture.height) if turned else (picture.height, picture.width)
+
+
+def resize_image(image: Array, size: tuple[int, int]) -> Array:
+    """`image` at `size` (height, width), bilinear over the pixels each new one covers (no aliasing)."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: Array, size: tuple[int, int]) -> Array:
+    """`mask` at `size` (height, width), nearest neighbour."""
+    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def fit_image(image: Array, geometry: Geometry) -> Array:
+    """`image` as a model of this geometry is given it: the one step before `model.normalise`, in training and after."""
+    return image if geometry.kind == "native" else resize_image(image, geometry.size)
+
+
+def fit_mask(mask: Array, geometry: Geometry) -> Array:
+    """`mask` moved as `fit_image` moves its image."""
+    return mask if geometry.kind == "native" else resize_mask(mask, geometry.size)
+
+
+def colorize(mask: Array, labels: LabelSet) -> Array:
+    """`mask` in the label colours, HWC uint8 RGB."""
+    return labels.colors[mask]
+
+
+def overlay(image: Array, mask: Array, labels: LabelSet, *, opacity: float = 0.55) -> Array:
+    """`mask` in the label colours over `image` (same height and width), HWC uint8 RGB."""
+    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colorize(mask, labels)), opacity))
+
+
+def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
+    """`image` (HWC RGB, or HW) as a complete PNG or JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {"compress_level": 6}))
+    return buffer.getvalue()
+
+
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError)
+"""What Pillow raises on damaged bytes, by format."""
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise ImageError("is empty (0 bytes)")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except _DECODING_ERRORS:
+        raise ImageError(f"is not an image in one of the formats {', '.join(FORMATS)}") from None
+    if picture.width * picture.height > max_pixels:
+        raise ImageError(f"has {picture.width} x {picture.height} pixels, more than the limit of {max_pixels}")
+    return picture
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16-bit grayscale, which convert() would clip to white
+        high_bytes = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        picture = Image.fromarray(high_bytes)
+    elif picture.mode == "F":
+        raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
+    elif "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
+
+
+def _classes_of_values(values: npt.NDArray[np.generic], labels: LabelSet) -> Array:
+    if values.dtype != np.uint8:
+        wide = values.astype(np.int64)
+        if wide.min(initial=0) < 0 or wide.max(initial=0) > 255:
+            raise ImageError(_unknown_values(np.unique(wide), labels))
+        values = wide.astype(np.uint8)
+    mask: Array = labels.value_to_class[values]
+    if (mask == INVALID).any():
+        raise ImageError(_unknown_values(np.unique(values), labels))
+    return mask
+
+
+def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
+    known = [label.value for label in labels.labels]
+    if set(present.tolist()) <= {0, 255} and len(labels.classes) == 2:
+        return (
+            f"is a 0/255 mask, but the label set has the indices {known}; "
+            "give the foreground the index 255 in the label file"
+        )
+    unknown = [value for value in present.tolist() if value not in known]
+    shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    return (
+        f"holds the value {shown}, which the label set (indices {known[0]} to {known[-1]}) lacks; "
+        "add it to the label file (marked ignore, if it is no class) or mend the mask"
+    )
+
+
+def _classes_of_colors(colors: Array, labels: LabelSet) -> Array:
+    packed = _pack(colors)
+    keys = _pack(np.array([label.color for label in labels.labels], np.uint8))
+    order = np.argsort(keys)
+    nearest = order[np.searchsorted(keys, packed, sorter=order).clip(max=len(keys) - 1)]
+    unknown = keys[nearest] != packed
+    if unknown.any():
+        color = tuple(int(channel) for channel in colors[unknown][0])
+        raise ImageError(f"holds the colour {color}, which no label has; add it to the label file or mend the mask")
+    values = np.array([label.value for label in labels.labels], np.uint8)
+    mask: Array = labels.value_to_class[values[nearest]]
+    return mask
+
+
+def _pack(colors: Array) -> npt.NDArray[np.int64]:
+    wide = colors.astype(np.int64)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]

@@ -1,0 +1,65 @@
+"""The record of a training run, an entry per epoch: `metrics.jsonl` and TensorBoard events.
+
+Both lie in the run's folder. Files are rewritten whole, so they are never seen half-written and need no appending.
+"""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from unet import storage
+
+METRICS = "metrics.jsonl"
+
+Entry = dict[str, Any]
+
+
+class Journal:
+    """Goes on after `epochs` finished epochs; what an earlier attempt wrote of later ones is dropped."""
+
+    def __init__(self, folder: str, *, epochs: int = 0) -> None:
+        self._folder = folder
+        self.entries = [entry for entry in read_entries(folder) if entry["epoch"] <= epochs]
+        self._events = tempfile.TemporaryDirectory(prefix="tensorboard-")
+        self._writer = SummaryWriter(self._events.name, purge_step=epochs + 1)
+
+    def add(self, entry: Entry) -> None:
+        """Records an epoch. NaN becomes null."""
+        self.entries.append(_without_nan(entry))
+        lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self.entries)
+        storage.write(storage.join(self._folder, METRICS), lines.encode())
+        for name, value in _scalars(self.entries[-1]):
+            self._writer.add_scalar(name, value, entry["epoch"])
+        self._writer.flush()
+        for file in Path(self._events.name).iterdir():
+            storage.write(storage.join(self._folder, f"tensorboard/{file.name}"), file.read_bytes())
+
+
+def read_entries(folder: str) -> list[Entry]:
+    """The epochs that `metrics.jsonl` in `folder` records; none if there is no such file."""
+    uri = storage.join(folder, METRICS)
+    if not storage.exists(uri):
+        return []
+    return [json.loads(line) for line in storage.read(uri).splitlines()]
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(entry: Entry) -> list[tuple[str, float]]:
+    found = []
+    for name, value in entry.items():
+        group, _, rest = name.partition("_")
+        title = f"{group}/{rest}" if group in ("train", "val") else f"run/{name}"
+        if isinstance(value, dict):
+            found += [(f"{title}/{key}", item) for key, item in value.items() if item is not None]
+        elif value is not None and name != "epoch":
+            found.append((title, value))
+    return found

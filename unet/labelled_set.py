@@ -1,0 +1,240 @@
+"""A labelled set: pairs of image and mask, found by layout, split, and checked before anything starts.
+
+A pair's key is its path below the image folder without the suffix; image and mask pair by it. Whatever is wrong with a
+file is said in one line that names the file and the remedy.
+"""
+
+import hashlib
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from unet import storage
+from unet.image import SUFFIXES, Array, ImageError, decode_image, decode_mask
+from unet.labels import IGNORE, LabelSet
+from unet.settings import DataSettings, RequestError
+
+LAYOUTS = (
+    # training images, training masks, validation images, validation masks
+    ("train", "trainannot", "val", "valannot"),
+    ("images_prepped_train", "annotations_prepped_train", "images_prepped_test", "annotations_prepped_test"),
+    ("train/images", "train/masks", "val/images", "val/masks"),
+    ("images/train", "masks/train", "images/val", "masks/val"),
+    ("images", "masks", None, None),
+)
+"""Folders below --data, tried in this order."""
+
+SHOWN = 3
+"""How many files an error names before it only counts them."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask. `image` and `mask` are URIs."""
+
+    key: str
+    image: str
+    mask: str
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Pairs to train on and pairs to validate on, each in order of key."""
+
+    train: tuple[Pair, ...]
+    val: tuple[Pair, ...]
+
+
+@dataclass
+class Census:
+    """What the check saw in one part of a set."""
+
+    pixels: npt.NDArray[np.int64]
+    """Pixels by class index, [C]."""
+    ignored: int = 0
+    """Pixels that are not scored."""
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Pairs read, by (height, width)."""
+
+    @property
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Share of each class in the valid pixels, [C]."""
+        shares: npt.NDArray[np.float64] = self.pixels / max(1, self.pixels.sum())
+        return shares
+
+
+def find_labelled_set(settings: DataSettings, folder: str | None = None) -> LabelledSet:
+    """The set that `settings` names; `folder` stands in for --data.
+
+    Raises:
+        RequestError: no such folder, no known layout, no images, unpaired files, or nothing to validate on.
+    """
+    if settings.images is not None and settings.masks is not None:
+        train, val = _pairs(settings.images, settings.masks), tuple[Pair, ...]()
+    else:
+        train, val = _by_layout(folder or settings.data or "", "--data")
+    if settings.val_data is not None:
+        val = _by_layout(settings.val_data, "--val-data")[0]
+    if not val:
+        train, val = _split(train, settings.val_fraction)
+    return LabelledSet(train, val)
+
+
+def read_pair(pair: Pair, labels: LabelSet) -> tuple[Array, Array]:
+    """Image (HWC uint8 RGB) and mask (HW uint8 class indices), of one size.
+
+    Raises:
+        ImageError: names the file, what is wrong with it and the remedy.
+    """
+    image = _decode(pair.image, decode_image)
+    mask = _decode(pair.mask, lambda data: decode_mask(data, labels))
+    if image.shape[:2] != mask.shape:
+        raise ImageError(
+            f"{pair.mask}: the mask has {_by(mask.shape)} pixels, its image {pair.image} has {_by(image.shape)}; "
+            "export both at one size"
+        )
+    return image, mask
+
+
+def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[str], None]) -> tuple[Census, Census]:
+    """Reads every pair, or a random sample of `limit`, and counts what is in them; `say` is told of progress.
+
+    Returns the census of the training and of the validation part.
+
+    Raises:
+        RequestError: the first faulty files, with remedies.
+    """
+    marked = [(pair, False) for pair in labelled.train] + [(pair, True) for pair in labelled.val]
+    if len(marked) > limit:
+        marked = random.Random(0).sample(marked, limit)
+    parts = tuple(Census(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
+    faults = []
+    said = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        looks = pool.map(lambda item: _look(item[0], labels), marked)
+        for done, ((_, is_val), seen) in enumerate(zip(marked, looks, strict=True), 1):
+            if isinstance(seen, ImageError):
+                faults.append(str(seen))
+            else:
+                size, counts = seen
+                part = parts[is_val]
+                part.sizes[size] += 1
+                part.pixels += counts[: len(part.pixels)]
+                part.ignored += int(counts[IGNORE])
+            if time.monotonic() - said > 5:
+                said = time.monotonic()
+                say(f"check: {done} of {len(marked)} pairs read")
+    if faults:
+        more = f" (and {len(faults) - 1} more such files: {_some(faults[1:])})" if len(faults) > 1 else ""
+        raise RequestError(faults[0] + more)
+    return parts[0], parts[1]
+
+
+def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Census]) -> str:
+    """The table that the check prints."""
+    lines = [f"{'':14}{'train':>14}{'val':>14}", f"{'pairs':14}{len(labelled.train):14}{len(labelled.val):14}"]
+    read = tuple(sum(part.sizes.values()) for part in census)
+    if sum(read) < len(labelled.train) + len(labelled.val):
+        lines.append(f"{'of them read':14}{read[0]:14}{read[1]:14}")
+    for place in range(max(len(part.sizes) for part in census)):
+        sizes = [part.sizes.most_common() for part in census]
+        shown = [f"{_by(s[place][0])}: {s[place][1]}" if place < len(s) else "" for s in sizes]
+        lines.append(f"{'height x width' if not place else '':14}" + "".join(f"{text:>14}" for text in shown))
+        if place == SHOWN:
+            lines.append(f"{'':14}... {max(map(len, sizes)) - place - 1} more sizes")
+            break
+    for index, name in enumerate(labels.names):
+        shares = [part.shares[index] for part in census]
+        note = "" if shares[0] else "   no pixel to learn it from"
+        lines.append(f"{name[:14]:14}" + "".join(f"{share:14.1%}" for share in shares) + note)
+    ignored = [part.ignored / max(1, part.ignored + part.pixels.sum()) for part in census]
+    lines.append(f"{'(ignored)':14}" + "".join(f"{share:14.1%}" for share in ignored))
+    return "\n".join(lines)
+
+
+def _by_layout(folder: str, flag: str) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    if not storage.exists(folder):
+        raise RequestError(f"{flag} {folder}: no such folder; name the folder that holds the labelled set")
+    for images, masks, val_images, val_masks in LAYOUTS:
+        if storage.exists(storage.join(folder, images)) and storage.exists(storage.join(folder, masks)):
+            train = _pairs(storage.join(folder, images), storage.join(folder, masks))
+            if val_images and val_masks and storage.exists(storage.join(folder, val_images)):
+                return train, _pairs(storage.join(folder, val_images), storage.join(folder, val_masks))
+            return train, ()
+    known = "; ".join(f"{images}/ + {masks}/" for images, masks, *_ in LAYOUTS)
+    raise RequestError(
+        f"{flag} {folder}: holds none of the known layouts ({known}); arrange it so, or use --images and --masks"
+    )
+
+
+def _pairs(images: str, masks: str) -> tuple[Pair, ...]:
+    image_files, mask_files = _by_stem(images), _by_stem(masks)
+    if not image_files:
+        raise RequestError(f"{images}: holds no image ({' '.join(SUFFIXES)}); name a folder that does")
+    for kind, other, without in (
+        ("image without a mask", masks, image_files.keys() - mask_files.keys()),
+        ("mask without an image", images, mask_files.keys() - image_files.keys()),
+    ):
+        if without:
+            files = mask_files if other == images else image_files
+            shown = _some([files[stem] for stem in sorted(without)])
+            raise RequestError(f"{kind}: {shown}; add the file of the same stem to {other} or remove this one")
+    return tuple(Pair(stem, image_files[stem], mask_files[stem]) for stem in sorted(image_files))
+
+
+def _by_stem(folder: str) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for key in storage.list_files(folder):
+        path = PurePosixPath(key)
+        if path.suffix.lower() in SUFFIXES:
+            stem, uri = path.with_suffix("").as_posix(), storage.join(folder, key)
+            if stem in files:
+                raise RequestError(f"{files[stem]} and {uri} have one stem, and files pair by it; remove one of them")
+            files[stem] = uri
+    return files
+
+
+def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    def is_val(pair: Pair) -> bool:
+        return int.from_bytes(hashlib.sha256(pair.key.encode()).digest()[:8]) < fraction * 2**64
+
+    val = tuple(pair for pair in pairs if is_val(pair))
+    train = tuple(pair for pair in pairs if not is_val(pair))
+    if not val or not train:
+        raise RequestError(
+            f"--val-fraction {fraction} of {len(pairs)} pairs leaves {len(train)} to train and {len(val)} to validate on; "
+            "change it, add pairs or give --val-data"
+        )
+    return train, val
+
+
+def _look(pair: Pair, labels: LabelSet) -> tuple[tuple[int, int], npt.NDArray[np.int64]] | ImageError:
+    try:
+        mask = read_pair(pair, labels)[1]
+    except ImageError as error:
+        return error
+    return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256)
+
+
+def _decode(uri: str, decode: Callable[[bytes], Array]) -> Array:
+    try:
+        return decode(storage.read(uri))
+    except ImageError as error:
+        raise ImageError(f"{uri}: {error}") from None
+    except OSError as error:
+        raise ImageError(f"{uri}: cannot be read ({error.strerror})") from None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]}"

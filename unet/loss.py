@@ -1,0 +1,61 @@
+"""Losses from logits: cross-entropy, optionally plus soft Dice, over the pixels that are not `IGNORE`.
+
+logits: NCHW float; target: NHW class indices. A loss is computed in two steps, sums then value, so that sums of
+several batches or ranks can be added in between. A target without a valid pixel gives 0, not NaN.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unet.labels import IGNORE
+
+
+class LossSums(NamedTuple):
+    """What adds up over pixels. All float32 (float64 for float64 logits)."""
+
+    cross_entropy: Tensor
+    """Sum of weight[target] * -log p[target], scalar."""
+    weight: Tensor
+    """Sum of weight[target], scalar: the number of valid pixels where no weights are given."""
+    intersection: Tensor
+    """Sum of p over pixels of the class, [C]."""
+    predicted: Tensor
+    """Sum of p over valid pixels, [C]."""
+    truth: Tensor
+    """Number of pixels of the class, [C]."""
+
+
+def loss_sums(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> LossSums:
+    """The sums that `cross_entropy` and `dice` divide. `class_weights`: [C] or None for all 1."""
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    classes = logits.shape[1]
+    target = target.long()
+    valid = target != IGNORE
+    log_p = F.log_softmax(logits, dim=1)
+    weights = logits.new_ones(classes) if class_weights is None else class_weights.to(logits)
+    index = target.where(valid, 0)
+    p = log_p.exp() * valid.unsqueeze(1)
+    hit = p.gather(1, index.unsqueeze(1)).squeeze(1)
+    zeros = logits.new_zeros(classes)
+    return LossSums(
+        cross_entropy=F.nll_loss(log_p, target, weights, ignore_index=IGNORE, reduction="sum"),
+        weight=weights[target[valid]].sum(),
+        intersection=zeros.index_add(0, index.flatten(), hit.flatten()),
+        predicted=p.sum((0, 2, 3)),
+        truth=torch.bincount(target[valid], minlength=classes).to(logits),
+    )
+
+
+def cross_entropy(sums: LossSums) -> Tensor:
+    """Weighted mean of -log p[target] over valid pixels."""
+    return sums.cross_entropy / sums.weight.clamp(min=1e-12)
+
+
+def dice(sums: LossSums) -> Tensor:
+    """1 - soft Dice, 2 |P n T| / (|P| + |T|), averaged over the classes that the target holds (Milletari et al., 2016)."""
+    present = sums.truth > 0
+    score = 2 * sums.intersection / (sums.predicted + sums.truth).clamp(min=1e-12)
+    return ((1 - score) * present).sum() / present.sum().clamp(min=1)

@@ -1,0 +1,138 @@
+"""The network: a U-Net (Ronneberger et al., 2015) with its width, depth, norm, dropout and up-sampling as arguments.
+
+images: NHWC uint8 -> `normalise` -> NCHW float in [-1, 1] -> `UNet` -> logits: NCHW float, C classes, same H and W.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unet.settings import ModelSettings, Norm, Preset, Upsample
+
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "default": {"width": 32, "depth": 4, "norm": "batch", "dropout": 0.0, "upsample": "transpose"},
+    "classic": {"width": 64, "depth": 4, "norm": "none", "dropout": 0.3, "upsample": "transpose"},
+}
+"""Architectures by name; classic has 34,514,060 parameters for 3 channels and 12 classes."""
+
+
+def architecture(settings: ModelSettings) -> dict[str, Any]:
+    """Arguments of `UNet` but for `classes`: the preset, and what `settings` says otherwise."""
+    preset = PRESETS[settings.model]
+    return {key: value if getattr(settings, key) is None else getattr(settings, key) for key, value in preset.items()}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Images as the network sees them: NHWC uint8 to NCHW float32 in [-1, 1], in channels-last memory."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def channels_last(network: "UNet") -> "UNet":
+    """`network` with its kernels laid out as `normalise` lays out images: much the fastest for convolutions."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+class UNet(nn.Module):
+    """A U-Net of `depth` poolings; level i has `width * 2**i` channels.
+
+    Each level applies two 3x3 convolutions, each followed by norm and ReLU. Any input size: the input is padded at
+    the bottom and right to a multiple of 2**depth by repeating its border, and the logits are cropped back, so an
+    image's logits depend on that image alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        channels: int = 3,
+        width: int = 64,
+        depth: int = 4,
+        norm: Norm = "none",
+        dropout: float = 0.3,
+        upsample: Upsample = "transpose",
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "classes": classes,
+            "channels": channels,
+            "width": width,
+            "depth": depth,
+            "norm": norm,
+            "dropout": dropout,
+            "upsample": upsample,
+            "residual": residual,
+        }
+        widths = [width << level for level in range(depth + 1)]
+        self.down = nn.ModuleList()
+        self.down.append(_Block(channels, widths[0], norm, residual))
+        for before, after in pairwise(widths):
+            self.down.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), _Block(before, after, norm, residual)))
+        self.up = nn.ModuleList(
+            _Up(widths[level], norm, dropout, upsample, residual) for level in reversed(range(depth))
+        )
+        self.head = nn.Conv2d(width, classes, 1)
+        self.multiple = 1 << depth
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # he_normal
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, NCHW float, of normalised images, NCHW float."""
+        height, width = images.shape[-2:]
+        x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+        skips = []
+        for level in self.down:
+            x = level(x)
+            skips.append(x)
+        skips.pop()
+        for level in self.up:
+            x = level(x, skips.pop())
+        logits: Tensor = self.head(x)
+        return logits[..., :height, :width]
+
+
+class _Block(nn.Module):
+    def __init__(self, before: int, after: int, norm: Norm, residual: bool) -> None:
+        super().__init__()
+        self.first = _conv(before, after, norm)
+        self.second = _conv(after, after, norm)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x), inplace=True)
+        y = self.second(x)
+        return F.relu(x + y if self.residual else y, inplace=True)
+
+
+class _Up(nn.Module):
+    def __init__(self, width: int, norm: Norm, dropout: float, upsample: Upsample, residual: bool) -> None:
+        super().__init__()
+        self.upsample: nn.Module
+        if upsample == "transpose":
+            self.upsample = nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1)
+        else:
+            self.upsample = nn.Sequential(
+                nn.Conv2d(2 * width, width, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+            )
+        self.dropout = nn.Dropout(dropout)
+        self.block = _Block(2 * width, width, norm, residual)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = torch.cat([self.upsample(x), skip], dim=1)
+        y: Tensor = self.block(self.dropout(x))
+        return y
+
+
+def _conv(before: int, after: int, norm: Norm) -> nn.Module:
+    convolution = nn.Conv2d(before, after, 3, padding=1, bias=norm == "none")
+    if norm == "batch":
+        return nn.Sequential(convolution, nn.BatchNorm2d(after))
+    if norm == "group":
+        return nn.Sequential(convolution, nn.GroupNorm(8, after))
+    return convolution

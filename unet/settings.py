@@ -1,0 +1,243 @@
+"""Every knob of every job: typed, documented, checked.
+
+Each class is frozen and keyword-only; the docstring under a field is its help on the command line. What cannot be right
+by itself is refused here, with the flag and the remedy; what depends on files or on the cluster is refused where they
+are first seen. Either way it is a `RequestError`.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+
+class RequestError(ValueError):
+    """The request cannot be right: one line that names the flag or file and the remedy. Ends a job with exit 2."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a model sees an image; a property of the model, stored with it."""
+
+    kind: Literal["resize", "native"]
+    """resize: the whole image is resized to `size`. native: trained on crops of `size` at native scale."""
+    size: tuple[int, int]
+    """Height and width [pixels]."""
+
+
+Preset = Literal["default", "classic"]
+Norm = Literal["none", "batch", "group"]
+Upsample = Literal["transpose", "bilinear"]
+Loss = Literal["ce", "ce+dice"]
+LearningRateSchedule = Literal["poly", "cosine", "constant"]
+Precision = Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The labelled set."""
+
+    data: str | None = None
+    """Folder of the labelled set, laid out as images/ + masks/ (with train/ and val/ inside or around them), as CamVid
+    (train/ trainannot/ val/ valannot/) or as image-segmentation-keras does. Without any: a generated sample set."""
+    images: str | None = None
+    """Folder of images, in place of --data; needs --masks."""
+    masks: str | None = None
+    """Folder of masks, in place of --data; needs --images."""
+    val_data: str | None = None
+    """Labelled set to validate on, laid out as images/ + masks/. Default: the val part of --data, else a split."""
+    val_fraction: float = 0.2
+    """Share of images to validate on where the set has no val part; chosen by a hash of the key, so that an image
+    stays on its side as the set grows."""
+    classes: str = "camvid"
+    """Label set: camvid, or a CSV with the columns index,name,red,green,blue[,ignore]."""
+    score_ignore: bool = False
+    """Train and score the ignored labels as classes of their own."""
+    check_limit: int = 5000
+    """How many pairs are read in full before anything starts; of a larger set, a random sample of that many."""
+
+    def __post_init__(self) -> None:
+        if (self.images is None) != (self.masks is None):
+            raise RequestError("--images and --masks go together: give both, or --data")
+        if self.data is not None and self.images is not None:
+            raise RequestError("--data and --images/--masks are two ways to name the same set: give one")
+        if not 0 < self.val_fraction < 1:
+            raise RequestError(f"--val-fraction {self.val_fraction} must lie between 0 and 1")
+        _at_least("--check-limit", self.check_limit, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network. Flags left out take the value of --model."""
+
+    model: Preset = "default"
+    """Preset: default, or classic (34.5 million parameters: width 64, depth 4, no norm, dropout 0.3)."""
+    width: int | None = None
+    """Channels at full resolution; doubled by each pooling."""
+    depth: int | None = None
+    """Number of poolings."""
+    norm: Norm | None = None
+    """Normalisation after each convolution."""
+    dropout: float | None = None
+    """Share of activations dropped after each pooling and each concatenation."""
+    upsample: Upsample | None = None
+    """transpose: 3x3 stride-2 transposed convolution. bilinear: 1x1 convolution, then interpolation."""
+
+    def __post_init__(self) -> None:
+        if self.width is not None:
+            _at_least("--width", self.width, 1)
+            if self.norm == "group" and self.width % 8:
+                raise RequestError(f"--width {self.width} must be a multiple of 8 with --norm group")
+        if self.depth is not None and not 1 <= self.depth <= 7:
+            raise RequestError(f"--depth {self.depth} must lie in 1..7")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise RequestError(f"--dropout {self.dropout} must lie in 0..1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """Random changes to every training image; image and mask move together."""
+
+    scale: tuple[float, float] = (0.75, 1.5)
+    """Zoom, drawn log-uniformly between LOW and HIGH."""
+    flip: float = 0.5
+    """Probability of mirroring left and right."""
+    vertical_flip: float = 0.0
+    """Probability of mirroring top and bottom."""
+    warp: float = 0.3
+    """Probability of a rotation and elastic deformation."""
+    rotate: float = 5.0
+    """Largest rotation [degrees], either way."""
+    elastic: float = 0.01
+    """Elastic deformation: standard deviation of the displacements, as a share of the view's shorter side."""
+    brightness: float = 0.2
+    """Brightness is multiplied by 1 +- this."""
+    contrast: float = 0.2
+    """Contrast is multiplied by 1 +- this."""
+    saturation: float = 0.2
+    """Saturation is multiplied by 1 +- this."""
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise RequestError(f"--scale {low} {high}: LOW must be above 0 and at most HIGH")
+        for name in ("flip", "vertical_flip", "warp", "brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RequestError(f"--{name.replace('_', '-')} {getattr(self, name)} must lie in 0..1")
+        if not 0 <= self.elastic <= 0.1 or not 0 <= self.rotate <= 180:
+            raise RequestError("--elastic must lie in 0..0.1 and --rotate in 0..180")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How the weights are fitted."""
+
+    epochs: int = 20
+    """Number of epochs; each ends with a validation."""
+    steps_per_epoch: int | None = None
+    """Optimizer steps per epoch. Default: as many as show each image once, rounded up."""
+    max_steps: int | None = None
+    """Stop after this many steps, whatever --epochs says; the learning rate is scheduled for these."""
+    batch_size: int = 16
+    """Images per optimizer step, over all workers."""
+    accumulate: int = 1
+    """Split each batch into this many forward and backward passes, to save memory."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    lr_schedule: LearningRateSchedule = "poly"
+    """Decay after the warm-up: poly ((1 - t) ** 0.9), cosine, or constant."""
+    warmup_steps: int = 20
+    """Steps over which the learning rate rises linearly."""
+    weight_decay: float = 1e-2
+    """Weight decay of AdamW, on convolution kernels alone."""
+    clip: float = 5.0
+    """Largest norm of the gradient; 0: not clipped."""
+    loss: Loss = "ce+dice"
+    """Cross-entropy, or cross-entropy plus soft Dice."""
+    class_weights: str = "none"
+    """Weights of the cross-entropy: none, median (median frequency over frequency, to the power of
+    --class-weight-power), or a CSV with the columns name,weight."""
+    class_weight_power: float = 0.5
+    """Exponent of the median-frequency weights: 1 balances the classes fully, 0 not at all."""
+    ema: float = 0.98
+    """Decay per step of the averaged weights, which are what is validated and saved; 0: no averaging."""
+    patience: int = 0
+    """Stop when this many epochs have brought no better validation mIoU; 0: never."""
+    seed: int = 0
+    """Seed of initial weights, order, augmentation and dropout."""
+    init_from: str | None = None
+    """Model folder to start from; what fits is taken (a head for other classes is not)."""
+    precision: Precision = "bf16"
+    """bf16: autocast (float32 weights). fp32: no autocast."""
+    compile: bool = False
+    """Compile the model with torch.compile: slow to start, faster after."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps_per_epoch", "max_steps", "batch_size", "accumulate"):
+            if getattr(self, name) is not None:
+                _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        for name in ("warmup_steps", "weight_decay", "clip", "patience", "class_weight_power", "seed"):
+            _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
+        if not self.lr > 0:
+            raise RequestError(f"--lr {self.lr} must be above 0")
+        if not 0 <= self.ema < 1:
+            raise RequestError(f"--ema {self.ema} must lie in 0..1, 1 excluded")
+        if self.batch_size % self.accumulate:
+            raise RequestError(
+                f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}; try a power of two"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Train a U-Net on a labelled image set."""
+
+    output: str = "runs"
+    """Folder under which the run's own folder, --name, is made."""
+    name: str = "unet"
+    """Name of the run. A finished run is not repeated; an unfinished one goes on where it stopped."""
+    size: tuple[int, int] | None = None
+    """Geometry resize: the whole image is resized to H W [pixels]. Default, without --crop: 128 128."""
+    crop: tuple[int, int] | None = None
+    """Geometry native: trained on crops of H W [pixels] at native scale, applied to whole images."""
+    workers: int = 1
+    """Number of training workers."""
+    gpu: bool = False
+    """Give each worker a GPU."""
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.crop is not None:
+            raise RequestError("--size and --crop are two geometries: give one")
+        for flag, size in (("--size", self.size), ("--crop", self.crop)):
+            if size is not None:
+                _at_least(flag, min(size), 8)
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise RequestError(f"--name {self.name!r} must be a folder name, without a slash or a leading dot")
+        if self.workers != 1:
+            raise RequestError("--workers: training runs on one worker in this version")
+
+    @property
+    def geometry(self) -> Geometry:
+        """What --size or --crop ask for."""
+        if self.crop is not None:
+            return Geometry("native", self.crop)
+        return Geometry("resize", self.size or (128, 128))
+
+
+def to_mapping(settings: Any) -> dict[str, Any]:
+    """Every field by its name, groups flattened: what `--config` reads back."""
+    flat: dict[str, Any] = {}
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            flat |= to_mapping(value)
+        else:
+            flat[item.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _at_least(flag: str, value: float, least: float) -> None:
+    if value < least:
+        raise RequestError(f"{flag} {value} must be at least {least}")

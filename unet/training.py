@@ -1,0 +1,187 @@
+"""The training job: checks the request, starts the workers, and draws the report when they are done.
+
+A run lives in OUTPUT/NAME. Everything is decided here once, in a `Run`, before any worker starts; `fitting` obeys it.
+"""
+
+import csv
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import yaml
+
+from unet import storage
+from unet.artifact import Model
+from unet.fitting import Run, fit
+from unet.journal import Entry, read_entries
+from unet.labelled_set import Census, check, describe, find_labelled_set, read_pair
+from unet.labels import LabelSet, read_labels
+from unet.metrics import ConfusionMatrix
+from unet.predict import Predictor
+from unet.report import Sample, training_report
+from unet.sample import write_sample_set
+from unet.settings import RequestError, TrainSettings, to_mapping
+
+SAMPLES = 6
+"""Validation images that the report shows."""
+
+FAILED = 1
+
+
+def train(settings: TrainSettings) -> int:
+    """The job: returns its exit code.
+
+    Raises:
+        RequestError: the request cannot be right; nothing has been started.
+    """
+    folder = storage.join(os.path.abspath(settings.output), settings.name)
+    if _finished(folder, settings):
+        print(f"{folder}: this run is finished; give another --name to train anew")
+        return 0
+    storage.check_writable(settings.output, "--output")
+    run = _prepare(settings, folder)
+    storage.write(storage.join(folder, "settings.yaml"), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
+    trainer = _trainer(run)
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        fault = _known_fault(error)
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return FAILED
+    _write_report(run)
+    print(f"model:  {folder}/model\nreport: {folder}/report/index.html")
+    return 0
+
+
+def _prepare(settings: TrainSettings, folder: str) -> Run:
+    labels = read_labels(settings.data.classes)
+    if settings.data.score_ignore:
+        labels = labels.scoring_ignored()
+    source = None
+    if settings.data.data is None and settings.data.images is None:
+        source = storage.join(settings.output, "sample-set")
+        print(f"no --data: training on the generated sample set in {source}")
+        write_sample_set(Path(source))
+    labelled = find_labelled_set(settings.data, source)
+    batch = settings.optimizer.batch_size
+    if batch > len(labelled.train):
+        raise RequestError(
+            f"--batch-size {batch}: the set has {len(labelled.train)} training images; give at most that"
+        )
+    census = check(labelled, labels, settings.data.check_limit, print)
+    print(describe(labelled, labels, census))
+    return Run(
+        settings=settings,
+        folder=folder,
+        labelled=labelled,
+        labels=labels,
+        class_weights=_class_weights(settings, labels, census[0]),
+        terminal=sys.stderr.isatty(),
+    )
+
+
+def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) -> tuple[float, ...] | None:
+    source = settings.optimizer.class_weights
+    if source == "none":
+        return None
+    if source == "median":  # median frequency balancing (Eigen and Fergus, 2015)
+        shares = census.shares
+        median = np.median(shares[shares > 0])
+        power = settings.optimizer.class_weight_power
+        return tuple(float((median / share) ** power) if share else 1.0 for share in shares)
+    try:
+        with Path(source).open(newline="") as file:
+            given = {row["name"]: float(row["weight"]) for row in csv.DictReader(file, skipinitialspace=True)}
+        return tuple(given[name] for name in labels.names)
+    except OSError:
+        raise RequestError(f"--class-weights {source}: no such file; give none, median or a CSV") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise RequestError(
+            f"--class-weights {source}: needs the columns name,weight and a row for each class ({error})"
+        ) from None
+
+
+def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if run.settings.gpu and not resources.get("GPU"):
+        raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
+    cpus = resources.get("CPU", 1.0)
+    data_cpus = max(cpus / 2, cpus - run.settings.workers) if run.settings.gpu else min(1.0, cpus / 2)
+    reserved = {"CPU": (cpus - data_cpus) / run.settings.workers} | ({"GPU": 1.0} if run.settings.gpu else {})
+    return ray.train.torch.TorchTrainer(
+        fit,
+        train_loop_config={"run": replace(run, data_cpus=data_cpus)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.settings.workers, use_gpu=run.settings.gpu, resources_per_worker=reserved
+        ),
+        run_config=ray.train.RunConfig(
+            name=run.settings.name,
+            storage_path=os.path.dirname(run.folder),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+
+
+def _finished(folder: str, settings: TrainSettings) -> bool:
+    """Whether the run is done. Raises RequestError if there is one of that name with other settings."""
+    uri = storage.join(folder, "settings.yaml")
+    if not storage.exists(uri):
+        return False
+    before, now = yaml.safe_load(storage.read(uri)), to_mapping(settings)
+    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    if changed:
+        raise RequestError(f"--name {settings.name}: was run with other settings ({'; '.join(changed)}); take another")
+    return storage.exists(storage.join(folder, "report/index.html"))
+
+
+def _known_fault(error: ray.train.TrainingFailedError) -> str | None:
+    """The message of a fault that ends a run for a reason we know."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, RequestError):
+            return str(cause)
+    return None
+
+
+def _write_report(run: Run) -> None:
+    folder, settings = storage.join(run.folder, "report"), run.settings
+    model = Model.load(storage.join(run.folder, "model"), "--name")
+    predictor = Predictor(model)
+    chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
+    samples = []
+    for pair in chosen:
+        image, truth = read_pair(pair, run.labels)
+        samples.append(Sample(name=pair.key, image=image, truth=truth, prediction=predictor.predict(image)))
+    entries = read_entries(run.folder)
+    files = training_report(
+        title=settings.name,
+        facts=_facts(run, model, entries),
+        labels=run.labels,
+        history=entries,
+        confusion=ConfusionMatrix(np.array(model.scores["confusion"], np.int64)),
+        samples=samples,
+    )
+    for name in sorted(files, key=lambda name: name == "index.html"):  # the page last: it marks a finished run
+        storage.write(storage.join(folder, name), files[name])
+
+
+def _facts(run: Run, model: Model, entries: list[Entry]) -> dict[str, str]:
+    geometry = run.settings.geometry
+    return {
+        "Images": f"{len(run.labelled.train)} train, {len(run.labelled.val)} validation",
+        "Input": f"{geometry.kind} {geometry.size[0]} x {geometry.size[1]}",
+        "Parameters": f"{sum(p.numel() for p in model.network.parameters()):,}",
+        "Steps": f"{entries[-1]['step']} of {run.settings.optimizer.batch_size} images",
+        "Best epoch": f"{model.scores['epoch']} of {len(entries)}",
+        "Training time": f"{sum(entry['seconds'] for entry in entries) / 60:.1f} minutes",
+    }
