@@ -49,8 +49,7 @@ def augment(
         seen = _cut(picture, box, size, Image.Resampling.BILINEAR, GREY)
         truth = _cut(labels, box, size, Image.Resampling.NEAREST, IGNORE)
     else:
-        flat = _cut(picture, box, size, Image.Resampling.BILINEAR, GREY)
-        seen = _warp(flat, corners, size, Image.Resampling.BILINEAR, GREY)
+        seen = _warp(*_cut_around(picture, box, size, corners), size, Image.Resampling.BILINEAR, GREY)
         scale = np.array([(box[2] - box[0]) / size[1], (box[3] - box[1]) / size[0]])
         truth = _warp(labels, corners * scale + box[:2], size, Image.Resampling.NEAREST, IGNORE)
     for probability, flip in (
@@ -69,7 +68,8 @@ def _draw_box(
     low, high = settings.scale
     scale = math.exp(rng.uniform(math.log(low), math.log(high)))
     height, width = view[0] / scale, view[1] / scale
-    top, left = rng.uniform() * (source[0] - height), rng.uniform() * (source[1] - width)
+    # Whole offsets: a crop at scale 1 is a copy, not resampled.
+    top, left = round(rng.uniform() * (source[0] - height)), round(rng.uniform() * (source[1] - width))
     return left, top, left + width, top + height
 
 
@@ -94,6 +94,15 @@ def _cut(
     view = Image.new(picture.mode, (size[1], size[0]), fill)
     view.paste(part, (x0, y0))
     return view
+
+
+def _cut_around(picture: Image.Image, box: Box, size: tuple[int, int], corners: Points) -> tuple[Image.Image, Points]:
+    """`box` of `picture` with the margin that a warp reaches into, and `corners` in pixels of that."""
+    margin = math.ceil(max(0.0, -corners.min(), *(corners.max((0, 1)) - size[::-1]))) + 1
+    across, down = margin * (box[2] - box[0]) / size[1], margin * (box[3] - box[1]) / size[0]
+    wider = (box[0] - across, box[1] - down, box[2] + across, box[3] + down)
+    around = (size[0] + 2 * margin, size[1] + 2 * margin)
+    return _cut(picture, wider, around, Image.Resampling.BILINEAR, GREY), corners + margin
 
 
 def _inside(start: float, step: float, length: int, pixels: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ names; flags win. The YAML goes through the same parser as the flags do.
 import contextlib
 import difflib
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,7 +97,7 @@ def _flags_of(file: str, settings: type) -> Iterator[str]:
 
 
 def _one_line(message: str) -> str:
-    """A parser's boxed message on one line, without its frame and footer."""
-    words = [line.strip("│╭╮╰╯─ ") for line in message.splitlines() if line.startswith("│")]
-    text = " ".join(word for word in words if word and not word.startswith("For full helptext"))
-    return f"{text or message.strip()}; see --help"
+    """The parser's message, a title and a text in a box, on one line without title, frame and footer."""
+    lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()[1:]]
+    words = " ".join(line for line in lines if line.strip("-─")).split("For full helptext")[0].split()
+    return re.sub(r"^Error parsing \w+: (?=--)", "", " ".join(words)) + "; see --help"

@@ -11,12 +11,10 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from ray.experimental import tqdm_ray
 
 from unet import storage
 from unet.artifact import Model
@@ -24,10 +22,12 @@ from unet.datasets import Batch, View, Work, batches
 from unet.journal import Entry, Journal
 from unet.labelled_set import LabelledSet
 from unet.labels import LabelSet
-from unet.learner import Learner, learning_rate
+from unet.learner import Learner
 from unet.loss import LossSums
 from unet.metrics import ConfusionMatrix
 from unet.model import UNet, architecture
+from unet.optimizer import learning_rate
+from unet.progress import Progress
 from unet.schedule import draws_of_step
 from unet.settings import RequestError, TrainSettings, to_mapping
 
@@ -46,13 +46,13 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        images, batch = len(self.labelled.train), self.settings.optimizer.batch_size
-        return self.settings.optimizer.steps_per_epoch or -(-images // batch)
+        images, batch = len(self.labelled.train), self.settings.fit.batch_size
+        return self.settings.fit.steps_per_epoch or -(-images // batch)
 
     @property
     def total_steps(self) -> int:
-        steps = self.settings.optimizer.epochs * self.steps_per_epoch
-        return min(steps, self.settings.optimizer.max_steps or steps)
+        steps = self.settings.fit.epochs * self.steps_per_epoch
+        return min(steps, self.settings.fit.max_steps or steps)
 
     @property
     def epochs(self) -> int:
@@ -66,15 +66,15 @@ class Run:
     def validation(self) -> list[Work]:
         """Every validation image once; images of native geometry, whose sizes differ, one by one."""
         pairs, settings = self.labelled.val, self.settings
-        size = settings.optimizer.batch_size if settings.geometry.kind == "resize" else 1
+        size = settings.fit.batch_size if settings.geometry.kind == "resize" else 1
         return [Work(pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
     def work(self, epoch: int) -> Iterator[Work]:
         """What remains to be done from the start of an epoch."""
-        pairs, optimizer = self.labelled.train, self.settings.optimizer
+        pairs, settings = self.labelled.train, self.settings.fit
         for later in range(epoch, self.epochs):
             for step in self.steps_of(later):
-                draws = draws_of_step(step, seed=optimizer.seed, rows=len(pairs), batch=optimizer.batch_size)
+                draws = draws_of_step(step, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
                 yield Work(tuple(pairs[draw.row] for draw in draws), tuple(draws))
             yield from self.validation()
 
@@ -85,12 +85,12 @@ def fit(config: dict[str, Run]) -> None:
     if not run.settings.gpu:
         torch.set_num_threads(os.cpu_count() or 1)  # Ray allows one thread per reserved CPU
     learner = _learner(run)
-    epoch = _restore(learner)
-    journal = Journal(run.folder, epochs=epoch)
-    view = View(run.labels, run.settings.geometry, run.settings.augment, run.settings.optimizer.seed)
-    stream = batches(run.work(epoch), view, cpus=run.data_cpus)
-    progress = _Progress(run)
-    for epoch in range(epoch, run.epochs):
+    first = _restore(learner)
+    journal = Journal(run.folder, epochs=first)
+    view = View(run.labels, run.settings.geometry, run.settings.augment, run.settings.fit.seed)
+    stream = batches(run.work(first), view, cpus=run.data_cpus)
+    progress = Progress(run.total_steps, run.epochs, run.settings.fit.batch_size, terminal=run.terminal)
+    for epoch in range(first, run.epochs):
         started = time.monotonic()
         train_loss, rate = _train_epoch(learner, itertools.islice(stream, len(run.steps_of(epoch))), epoch, progress)
         loss, matrix = _validate(learner, itertools.islice(stream, len(run.validation())), run)
@@ -104,12 +104,12 @@ def fit(config: dict[str, Run]) -> None:
         if matrix.mean_iou > best or not journal.entries[:-1]:
             _model(run, learner, entry, matrix).save(storage.join(run.folder, "model"))
         _report_checkpoint(learner, entry)
-        if _out_of_patience(journal.entries, run.settings.optimizer.patience):
-            print(f"no better validation mIoU for {run.settings.optimizer.patience} epochs: stopping early")
+        if _out_of_patience(journal.entries, run.settings.fit.patience):
+            print(f"no better validation mIoU for {run.settings.fit.patience} epochs: stopping early")
             break
 
 
-def _train_epoch(learner: Learner, stream: Iterable[Batch], epoch: int, progress: "_Progress") -> tuple[float, float]:
+def _train_epoch(learner: Learner, stream: Iterable[Batch], epoch: int, progress: Progress) -> tuple[float, float]:
     """Mean loss, and images per second."""
     losses, images, started = [], 0, time.monotonic()
     for batch in stream:
@@ -136,10 +136,10 @@ def _validate(learner: Learner, stream: Iterable[Batch], run: Run) -> tuple[floa
 
 def _learner(run: Run) -> Learner:
     settings = run.settings
-    torch.manual_seed(settings.optimizer.seed)
+    torch.manual_seed(settings.fit.seed)
     network = UNet(classes=len(run.labels.classes), **architecture(settings.model))
-    if settings.optimizer.init_from is not None:
-        given = Model.load(settings.optimizer.init_from, "--init-from").network.state_dict()
+    if settings.fit.init_from is not None:
+        given = Model.load(settings.fit.init_from, "--init-from").network.state_dict()
         fitting = {
             name: given[name]
             for name, tensor in network.state_dict().items()
@@ -150,7 +150,7 @@ def _learner(run: Run) -> Learner:
     weights = None if run.class_weights is None else torch.tensor(run.class_weights)
     return Learner(
         network,
-        settings.optimizer,
+        settings.fit,
         total_steps=run.total_steps,
         class_weights=weights,
         device=ray.train.torch.get_device(),
@@ -181,7 +181,7 @@ def _entry(
         "val_mdice": matrix.mean_dice,
         "val_iou": dict(zip(run.labels.names, matrix.iou.tolist(), strict=True)),
         "val_dice": dict(zip(run.labels.names, matrix.dice.tolist(), strict=True)),
-        "learning_rate": learning_rate(learner.step - 1, run.settings.optimizer, run.total_steps),
+        "learning_rate": learning_rate(learner.step - 1, run.settings.fit, run.total_steps),
     }
 
 
@@ -216,42 +216,3 @@ def _check_finite(losses: list[torch.Tensor], learner: Learner, epoch: int) -> N
 def _out_of_patience(entries: list[Entry], patience: int) -> bool:
     scores = [entry["val_miou"] or 0.0 for entry in entries]
     return bool(patience) and len(scores) - 1 - scores.index(max(scores)) >= patience
-
-
-class _Progress:
-    """A bar where the driver has a terminal, else a line every few seconds."""
-
-    SECONDS = 5.0
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.started = self.said = time.monotonic()
-        self.first_step: int | None = None
-        self.bar: Any = tqdm_ray.tqdm(desc="training", total=run.total_steps) if run.terminal else None
-
-    def due(self, step: int) -> bool:
-        """Whether it is time to say something; counts from the first step on."""
-        if self.first_step is None:
-            self.first_step, self.started = step, time.monotonic()
-        return time.monotonic() - self.said > (1.0 if self.bar else self.SECONDS)
-
-    def say_step(self, step: int, epoch: int, loss: float) -> None:
-        done = step - (self.first_step or 0)
-        seconds = (time.monotonic() - self.started) / max(1, done)
-        rate = self.run.settings.optimizer.batch_size / seconds
-        text = f"epoch {epoch + 1}/{self.run.epochs}  loss {loss:.4f}  {rate:.1f} images/s"
-        left = (self.run.total_steps - step) * seconds
-        self.said = time.monotonic()
-        if self.bar:
-            self.bar.set_description(text)
-            self.bar.update(step - self.bar._x)
-        else:
-            print(f"{text}  step {step}/{self.run.total_steps}  {left / 60:.1f} min left", flush=True)
-
-    def say_epoch(self, entry: Entry) -> None:
-        print(
-            f"epoch {entry['epoch']}/{self.run.epochs}  train loss {entry['train_loss']:.4f}  "
-            f"val loss {entry['val_loss']:.4f}  accuracy {entry['val_pixel_accuracy']:.4f}  "
-            f"mIoU {entry['val_miou']:.4f}  {entry['images_per_second']:.1f} images/s  {entry['seconds']:.1f} s",
-            flush=True,
-        )

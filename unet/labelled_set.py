@@ -209,8 +209,8 @@ def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], 
     train = tuple(pair for pair in pairs if not is_val(pair))
     if not val or not train:
         raise RequestError(
-            f"--val-fraction {fraction} of {len(pairs)} pairs leaves {len(train)} to train and {len(val)} to validate on; "
-            "change it, add pairs or give --val-data"
+            f"--val-fraction {fraction} of {len(pairs)} pairs leaves {len(train)} to train and {len(val)} to validate "
+            "on; change it, add pairs or give --val-data"
         )
     return train, val
 

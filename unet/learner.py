@@ -5,7 +5,6 @@ averaged weights (an exponential moving average over steps) are what is validate
 """
 
 import copy
-import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch import Tensor
 from unet.labels import IGNORE
 from unet.loss import LossSums, cross_entropy, dice, loss_sums
 from unet.model import UNet, channels_last, normalise
-from unet.settings import OptimizerSettings
+from unet.optimizer import Optimizer, learning_rate
+from unet.settings import FitSettings
 
 
 class Learner:
@@ -24,7 +24,7 @@ class Learner:
     def __init__(
         self,
         network: UNet,
-        settings: OptimizerSettings,
+        settings: FitSettings,
         *,
         total_steps: int,
         class_weights: Tensor | None = None,
@@ -35,40 +35,33 @@ class Learner:
         self.total_steps = total_steps
         self.step = 0
         self.network = channels_last(network.to(self.device)).train()
-        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema else network
         self.class_weights = class_weights if class_weights is None else class_weights.to(self.device)
-        kernels = [p for p in network.parameters() if p.ndim > 1]
-        others = [p for p in network.parameters() if p.ndim <= 1]  # biases, and scales of norms
-        self.optimizer = torch.optim.AdamW(
-            [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.lr,
-            fused=True,
-        )
+        self.optimizer = Optimizer(self.network, settings)
         self._forward = torch.compile(network) if settings.compile else network
 
     def train_step(self, images: Tensor, masks: Tensor) -> Tensor:
         """One optimizer step on a batch. Returns its loss, a scalar that is not waited for."""
         self.network.train()
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)  # dropout depends on the step alone
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.settings, self.total_steps)
         parts = self.settings.accumulate
         images, masks = images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
         sums = [self._backward(x, y, masks) for x, y in zip(images.chunk(parts), masks.chunk(parts), strict=True)]
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(learning_rate(self.step, self.settings, self.total_steps))
         self.step += 1
-        self._update_average()
+        if self.settings.ema:
+            self._update_average()
         return torch.stack(sums).sum()
 
     @torch.inference_mode()
     def evaluate(self, images: Tensor, masks: Tensor) -> tuple[LossSums, Tensor]:
         """Loss sums and predictions (NHW uint8 class indices) of the averaged weights."""
+        self.average.eval()
         with self._autocast():
             logits = self.average(normalise(images.to(self.device)))
-        sums = loss_sums(logits, masks.to(self.device), self.class_weights)
+        sums = self._sums(logits, masks.to(self.device))
         return sums, logits.argmax(1).to(torch.uint8).cpu()
 
     def loss_of(self, sums: LossSums) -> Tensor:
@@ -91,10 +84,13 @@ class Learner:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
 
+    def _sums(self, logits: Tensor, masks: Tensor) -> LossSums:
+        return loss_sums(logits, masks, self.class_weights, with_dice=self.settings.loss == "ce+dice")
+
     def _backward(self, images: Tensor, masks: Tensor, batch: Tensor) -> Tensor:
         with self._autocast():
             logits = self._forward(normalise(images))
-        sums = loss_sums(logits, masks, self.class_weights)
+        sums = self._sums(logits, masks)
         if self.settings.accumulate > 1:  # cross-entropy over the whole batch's weight, Dice averaged over the parts
             valid = batch[batch != IGNORE].long()
             weight = valid.numel() if self.class_weights is None else self.class_weights[valid].sum()
@@ -103,7 +99,7 @@ class Learner:
                 loss = loss + dice(sums) / self.settings.accumulate
         else:
             loss = self.loss_of(sums)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     @torch.no_grad()
@@ -117,14 +113,3 @@ class Learner:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
-
-
-def learning_rate(step: int, settings: OptimizerSettings, total_steps: int) -> float:
-    """Rate of a step (from 0): linear warm-up, then poly (Liu et al., 2015: (1 - t) ** 0.9), cosine or constant."""
-    warmup = min(settings.warmup_steps, total_steps // 2)
-    if step < warmup:
-        return settings.lr * (step + 1) / (warmup + 1)
-    t = (step - warmup) / (total_steps - warmup)
-    if settings.lr_schedule == "poly":
-        return float(settings.lr * (1 - t) ** 0.9)
-    return settings.lr * (0.5 * (1 + math.cos(math.pi * t)) if settings.lr_schedule == "cosine" else 1.0)

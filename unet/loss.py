@@ -28,25 +28,28 @@ class LossSums(NamedTuple):
     """Number of pixels of the class, [C]."""
 
 
-def loss_sums(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> LossSums:
-    """The sums that `cross_entropy` and `dice` divide. `class_weights`: [C] or None for all 1."""
+def loss_sums(
+    logits: Tensor, target: Tensor, class_weights: Tensor | None = None, *, with_dice: bool = True
+) -> LossSums:
+    """The sums that `cross_entropy` and `dice` divide. `class_weights`: [C] or None for all 1.
+
+    Without Dice its sums, which cost as much as the cross-entropy, are zeros.
+    """
     logits = logits.float() if logits.dtype != torch.float64 else logits
     classes = logits.shape[1]
     target = target.long()
     valid = target != IGNORE
     log_p = F.log_softmax(logits, dim=1)
-    weights = logits.new_ones(classes) if class_weights is None else class_weights.to(logits)
-    index = target.where(valid, 0)
-    p = log_p.exp() * valid.unsqueeze(1)
-    hit = p.gather(1, index.unsqueeze(1)).squeeze(1)
+    total = F.nll_loss(log_p, target, class_weights, ignore_index=IGNORE, reduction="sum")
+    truth = torch.bincount(target[valid], minlength=classes).to(logits)
+    weight = truth.sum() if class_weights is None else truth @ class_weights.to(truth)
     zeros = logits.new_zeros(classes)
-    return LossSums(
-        cross_entropy=F.nll_loss(log_p, target, weights, ignore_index=IGNORE, reduction="sum"),
-        weight=weights[target[valid]].sum(),
-        intersection=zeros.index_add(0, index.flatten(), hit.flatten()),
-        predicted=p.sum((0, 2, 3)),
-        truth=torch.bincount(target[valid], minlength=classes).to(logits),
-    )
+    if not with_dice:
+        return LossSums(total, weight, zeros, zeros, truth)
+    p = log_p.exp() * valid.unsqueeze(1)
+    index = target.where(valid, 0)
+    hit = p.gather(1, index.unsqueeze(1)).flatten()
+    return LossSums(total, weight, zeros.index_add(0, index.flatten(), hit), p.sum((0, 2, 3)), truth)
 
 
 def cross_entropy(sums: LossSums) -> Tensor:
@@ -55,7 +58,7 @@ def cross_entropy(sums: LossSums) -> Tensor:
 
 
 def dice(sums: LossSums) -> Tensor:
-    """1 - soft Dice, 2 |P n T| / (|P| + |T|), averaged over the classes that the target holds (Milletari et al., 2016)."""
+    """1 - soft Dice, 2 |P n T| / (|P| + |T|), averaged over the target's classes (Milletari et al., 2016)."""
     present = sums.truth > 0
     score = 2 * sums.intersection / (sums.predicted + sums.truth).clamp(min=1e-12)
     return ((1 - score) * present).sum() / present.sum().clamp(min=1)

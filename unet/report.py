@@ -1,8 +1,7 @@
-"""The page of a run: one folder with index.html and the PNGs it shows.
+"""The report of a training run: headline, facts, curves, scores of the classes, and samples with their errors.
 
-The first half is the shell that pages share (HTML, CSS, tables, pictures), the second what a training page holds.
-A page opens from a local disk: relative links, no script, nothing fetched. Text is escaped, and a value that is None
-or NaN shows as n/a or a gap. A report is bytes by file name; the caller stores them.
+A report is bytes by file name, index.html and the PNGs it shows; the caller stores them. A value that is None or NaN
+shows as n/a or a gap.
 """
 
 import io
@@ -10,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -21,9 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from unet.image import Array, colorize, encode, resize_image, resize_mask, size_of
+from unet.image import Array, colorize, encode, resize_image, resize_mask
 from unet.labels import IGNORE, LabelSet
 from unet.metrics import ConfusionMatrix
+from unet.page import Picture, headline, legend, linked_picture, percent, plots, render_page, section, table
 
 Row = Mapping[str, Any]
 """A line of metrics.jsonl."""
@@ -61,114 +60,6 @@ class Sample:
     """HW uint8 class indices."""
 
 
-# The shell
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A PNG of a page."""
-
-    name: str
-    """File name, relative to the page."""
-    png: bytes
-    alt: str
-    """What it shows, in words."""
-    density: int = 1
-    """Pixels of the file to each pixel of the page."""
-
-
-_PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; --ink: #22262b; --muted: #5f6770; --paper: #f7f8f9; --line: #dde1e5 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --muted: #9aa3ad; --paper: #16191d; --line: #343a41 }
-}
-body { max-width: 72rem; margin: 0 auto; padding: 2.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-h1 { margin: 0 0 1.5rem; font-size: 1.75rem; font-weight: 600; line-height: 1.2 }
-h2 { margin: 3rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: 1.125rem; font-weight: 600 }
-p { max-width: 44rem; margin: 0 0 1rem; color: var(--muted) }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 0 0 2rem }
-dt, th, figcaption { color: var(--muted); font-size: .875rem; font-weight: 400 }
-dd { margin: 0; font-size: 2rem; font-weight: 600; line-height: 1.2; white-space: nowrap }
-table { border-collapse: collapse }
-th, td { padding: .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-th { padding-right: 2rem; line-height: 1.7; overflow-wrap: normal }
-figure { width: fit-content; max-width: 100%; margin: 0 }
-figcaption { width: 0; min-width: 100% }
-img { display: block; max-width: 100%; height: auto }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
-.plots figure, .plots img { width: 100% }
-.plots img { box-sizing: border-box; border: 1px solid var(--line); border-radius: 6px; background: #fff }
-.strip { margin-bottom: 1.5rem }
-.strip figcaption { display: grid; grid-template-columns: repeat(4, 1fr); margin-bottom: .25rem }
-.strip strong { grid-column: span 4; color: var(--ink); font-weight: 500 }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0 0 1.5rem; padding: 0; list-style: none;
-  font-size: .875rem }
-.legend span { display: inline-block; width: .9em; height: .9em; margin-right: .4em; border: 1px solid var(--muted);
-  border-radius: 2px; vertical-align: -.1em }
-</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-$body
-</main>
-</body>
-</html>
-""")
-
-
-def _page(title: str, parts: Iterable[str]) -> bytes:
-    return _PAGE.substitute(title=escape(title), body="\n".join(parts)).encode()
-
-
-def _section(heading: str, *parts: str) -> str:
-    return "\n".join((f"<section>\n<h2>{escape(heading)}</h2>", *parts, "</section>"))
-
-
-def _headline(figures: Mapping[str, str]) -> str:
-    items = (f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in figures.items())
-    return "\n".join(("<dl>", *items, "</dl>"))
-
-
-def _table(facts: Mapping[str, str]) -> str:
-    rows = (f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in facts.items())
-    return "\n".join(("<table>", *rows, "</table>"))
-
-
-def _figure(picture: Picture, kind: str, caption: str = "") -> str:
-    """`picture` of the CSS class `kind`, linked to its file in full size; `caption` is HTML."""
-    height, width = (side // picture.density for side in size_of(picture.png))
-    name = escape(picture.name)
-    image = f'<img src="{name}" width="{width}" height="{height}" alt="{escape(picture.alt)}">'
-    above = f"<figcaption>{caption}</figcaption>\n" if caption else ""
-    return f'<figure class="{kind}">\n{above}<a href="{name}">{image}</a>\n</figure>'
-
-
-def _plots(pictures: Iterable[Picture]) -> str:
-    figures = (_figure(picture, "plot") for picture in pictures)
-    return "\n".join(('<div class="plots">', *figures, "</div>"))
-
-
-def _legend(colors: Iterable[tuple[str, tuple[int, int, int]]]) -> str:
-    items = (f'<li><span style="background: rgb{color}"></span>{escape(name)}</li>' for name, color in colors)
-    return "\n".join(('<ul class="legend">', *items, "</ul>"))
-
-
-def _percent(ratio: float) -> str:
-    return f"{ratio:.1%}" if math.isfinite(ratio) else "n/a"
-
-
-# A training run
-
-
 def training_report(
     *,
     title: str,
@@ -184,10 +75,10 @@ def training_report(
     the first with the highest `val_miou`. `confusion` and `samples` are those of the best epoch.
     """
     best = max(history, key=lambda row: np.nan_to_num(_number(row, "val_miou"), nan=-1.0))
-    headline = {
-        "Mean IoU": _percent(_number(best, "val_miou")),
-        "Mean Dice": _percent(_number(best, "val_mdice")),
-        "Pixel accuracy": _percent(_number(best, "val_pixel_accuracy")),
+    figures = {
+        "Mean IoU": percent(_number(best, "val_miou")),
+        "Mean Dice": percent(_number(best, "val_mdice")),
+        "Pixel accuracy": percent(_number(best, "val_pixel_accuracy")),
         "Best epoch": f"{best['epoch']} of {history[-1]['epoch']}",
     }
     iou = [_number(best["val_iou"] or {}, name) for name in labels.names]
@@ -195,27 +86,27 @@ def training_report(
     classes = [_iou_bars(labels, iou), _confusion_matrix(labels, confusion)]
     strips = [_strip(f"sample-{i:02}.png", sample, labels) for i, sample in enumerate(samples, 1)]
     parts = [
-        _headline(headline),
-        _table(facts),
-        _section("Training", _plots(curves)),
-        _section("Classes at the best epoch", _plots(classes)),
-        _section("Samples", *_samples(samples, strips, labels)) if samples else "",
+        headline(figures),
+        table(facts),
+        section("Training", plots(curves)),
+        section("Classes at the best epoch", plots(classes)),
+        section("Samples", *_samples(samples, strips, labels)) if samples else "",
     ]
     pictures = {picture.name: picture.png for picture in (*curves, *classes, *strips)}
-    return {"index.html": _page(title, parts), **pictures}
+    return {"index.html": render_page(title, parts), **pictures}
 
 
 def _samples(samples: Sequence[Sample], strips: Sequence[Picture], labels: LabelSet) -> Iterable[str]:
     ignored = [(f"{label.name} (not scored)", label.color) for label in labels.labels if label.ignore]
-    yield _legend([*((label.name, label.color) for label in labels.classes), *ignored])
+    yield legend([*((label.name, label.color) for label in labels.classes), *ignored])
     yield "<p>Errors: orange where the prediction is wrong, flat grey where nothing is scored.</p>"
     for sample, strip in zip(samples, strips, strict=True):
         matrix = ConfusionMatrix.empty(len(labels.classes))
         matrix.add(sample.truth, sample.prediction)
         name = f"<strong>{escape(sample.name)}</strong>"
-        errors = f"Errors, {_percent(1 - matrix.pixel_accuracy)}"
+        errors = f"Errors, {percent(1 - matrix.pixel_accuracy)}"
         panels = "".join(f"<span>{panel}</span>" for panel in ("Image", "Truth", "Prediction", errors))
-        yield _figure(strip, "strip", name + panels)
+        yield linked_picture(strip, "strip", name + panels)
 
 
 def _strip(name: str, sample: Sample, labels: LabelSet) -> Picture:
@@ -265,7 +156,7 @@ def _score_curves(history: Sequence[Row], best: Row) -> Picture:
     return _picture(
         "scores.png",
         figure,
-        f"Pixel accuracy and mean IoU by epoch; best mean IoU: {_percent(_number(best, 'val_miou'))} "
+        f"Pixel accuracy and mean IoU by epoch; best mean IoU: {percent(_number(best, 'val_miou'))} "
         f"at epoch {best['epoch']}.",
     )
 
@@ -303,7 +194,7 @@ def _iou_bars(labels: LabelSet, iou: Sequence[float]) -> Picture:
     axes.spines["bottom"].set_visible(False)
     axes.set_yticks(rows, _short(labels), fontsize=9, parse_math=False)
     axes.tick_params(axis="y", pad=16)
-    numbers = (f"{name} {_percent(value)}" for name, value in zip(labels.names, iou, strict=True))
+    numbers = (f"{name} {percent(value)}" for name, value in zip(labels.names, iou, strict=True))
     return _picture("iou.png", figure, "IoU by class: " + ", ".join(numbers) + ".")
 
 
@@ -328,7 +219,7 @@ def _confusion_matrix(labels: LabelSet, confusion: ConfusionMatrix) -> Picture:
     axes.set_ylabel("truth", color=MUTED, fontsize=9)
     axes.spines[:].set_visible(False)
     recall = zip(labels.names, np.diag(shares), strict=True)
-    found = ", ".join(f"{name} {_percent(share)}" for name, share in recall)
+    found = ", ".join(f"{name} {percent(share)}" for name, share in recall)
     return _picture("confusion.png", figure, f"Confusion matrix. Pixels of each class that were found: {found}.")
 
 

@@ -27,6 +27,7 @@ Preset = Literal["default", "classic"]
 Norm = Literal["none", "batch", "group"]
 Upsample = Literal["transpose", "bilinear"]
 Loss = Literal["ce", "ce+dice"]
+OptimizerName = Literal["muon", "adamw"]
 LearningRateSchedule = Literal["poly", "cosine", "constant"]
 Precision = Literal["bf16", "fp32"]
 
@@ -127,7 +128,7 @@ class AugmentSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
+class FitSettings:
     """How the weights are fitted."""
 
     epochs: int = 20
@@ -140,14 +141,16 @@ class OptimizerSettings:
     """Images per optimizer step, over all workers."""
     accumulate: int = 1
     """Split each batch into this many forward and backward passes, to save memory."""
+    optimizer: OptimizerName = "muon"
+    """muon: Muon for convolution kernels, AdamW for the rest. adamw: AdamW for all."""
     lr: float = 2e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     lr_schedule: LearningRateSchedule = "poly"
     """Decay after the warm-up: poly ((1 - t) ** 0.9), cosine, or constant."""
     warmup_steps: int = 20
     """Steps over which the learning rate rises linearly."""
     weight_decay: float = 1e-2
-    """Weight decay of AdamW, on convolution kernels alone."""
+    """Decoupled weight decay, on convolution kernels alone."""
     clip: float = 5.0
     """Largest norm of the gradient; 0: not clipped."""
     loss: Loss = "ce+dice"
@@ -205,7 +208,7 @@ class TrainSettings:
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
 
     def __post_init__(self) -> None:
         if self.size is not None and self.crop is not None:

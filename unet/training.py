@@ -33,6 +33,8 @@ SAMPLES = 6
 
 FAILED = 1
 
+SETTINGS = "settings.yaml"
+
 
 def train(settings: TrainSettings) -> int:
     """The job: returns its exit code.
@@ -46,8 +48,8 @@ def train(settings: TrainSettings) -> int:
         return 0
     storage.check_writable(settings.output, "--output")
     run = _prepare(settings, folder)
-    storage.write(storage.join(folder, "settings.yaml"), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
     trainer = _trainer(run)
+    storage.write(storage.join(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -71,11 +73,13 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
         print(f"no --data: training on the generated sample set in {source}")
         write_sample_set(Path(source))
     labelled = find_labelled_set(settings.data, source)
-    batch = settings.optimizer.batch_size
+    batch = settings.fit.batch_size
     if batch > len(labelled.train):
         raise RequestError(
             f"--batch-size {batch}: the set has {len(labelled.train)} training images; give at most that"
         )
+    if settings.fit.init_from is not None:
+        Model.load(settings.fit.init_from, "--init-from")
     census = check(labelled, labels, settings.data.check_limit, print)
     print(describe(labelled, labels, census))
     return Run(
@@ -89,13 +93,13 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
 
 
 def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) -> tuple[float, ...] | None:
-    source = settings.optimizer.class_weights
+    source = settings.fit.class_weights
     if source == "none":
         return None
     if source == "median":  # median frequency balancing (Eigen and Fergus, 2015)
         shares = census.shares
         median = np.median(shares[shares > 0])
-        power = settings.optimizer.class_weight_power
+        power = settings.fit.class_weight_power
         return tuple(float((median / share) ** power) if share else 1.0 for share in shares)
     try:
         with Path(source).open(newline="") as file:
@@ -112,7 +116,7 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) ->
 def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources = ray.cluster_resources()
     if run.settings.gpu and not resources.get("GPU"):
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
     cpus = resources.get("CPU", 1.0)
@@ -134,8 +138,8 @@ def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
 
 def _finished(folder: str, settings: TrainSettings) -> bool:
     """Whether the run is done. Raises RequestError if there is one of that name with other settings."""
-    uri = storage.join(folder, "settings.yaml")
-    if not storage.exists(uri):
+    uri = storage.join(folder, SETTINGS)
+    if not storage.exists(uri) or not read_entries(folder):
         return False
     before, now = yaml.safe_load(storage.read(uri)), to_mapping(settings)
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
@@ -181,7 +185,7 @@ def _facts(run: Run, model: Model, entries: list[Entry]) -> dict[str, str]:
         "Images": f"{len(run.labelled.train)} train, {len(run.labelled.val)} validation",
         "Input": f"{geometry.kind} {geometry.size[0]} x {geometry.size[1]}",
         "Parameters": f"{sum(p.numel() for p in model.network.parameters()):,}",
-        "Steps": f"{entries[-1]['step']} of {run.settings.optimizer.batch_size} images",
+        "Steps": f"{entries[-1]['step']} of {run.settings.fit.batch_size} images",
         "Best epoch": f"{model.scores['epoch']} of {len(entries)}",
         "Training time": f"{sum(entry['seconds'] for entry in entries) / 60:.1f} minutes",
     }

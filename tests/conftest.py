@@ -1,0 +1,61 @@
+"""What tests share: a small labelled set, CamVid where it is at hand, and one Ray for the whole session."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from unet.image import Array, encode
+
+ROOT = Path(__file__).parent.parent
+
+
+def make_pair(seed: int, size: tuple[int, int] = (40, 56)) -> tuple[Array, Array]:
+    """A bright box (class 1) on a dark ground (class 0): image HWC uint8, mask HW uint8."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(size, np.uint8)
+    top, left = rng.integers(2, size[0] - 20), rng.integers(2, size[1] - 20)
+    mask[top : top + 16, left : left + 18] = 1
+    image = rng.integers(0, 100, (*size, 3)).astype(np.uint8)
+    image[mask == 1] += 120
+    return image, mask
+
+
+def write_pair(folder: Path, name: str, image: Array, mask: Array) -> None:
+    """Writes images/NAME.png and masks/NAME.png."""
+    for kind, array in (("images", image), ("masks", mask)):
+        path = folder / kind / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(array))
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> Path:
+    """A labelled set of 12 training and 5 validation pairs, with its label file classes.csv."""
+    folder = tmp_path / "boxes"
+    for part, first, count in (("train", 0, 12), ("val", 100, 5)):
+        for seed in range(first, first + count):
+            write_pair(folder / part, f"{seed:03}", *make_pair(seed))
+    (folder / "classes.csv").write_text("index,name,red,green,blue\n0,ground,0,0,0\n1,box,255,0,0\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """The CamVid set beside the checkout."""
+    folder = Path(os.environ.get("CAMVID", ROOT.parent / "shared" / "camvid"))
+    if not folder.is_dir():
+        pytest.skip(f"no CamVid in {folder}; CAMVID names another folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_ray() -> Iterator[None]:
+    """Ray, started once for all tests that need it."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()

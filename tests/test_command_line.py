@@ -1,0 +1,93 @@
+"""From a command line to settings: flags, YAML files, and one helpful line for what is wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from unet.command_line import parse, run
+from unet.settings import RequestError, TrainSettings, to_mapping
+
+
+def test_flags_of_every_group_are_flat() -> None:
+    settings = parse(TrainSettings, ["--size", "64", "96", "--width", "8", "--epochs", "3", "--flip", "0", "--compile"])
+    assert settings.size == (64, 96)
+    assert settings.model.width == 8
+    assert settings.fit.epochs == 3
+    assert settings.augment.flip == 0
+    assert settings.fit.compile
+
+
+def test_flags_win_over_a_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("epochs: 7\nbatch-size: 4\nsize: [32, 48]\ncompile: true\nval_data: null\n")
+    settings = parse(TrainSettings, ["--config", str(file), "--epochs", "2"])
+    assert (settings.fit.epochs, settings.fit.batch_size, settings.size) == (2, 4, (32, 48))
+    assert settings.fit.compile
+
+
+def test_resolved_settings_can_be_fed_back(tmp_path: Path) -> None:
+    before = parse(TrainSettings, ["--crop", "64", "64", "--scale", "0.5", "2", "--norm", "group", "--compile"])
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(to_mapping(before)))
+    assert parse(TrainSettings, ["--config", str(file)]) == before
+
+
+def test_no_two_groups_share_a_name() -> None:
+    settings = TrainSettings()
+    groups = [settings.data, settings.model, settings.augment, settings.fit]
+    assert len(to_mapping(settings)) == len(vars(settings)) - len(groups) + sum(len(vars(group)) for group in groups)
+
+
+def test_help_documents_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(TrainSettings, ["--help"])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    for name in to_mapping(TrainSettings()):
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch", "3"], "Unrecognized options.*--epochs"),
+        (["--epochs", "many"], "--epochs"),
+        (["--model", "huge"], "--model"),
+        (["--size", "64", "64", "--crop", "32", "32"], "--size and --crop"),
+        (["--images", "x"], "--images and --masks"),
+        (["--lr", "0"], "--lr 0.0 must be above 0"),
+        (["--batch-size", "8", "--accumulate", "3"], "--accumulate 3 must divide"),
+        (["--scale", "2", "1"], "--scale"),
+        (["--name", "a/b"], "--name"),
+        (["--config"], "--config: name a YAML file"),
+        (["--config", "missing.yaml"], "--config missing.yaml: cannot be read"),
+    ],
+)
+def test_a_request_that_cannot_be_right_names_its_flag(arguments: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as error:
+        parse(TrainSettings, arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epocs: 3\n", "no setting 'epocs'; did you mean epochs"),
+        ("flip: much\n", "--flip"),
+        ("compile: 3\n", "compile must be true or false"),
+        ("- 3\n", "must hold"),
+        ("a: [\n", "is not YAML"),
+    ],
+)
+def test_a_faulty_config_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(RequestError, match=message):
+        parse(TrainSettings, ["--config", str(file)])
+
+
+def test_a_faulty_request_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda settings: 0, TrainSettings, ["--epoch", "3"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run(lambda settings: 0, TrainSettings, []) == 0

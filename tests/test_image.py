@@ -1,0 +1,153 @@
+"""Bytes to arrays: every kind of file becomes the right array or a clear error."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import make_pair
+from unet.image import (
+    Array,
+    ImageError,
+    decode_image,
+    decode_mask,
+    encode,
+    fit_image,
+    fit_mask,
+    overlay,
+    resize_mask,
+)
+from unet.labels import IGNORE, LabelSet, read_labels
+from unet.settings import Geometry
+
+CAMVID = read_labels("camvid")
+
+
+def saved(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def labels_of(*values: int) -> LabelSet:
+    rows = [{"index": v, "name": f"c{v}", "color": [v, 0, 1], "ignore": False} for v in values]
+    return LabelSet.from_json(rows)
+
+
+def test_an_encoded_image_decodes_to_itself() -> None:
+    image, _ = make_pair(0)
+    assert (decode_image(encode(image)) == image).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    image = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    shown = {
+        1: image,
+        2: image[:, ::-1],
+        3: image[::-1, ::-1],
+        4: image[::-1],
+        5: image.transpose(1, 0, 2),
+        6: np.rot90(image, -1),
+        7: image[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(image),
+    }[orientation]
+    assert (decode_image(saved(Image.fromarray(image), exif=exif)) == shown).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image, _ = make_pair(1)
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    decoded = decode_image(saved(Image.fromarray(image).convert(mode), kind))
+    assert decoded.shape == image.shape
+    assert decoded.dtype == np.uint8
+
+
+def test_sixteen_bit_grayscale_keeps_its_high_byte() -> None:
+    values = np.array([[0, 256, 65535]], np.uint16)
+    assert decode_image(saved(Image.fromarray(values)))[0, :, 0].tolist() == [0, 1, 255]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"not an image at all", "is not an image"),
+        (encode(make_pair(0)[0], "JPEG")[:300], "cannot be decoded|is not an image"),
+        (encode(make_pair(0)[0])[:200], "cannot be decoded|is not an image"),
+    ],
+)
+def test_damaged_bytes_are_an_image_error(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        decode_image(data)
+
+
+def test_the_pixel_limit_is_checked_before_decoding() -> None:
+    with pytest.raises(ImageError, match="more than the limit of 100"):
+        decode_image(encode(make_pair(0)[0]), max_pixels=100)
+
+
+def test_index_palette_and_colour_masks_decode_alike() -> None:
+    values = np.random.default_rng(0).integers(0, 12, (9, 13)).astype(np.uint8)
+    palette = Image.fromarray(values).convert("P")
+    palette.putdata(values.ravel().tolist())
+    palette.putpalette([channel for label in CAMVID.labels for channel in label.color])
+    colors = np.array([label.color for label in CAMVID.labels], np.uint8)[values]
+    expected = np.where(values == 11, IGNORE, values)
+    for data in (encode(values), saved(palette), encode(colors)):
+        assert (decode_mask(data, CAMVID) == expected).all()
+
+
+def test_a_mask_value_outside_the_label_set_is_named() -> None:
+    with pytest.raises(ImageError, match="holds the value 12"):
+        decode_mask(encode(np.array([[0, 12]], np.uint8)), CAMVID)
+
+
+def test_a_sixteen_bit_mask_does_not_wrap() -> None:
+    with pytest.raises(ImageError, match="holds the value 257"):
+        decode_mask(saved(Image.fromarray(np.array([[0, 257]], np.uint16))), CAMVID)
+
+
+def test_a_sixteen_bit_mask_with_small_values_is_read() -> None:
+    mask = decode_mask(saved(Image.fromarray(np.array([[0, 3]], np.uint16))), CAMVID)
+    assert mask.tolist() == [[0, 3]]
+
+
+def test_a_0_255_mask_of_a_binary_set_is_recognised() -> None:
+    with pytest.raises(ImageError, match=r"0/255 mask.*index 255 in the label file"):
+        decode_mask(encode(np.array([[0, 255]], np.uint8)), labels_of(0, 1))
+    assert decode_mask(encode(np.array([[0, 255]], np.uint8)), labels_of(0, 255)).tolist() == [[0, 1]]
+
+
+def test_an_unknown_colour_is_named() -> None:
+    with pytest.raises(ImageError, match=r"holds the colour \(1, 2, 3\)"):
+        decode_mask(encode(np.full((2, 2, 3), (1, 2, 3), np.uint8)), CAMVID)
+
+
+def test_a_jpeg_mask_is_refused() -> None:
+    with pytest.raises(ImageError, match="is a JPEG"):
+        decode_mask(encode(np.zeros((8, 8), np.uint8), "JPEG"), CAMVID)
+
+
+def test_resizing_a_mask_invents_no_class() -> None:
+    mask = np.random.default_rng(0).choice(np.array([0, 5, IGNORE], np.uint8), (31, 47))
+    assert set(np.unique(resize_mask(mask, (64, 20)))) <= {0, 5, IGNORE}
+
+
+def test_native_geometry_leaves_arrays_alone_and_resize_moves_both() -> None:
+    image, mask = make_pair(0)
+    native, resize = Geometry("native", (16, 16)), Geometry("resize", (16, 24))
+    assert fit_image(image, native) is image
+    assert fit_mask(mask, native) is mask
+    assert fit_image(image, resize).shape == (16, 24, 3)
+    assert fit_mask(mask, resize).shape == (16, 24)
+
+
+def test_an_overlay_mixes_image_and_label_colours() -> None:
+    image: Array = np.full((2, 2, 3), 100, np.uint8)
+    mixed = overlay(image, np.zeros((2, 2), np.uint8), CAMVID, opacity=0.5)
+    assert mixed[0, 0].tolist() == [114, 114, 114]

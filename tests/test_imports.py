@@ -1,0 +1,65 @@
+"""Imports point one way: jobs -> jobs' logic on Ray -> torch and IO -> arrays -> labels and settings."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+ROWS = (
+    {"training"},
+    {"fitting"},
+    {"datasets", "progress"},
+    {"command_line", "predict", "artifact", "journal", "learner", "report", "sample", "labelled_set"},
+    {"storage", "schedule", "page", "scene"},
+    {"model", "loss", "metrics", "augment", "optimizer", "scenery"},
+    {"image", "canvas"},
+    {"palette"},
+    {"labels"},
+    {"settings"},
+)
+"""Modules of unet/, highest first: each imports only from rows below its own, or within the fourth."""
+
+RAY = {"training", "fitting", "datasets", "progress"}
+SIDEWAYS = {("predict", "artifact")}
+
+
+def imported(file: Path) -> set[str]:
+    """Every module that `file` imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return names
+
+
+MODULES = sorted(file for file in (ROOT / "unet").glob("*.py") if file.stem != "__init__")
+
+
+def test_every_module_has_its_row() -> None:
+    assert {file.stem for file in MODULES} == set().union(*ROWS)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.stem)
+def test_a_module_imports_only_what_lies_below_it(file: Path) -> None:
+    row = next(place for place, names in enumerate(ROWS) if file.stem in names)
+    for other in {name.split(".")[1] for name in imported(file) if name.startswith("unet.")}:
+        below = next((place for place, names in enumerate(ROWS) if other in names), len(ROWS))
+        assert below > row or (file.stem, other) in SIDEWAYS, f"{file.stem} imports {other}"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: file.stem)
+def test_only_the_top_rows_import_ray(file: Path) -> None:
+    uses_ray = any(name.split(".")[0] == "ray" for name in imported(file))
+    assert uses_ray <= (file.stem in RAY)
+
+
+def test_jobs_import_one_function_and_its_settings() -> None:
+    for file in (ROOT / "jobs").glob("*.py"):
+        modules = {name.split(".")[1] for name in imported(file) if name.startswith("unet.")}
+        assert {"command_line", "settings"} < modules
+        assert len(modules) == 3

@@ -1,0 +1,53 @@
+"""Scores from one confusion matrix, held against torchmetrics."""
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
+
+from unet.labels import IGNORE
+from unet.metrics import ConfusionMatrix
+
+
+@pytest.fixture
+def masks() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, (6, 20, 30)).astype(np.uint8)
+    prediction = np.where(rng.random(truth.shape) < 0.7, truth, rng.integers(0, 4, truth.shape)).astype(np.uint8)
+    truth[rng.random(truth.shape) < 0.1] = IGNORE
+    return truth, prediction
+
+
+def test_scores_agree_with_torchmetrics(masks: tuple[np.ndarray, np.ndarray]) -> None:
+    truth, prediction = masks
+    matrix = ConfusionMatrix.empty(4)
+    matrix.add(truth, prediction)
+    given = torch.tensor(prediction), torch.tensor(truth)
+    jaccard = MulticlassJaccardIndex(num_classes=4, ignore_index=IGNORE, average="none")(*given)
+    f1 = MulticlassF1Score(num_classes=4, ignore_index=IGNORE, average="none")(*given)
+    accuracy = MulticlassAccuracy(num_classes=4, ignore_index=IGNORE, average="micro")(*given)
+    assert matrix.iou == pytest.approx(jaccard.numpy(), abs=1e-6)
+    assert matrix.dice == pytest.approx(f1.numpy(), abs=1e-6)
+    assert matrix.pixel_accuracy == pytest.approx(float(accuracy), abs=1e-6)
+    assert matrix.mean_iou == pytest.approx(float(jaccard.mean()), abs=1e-6)
+
+
+def test_counts_do_not_depend_on_how_images_are_batched(masks: tuple[np.ndarray, np.ndarray]) -> None:
+    whole, parts = ConfusionMatrix.empty(4), ConfusionMatrix.empty(4)
+    whole.add(*masks)
+    for truth, prediction in zip(*masks, strict=True):
+        parts.add(truth, prediction)
+    assert (whole.counts == parts.counts).all()
+    assert whole.counts.sum() == (masks[0] != IGNORE).sum()
+
+
+def test_an_absent_class_is_left_out_of_the_mean() -> None:
+    matrix = ConfusionMatrix(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    assert np.isnan(matrix.iou[2])
+    assert matrix.mean_iou == pytest.approx((3 / 4 + 4 / 5) / 2)
+
+
+def test_no_pixel_at_all_scores_nan() -> None:
+    matrix = ConfusionMatrix.empty(2)
+    assert np.isnan(matrix.pixel_accuracy)
+    assert np.isnan(matrix.mean_iou)
