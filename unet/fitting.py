@@ -82,6 +82,8 @@ class Run:
 def fit(config: dict[str, Run]) -> None:
     """What each training worker runs."""
     run = config["run"]
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if not run.settings.gpu:
         torch.set_num_threads(os.cpu_count() or 1)  # Ray allows one thread per reserved CPU
     learner = _learner(run)

@@ -143,7 +143,7 @@ class FitSettings:
     """Split each batch into this many forward and backward passes, to save memory."""
     optimizer: OptimizerName = "muon"
     """muon: Muon for convolution kernels, AdamW for the rest. adamw: AdamW for all."""
-    lr: float = 2e-3
+    lr: float = 4e-3
     """Peak learning rate."""
     lr_schedule: LearningRateSchedule = "poly"
     """Decay after the warm-up: poly ((1 - t) ** 0.9), cosine, or constant."""
@@ -155,10 +155,10 @@ class FitSettings:
     """Largest norm of the gradient; 0: not clipped."""
     loss: Loss = "ce+dice"
     """Cross-entropy, or cross-entropy plus soft Dice."""
-    class_weights: str = "none"
+    class_weights: str = "median"
     """Weights of the cross-entropy: none, median (median frequency over frequency, to the power of
     --class-weight-power), or a CSV with the columns name,weight."""
-    class_weight_power: float = 0.5
+    class_weight_power: float = 0.3
     """Exponent of the median-frequency weights: 1 balances the classes fully, 0 not at all."""
     ema: float = 0.98
     """Decay per step of the averaged weights, which are what is validated and saved; 0: no averaging."""

@@ -1,0 +1,196 @@
+"""How fast the training job is: `python -m tests.benchmarks.training`.
+
+Three programs train the same network on the same images with the same steps (AdamW, cross-entropy, bf16,
+channels-last), taking turns: (a) our job; (b) a hand-written loop around PyTorch's DataLoader; (c) the bound, (b)'s
+steps on one batch that is already a tensor. Printed are the medians of their steady rates, their ratios, the job's
+seconds from the command to its first step, and the share of the measured bf16 matrix peak.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.flop_counter import FlopCounterMode
+
+from unet.augment import augment
+from unet.labelled_set import find_labelled_set, read_pair
+from unet.labels import IGNORE, read_labels
+from unet.model import UNet, architecture, channels_last, normalise
+from unet.sample import write_sample_set
+from unet.settings import AugmentSettings, DataSettings, Geometry, ModelSettings, Preset
+
+SIZE = (128, 128)
+SKIPPED = 5
+"""Steps of the loops that are not timed: caches and pipelines fill."""
+
+
+def parts(data: str) -> dict[str, Any]:
+    """Settings that name the set, of which all but a few images train."""
+    return {"images": f"{data}/train", "masks": f"{data}/trainannot", "val_fraction": 0.01}
+
+
+class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Decoded and augmented pairs, as a person would write them for a DataLoader."""
+
+    def __init__(self, data: str) -> None:
+        self.pairs = find_labelled_set(DataSettings(**parts(data))).train
+        self.labels = read_labels("camvid")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mask = read_pair(self.pairs[index], self.labels)
+        view = Geometry("resize", SIZE)
+        rng = np.random.default_rng(int(torch.randint(1 << 40, ())))
+        image, mask = augment(image, mask, geometry=view, settings=AugmentSettings(), rng=rng)
+        return torch.tensor(image), torch.tensor(mask)
+
+
+def loop(data: str, preset: Preset, batch: int, steps: int, *, in_memory: bool) -> float:
+    """Images per second of (b), or of (c) where the data is `in_memory`."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    network = channels_last(UNet(classes=11, **architecture(ModelSettings(model=preset)))).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+    pairs = Pairs(data)
+    loader = DataLoader(
+        pairs,
+        batch,
+        sampler=RandomSampler(pairs, num_samples=(steps + SKIPPED) * batch),
+        num_workers=2,
+        prefetch_factor=4,
+    )
+    batches = iter(loader)
+    first = next(batches)
+    for step in range(steps + SKIPPED):
+        if step == SKIPPED:
+            started = time.perf_counter()
+        images, masks = first if in_memory or step == 0 else next(batches)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(normalise(images))
+        loss = F.cross_entropy(logits.float(), masks.long(), ignore_index=IGNORE)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        float(loss.detach())
+        if in_memory and step == 0:
+            del batches  # stops the loader's workers
+    return steps * batch / (time.perf_counter() - started)
+
+
+def job(data: str, preset: Preset, batch: int, steps: int) -> tuple[float, float]:
+    """Images per second of (a), after its first epoch and with its validations, and its seconds to the first step."""
+    with tempfile.TemporaryDirectory() as output:
+        flags = {
+            **parts(data),
+            "model": preset,
+            "size": SIZE,
+            "batch-size": batch,
+            "epochs": 3,
+            "steps-per-epoch": steps // 2,
+            "optimizer": "adamw",
+            "loss": "ce",
+            "ema": 0,
+            "clip": 0,
+            "class-weights": "none",
+            "output": output,
+            "name": "benchmark",
+        }
+        arguments = []
+        for name, value in flags.items():
+            arguments += [
+                f"--{name.replace('_', '-')}",
+                *(map(str, value) if isinstance(value, tuple) else [str(value)]),
+            ]
+        started, first_step = time.monotonic(), 0.0
+        command = [sys.executable, "jobs/train.py", *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if not first_step and f"step 1/{steps // 2 * 3} " in line:
+                    first_step = time.monotonic() - started
+        assert process.returncode == 0, command
+        entries = [json.loads(line) for line in Path(output, "benchmark/metrics.jsonl").read_text().splitlines()]
+        seconds = sum(entry["seconds"] for entry in entries[1:])
+        return float((steps // 2) * 2 * batch / seconds), first_step
+
+
+def peak() -> float:
+    """FLOP/s of a bf16 matrix product, 2048 x 2048 x 2048, at its best."""
+    a, b = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * 2048.0**3 / min(seconds)
+
+
+def flops(preset: Preset) -> float:
+    """Floating-point operations of one training image: a forward pass and, at twice that, a backward pass."""
+    network = UNet(classes=11, **architecture(ModelSettings(model=preset)))
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, *SIZE))
+    return 3.0 * int(counter.get_total_flops())
+
+
+def alone(*arguments: str) -> float:
+    """The figure that this file prints when called with these arguments, in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.training", *arguments]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def compare(data: str, preset: Preset, batch: int, steps: int, rounds: int) -> None:
+    """Prints the figures of one model."""
+    rates: dict[str, list[float]] = {"a": [], "b": [], "c": []}
+    starts = []
+    for _ in range(rounds):
+        rate, start = job(data, preset, batch, steps)
+        rates["a"].append(rate)
+        starts.append(start)
+        for name in ("b", "c"):
+            rates[name].append(alone("--loop", name, data, preset, str(batch), str(steps)))
+    a, b, c = (statistics.median(rates[name]) for name in "abc")
+    ratios = [statistics.median(x / y for x, y in zip(rates[p], rates[q], strict=True)) for p, q in ("ab", "bc")]
+    print(f"{preset}, batches of {batch} at {SIZE[0]}x{SIZE[1]}, {steps} steps, {rounds} rounds")
+    print(f"  images/s: job {a:.2f}, loop {b:.2f}, bound {c:.2f}")
+    print(f"  job / loop {ratios[0]:.3f} (goal 0.97), loop / bound {ratios[1]:.3f} (goal 0.9)")
+    print(f"  seconds from the command to the first step: {statistics.median(starts):.1f} (goal 15)")
+    print(f"  share of the bf16 matrix peak: {a * flops(preset) / alone('--peak'):.2f}", flush=True)
+
+
+def main() -> None:
+    """Parses the arguments and prints the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="labelled set in CamVid's layout; default: the generated sample set")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--loop", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peak:
+        torch.set_num_threads(os.cpu_count() or 1)
+        print(peak())
+    elif given.loop:
+        name, data, preset, batch, steps = given.loop
+        print(loop(data, preset, int(batch), int(steps), in_memory=name == "c"))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            if given.data is None:
+                write_sample_set(Path(folder))
+            compare(given.data or folder, "default", 32, 40, given.rounds)
+            compare(given.data or folder, "classic", 16, 20, given.rounds)
+
+
+if __name__ == "__main__":
+    main()
