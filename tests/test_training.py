@@ -132,9 +132,7 @@ def test_training_stops_when_patience_runs_out(job: Job, folder: Path) -> None:
     assert len(read_entries(str(folder))) < 9
 
 
-@pytest.mark.parametrize(
-    "option", [{"class_weights": "none"}, {"accumulate": 2, "loss": "ce"}, {"precision": "fp32"}]
-)
+@pytest.mark.parametrize("option", [{"class_weights": "none"}, {"accumulate": 2, "loss": "ce"}, {"precision": "fp32"}])
 def test_options_of_the_loss_and_the_step_work(job: Job, option: dict[str, Any]) -> None:
     assert job(epochs=1, **option) == 0
 

@@ -5,6 +5,7 @@ validations included, in the order that `schedule` fixes; a checkpoint after eac
 """
 
 import itertools
+import logging
 import os
 import tempfile
 import time

@@ -139,23 +139,23 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
 
 def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Census]) -> str:
     """The table that the check prints."""
-    lines = [f"{'':14}{'train':>14}{'val':>14}", f"{'pairs':14}{len(labelled.train):14}{len(labelled.val):14}"]
+    lines = [f"{'':16}{'train':>16}{'val':>16}", f"{'pairs':16}{len(labelled.train):16}{len(labelled.val):16}"]
     read = tuple(sum(part.sizes.values()) for part in census)
     if sum(read) < len(labelled.train) + len(labelled.val):
-        lines.append(f"{'of them read':14}{read[0]:14}{read[1]:14}")
+        lines.append(f"{'of them read':16}{read[0]:16}{read[1]:16}")
     for place in range(max(len(part.sizes) for part in census)):
         sizes = [part.sizes.most_common() for part in census]
         shown = [f"{_by(s[place][0])}: {s[place][1]}" if place < len(s) else "" for s in sizes]
-        lines.append(f"{'height x width' if not place else '':14}" + "".join(f"{text:>14}" for text in shown))
+        lines.append(f"{'height x width' if not place else '':16}" + "".join(f"{text:>16}" for text in shown))
         if place == SHOWN:
-            lines.append(f"{'':14}... {max(map(len, sizes)) - place - 1} more sizes")
+            lines.append(f"{'':16}... {max(map(len, sizes)) - place - 1} more sizes")
             break
     for index, name in enumerate(labels.names):
         shares = [part.shares[index] for part in census]
         note = "" if shares[0] else "   no pixel to learn it from"
-        lines.append(f"{name[:14]:14}" + "".join(f"{share:14.1%}" for share in shares) + note)
+        lines.append(f"{name[:15]:16}" + "".join(f"{share:16.1%}" for share in shares) + note)
     ignored = [part.ignored / max(1, part.ignored + part.pixels.sum()) for part in census]
-    lines.append(f"{'(ignored)':14}" + "".join(f"{share:14.1%}" for share in ignored))
+    lines.append(f"{'(ignored)':16}" + "".join(f"{share:16.1%}" for share in ignored))
     return "\n".join(lines)
 
 
