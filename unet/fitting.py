@@ -4,9 +4,11 @@ It obeys a `Run`, which the driver has decided. One plan of Ray Data feeds it fr
 validations included, in the order that `schedule` fixes; a checkpoint after each epoch lets it go on from there.
 """
 
+import ctypes
 import itertools
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -31,6 +33,10 @@ from unet.optimizer import learning_rate
 from unet.progress import Progress
 from unet.schedule import draws_of_step
 from unet.settings import RequestError, TrainSettings, to_mapping
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+"""Parameters of glibc's mallopt, from malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ def fit(config: dict[str, Run]) -> None:
     run = config["run"]
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    _keep_freed_memory()
     if not run.settings.gpu:
         torch.set_num_threads(os.cpu_count() or 1)  # Ray allows one thread per reserved CPU
     learner = _learner(run)
@@ -110,6 +117,19 @@ def fit(config: dict[str, Run]) -> None:
         if _out_of_patience(journal.entries, run.settings.fit.patience):
             print(f"no better validation mIoU for {run.settings.fit.patience} epochs: stopping early")
             break
+
+
+def _keep_freed_memory() -> None:
+    """Lets this process reuse the memory of one step for the next.
+
+    By default glibc returns large blocks to the kernel as they are freed, and every step faults all its activations in
+    anew: a quarter of the time on two cores. PyTorch reads its own switch, for huge pages, at its first allocation.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
+            libc.mallopt(parameter, value)
 
 
 def _train_epoch(learner: Learner, stream: Iterable[Batch], epoch: int, progress: Progress) -> tuple[float, float]:
