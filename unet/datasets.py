@@ -6,6 +6,7 @@ naming the file, and not a traceback from somewhere in the cluster.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,9 @@ from unet.settings import AugmentSettings, Geometry, RequestError
 BATCHES_PER_PLAN = 1024
 """A plan's start costs about a second; it spans epochs and validations so that short ones do not pay it."""
 
-BATCHES_AHEAD = 4
-"""Batches that wait, decoded, for a worker."""
+BATCHES_AHEAD = 8
+"""Batches that wait, made, for a worker. Without a limit a plan fills the object store and takes the processors from
+the steps meanwhile."""
 
 TASK_CPUS = 0.5
 """CPU share of a task that makes a batch."""
@@ -72,8 +74,9 @@ def batches(work: Iterable[Work], view: View, *, cpus: float) -> Iterator[Batch]
             num_cpus=TASK_CPUS,
             compute=ray.data.TaskPoolStrategy(size=max(1, int(cpus / TASK_CPUS))),
         )
-        _configure(plan.context, cpus)
-        for row in plan.iter_batches(batch_size=None, prefetch_batches=BATCHES_AHEAD):
+        batch_bytes = 4 * max(len(item.pairs) for item in span) * math.prod(view.geometry.size)  # RGB and mask
+        _configure(plan.context, cpus, BATCHES_AHEAD * batch_bytes)
+        for row in plan.iter_batches(batch_size=None, prefetch_batches=1):
             if row["fault"][0]:
                 raise RequestError(str(row["fault"][0]))
             yield Batch(row["images"][0], row["masks"][0])
@@ -126,8 +129,8 @@ def _row(work: Work) -> pa.Table:
     )
 
 
-def _configure(context: ray.data.DataContext, cpus: float) -> None:
+def _configure(context: ray.data.DataContext, cpus: float, memory: int) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
+    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus, object_store_memory=memory)

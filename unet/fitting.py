@@ -4,11 +4,9 @@ It obeys a `Run`, which the driver has decided. One plan of Ray Data feeds it fr
 validations included, in the order that `schedule` fixes; a checkpoint after each epoch lets it go on from there.
 """
 
-import ctypes
 import itertools
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -25,7 +23,7 @@ from unet.datasets import Batch, View, Work, batches
 from unet.journal import Entry, Journal
 from unet.labelled_set import LabelledSet
 from unet.labels import LabelSet
-from unet.learner import Learner
+from unet.learner import Learner, keep_freed_memory
 from unet.loss import LossSums
 from unet.metrics import ConfusionMatrix
 from unet.model import UNet, architecture
@@ -33,10 +31,6 @@ from unet.optimizer import learning_rate
 from unet.progress import Progress
 from unet.schedule import draws_of_step
 from unet.settings import RequestError, TrainSettings, to_mapping
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-"""Parameters of glibc's mallopt, from malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +83,8 @@ class Run:
 def fit(config: dict[str, Run]) -> None:
     """What each training worker runs."""
     run = config["run"]
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    _keep_freed_memory()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its progress bars are off
+    keep_freed_memory()
     if not run.settings.gpu:
         torch.set_num_threads(os.cpu_count() or 1)  # Ray allows one thread per reserved CPU
     learner = _learner(run)
@@ -101,6 +94,9 @@ def fit(config: dict[str, Run]) -> None:
     stream = batches(run.work(first), view, cpus=run.data_cpus)
     progress = Progress(run.total_steps, run.epochs, run.settings.fit.batch_size, terminal=run.terminal)
     for epoch in range(first, run.epochs):
+        if _out_of_patience(journal.entries, run.settings.fit.patience):
+            print(f"no better validation mIoU for {run.settings.fit.patience} epochs: stopping early")
+            break
         started = time.monotonic()
         train_loss, rate = _train_epoch(learner, itertools.islice(stream, len(run.steps_of(epoch))), epoch, progress)
         loss, matrix = _validate(learner, itertools.islice(stream, len(run.validation())), run)
@@ -114,22 +110,6 @@ def fit(config: dict[str, Run]) -> None:
         if matrix.mean_iou > best or not journal.entries[:-1]:
             _model(run, learner, entry, matrix).save(storage.join(run.folder, "model"))
         _report_checkpoint(learner, entry)
-        if _out_of_patience(journal.entries, run.settings.fit.patience):
-            print(f"no better validation mIoU for {run.settings.fit.patience} epochs: stopping early")
-            break
-
-
-def _keep_freed_memory() -> None:
-    """Lets this process reuse the memory of one step for the next.
-
-    By default glibc returns large blocks to the kernel as they are freed, and every step faults all its activations in
-    anew: a quarter of the time on two cores. PyTorch reads its own switch, for huge pages, at its first allocation.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
-            libc.mallopt(parameter, value)
 
 
 def _train_epoch(learner: Learner, stream: Iterable[Batch], epoch: int, progress: Progress) -> tuple[float, float]:
@@ -238,4 +218,4 @@ def _check_finite(losses: list[torch.Tensor], learner: Learner, epoch: int) -> N
 
 def _out_of_patience(entries: list[Entry], patience: int) -> bool:
     scores = [entry["val_miou"] or 0.0 for entry in entries]
-    return bool(patience) and len(scores) - 1 - scores.index(max(scores)) >= patience
+    return bool(patience and scores) and len(scores) - 1 - scores.index(max(scores)) >= patience

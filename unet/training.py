@@ -114,6 +114,7 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) ->
 
 
 def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
     resources = ray.cluster_resources()
@@ -132,6 +133,7 @@ def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
             name=run.settings.name,
             storage_path=os.path.dirname(run.folder),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
 

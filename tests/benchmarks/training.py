@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unet.augment import augment
 from unet.labelled_set import find_labelled_set, read_pair
 from unet.labels import IGNORE, read_labels
+from unet.learner import keep_freed_memory
 from unet.model import UNet, architecture, channels_last, normalise
 from unet.sample import write_sample_set
 from unet.settings import AugmentSettings, DataSettings, Geometry, ModelSettings, Preset
@@ -60,6 +61,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def loop(data: str, preset: Preset, batch: int, steps: int, *, in_memory: bool) -> float:
     """Images per second of (b), or of (c) where the data is `in_memory`."""
+    keep_freed_memory()  # as fast as we can write it
     torch.set_num_threads(os.cpu_count() or 1)
     network = channels_last(UNet(classes=11, **architecture(ModelSettings(model=preset)))).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
