@@ -69,6 +69,16 @@ def test_a_source_smaller_than_the_crop_is_padded_with_ignore() -> None:
     assert (truth != IGNORE).sum() == 20 * 30
 
 
+@pytest.mark.parametrize("geometry", [Geometry("resize", (16, 24)), Geometry("native", (32, 32))])
+@pytest.mark.parametrize("source", [(1, 200), (200, 1), (1, 1)])
+def test_sources_one_pixel_high_or_wide_are_no_trouble(geometry: Geometry, source: tuple[int, int]) -> None:
+    image, mask = np.full((*source, 3), 9, np.uint8), np.ones(source, np.uint8)
+    for seed in range(200):
+        view, truth = augment(image, mask, geometry=geometry, settings=STRONG, rng=np.random.default_rng(seed))
+        assert view.shape == (*geometry.size, 3)
+        assert set(np.unique(truth)) <= {1, IGNORE}
+
+
 def test_without_settings_nothing_changes() -> None:
     image, mask = shapes((48, 64))
     view, truth = augment(

@@ -24,7 +24,7 @@ def view(boxes: Path) -> View:
 @pytest.fixture
 def work(boxes: Path) -> list[Work]:
     """Six training batches of four, a validation of batches of two and one, and one more training batch."""
-    labelled = find_labelled_set(DataSettings(data=str(boxes)))
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
 
     def training(step: int) -> Work:
         draws = draws_of_step(step, seed=5, rows=len(labelled.train), batch=4)

@@ -128,6 +128,22 @@ def test_an_unknown_colour_is_named() -> None:
         decode_mask(encode(np.full((2, 2, 3), (1, 2, 3), np.uint8)), CAMVID)
 
 
+def test_an_index_mask_saved_as_rgb_is_recognised() -> None:
+    with pytest.raises(ImageError, match=r"^holds the colour .*index mask saved as RGB"):
+        decode_mask(encode(np.full((2, 2, 3), 3, np.uint8)), CAMVID)
+
+
+def test_a_broken_exif_block_is_an_image_error() -> None:
+    data = saved(Image.fromarray(make_pair(0)[0]), exif=b"Exif\0\0II*\0")
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_image(data)
+
+
+def test_a_floating_point_mask_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"^has mode F"):
+        decode_mask(saved(Image.fromarray(np.array([[0.6]], np.float32)), "TIFF"), CAMVID)
+
+
 def test_a_jpeg_mask_is_refused() -> None:
     with pytest.raises(ImageError, match="is a JPEG"):
         decode_mask(encode(np.zeros((8, 8), np.uint8), "JPEG"), CAMVID)

@@ -14,7 +14,7 @@ from unet.settings import DataSettings, RequestError
 
 
 def find(folder: Path, **options: object) -> tuple[list[str], list[str]]:
-    labelled = find_labelled_set(DataSettings(data=str(folder), **options))  # type: ignore[arg-type]
+    labelled = find_labelled_set(DataSettings(data=str(folder), classes="camvid", **options))  # type: ignore[arg-type]
     return [pair.key for pair in labelled.train], [pair.key for pair in labelled.val]
 
 
@@ -48,7 +48,10 @@ def test_the_split_of_a_key_is_stable_as_the_set_grows(tmp_path: Path) -> None:
 
 def test_images_and_masks_may_lie_in_two_folders(boxes: Path) -> None:
     settings = DataSettings(
-        images=str(boxes / "train/images"), masks=str(boxes / "train/masks"), val_data=str(boxes / "val")
+        images=str(boxes / "train/images"),
+        masks=str(boxes / "train/masks"),
+        val_data=str(boxes / "val"),
+        classes="camvid",
     )
     labelled = find_labelled_set(settings)
     assert (len(labelled.train), len(labelled.val)) == (12, 5)
@@ -62,7 +65,7 @@ def test_hidden_files_and_files_of_other_kinds_are_no_images(boxes: Path) -> Non
 
 def test_the_check_counts_classes_and_sizes(boxes: Path) -> None:
     labels = read_labels(str(boxes / "classes.csv"))
-    labelled = find_labelled_set(DataSettings(data=str(boxes)))
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
     census = check(labelled, labels, 5000, print)
     assert census[0].sizes == {(40, 56): 12}
     assert census[0].pixels[1] == 12 * 16 * 18
@@ -73,7 +76,7 @@ def test_the_check_counts_classes_and_sizes(boxes: Path) -> None:
 
 def test_a_larger_set_is_sampled(boxes: Path) -> None:
     labels = read_labels(str(boxes / "classes.csv"))
-    labelled = find_labelled_set(DataSettings(data=str(boxes)))
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
     census = check(labelled, labels, 6, print)
     assert sum(part.sizes.total() for part in census) == 6
     assert "of them read" in describe(labelled, labels, census)
@@ -82,7 +85,7 @@ def test_a_larger_set_is_sampled(boxes: Path) -> None:
 def test_a_class_without_training_pixels_is_pointed_out(boxes: Path) -> None:
     (boxes / "classes.csv").write_text("index,name,red,green,blue\n0,ground,0,0,0\n1,box,255,0,0\n2,ghost,0,9,0\n")
     labels = read_labels(str(boxes / "classes.csv"))
-    labelled = find_labelled_set(DataSettings(data=str(boxes)))
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
     assert "no pixel to learn it from" in describe(labelled, labels, check(labelled, labels, 99, print))
 
 
@@ -91,11 +94,11 @@ def test_the_check_names_the_first_faulty_file_and_counts_the_others(boxes: Path
         (boxes / f"train/masks/00{number}.png").write_bytes(encode(np.full((40, 56), 9, np.uint8)))
     labels = read_labels(str(boxes / "classes.csv"))
     with pytest.raises(RequestError, match=r"003\.png: holds the value 9.*and 2 more such files"):
-        check(find_labelled_set(DataSettings(data=str(boxes))), labels, 5000, print)
+        check(find_labelled_set(DataSettings(data=str(boxes), classes="camvid")), labels, 5000, print)
 
 
 def test_a_vanished_file_is_named(boxes: Path) -> None:
-    labelled = find_labelled_set(DataSettings(data=str(boxes)))
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
     Path(labelled.train[0].mask).unlink()
     with pytest.raises(ImageError, match=r"masks/000\.png: cannot be read"):
         read_pair(labelled.train[0], read_labels(str(boxes / "classes.csv")))

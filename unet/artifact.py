@@ -58,7 +58,7 @@ class Model:
         storage.write(storage.join(folder, DESCRIPTION), json.dumps(description, indent=1).encode())
 
     @classmethod
-    def load(cls, folder: str, flag: str) -> "Model":
+    def load(cls, folder: str, flag: str = "--model") -> "Model":
         """Reads a model folder; the network is on the CPU, in eval mode.
 
         Raises:

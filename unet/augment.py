@@ -83,11 +83,10 @@ def _cut(
     x0, x1 = _inside(left, across, picture.width, size[1])
     y0, y1 = _inside(top, down, picture.height, size[0])
     shown = (
-        max(left + x0 * across, 0.0),
-        max(top + y0 * down, 0.0),
-        min(left + x1 * across, picture.width),
-        min(top + y1 * down, picture.height),
+        *_clip(left + x0 * across, left + x1 * across, picture.width),
+        *_clip(top + y0 * down, top + y1 * down, picture.height),
     )
+    shown = (shown[0], shown[2], shown[1], shown[3])
     part = picture.resize((x1 - x0, y1 - y0), filter, box=shown)
     if part.size == (size[1], size[0]):
         return part
@@ -103,6 +102,12 @@ def _cut_around(picture: Image.Image, box: Box, size: tuple[int, int], corners: 
     wider = (box[0] - across, box[1] - down, box[2] + across, box[3] + down)
     around = (size[0] + 2 * margin, size[1] + 2 * margin)
     return _cut(picture, wider, around, Image.Resampling.BILINEAR, GREY), corners + margin
+
+
+def _clip(start: float, end: float, length: int) -> tuple[float, float]:
+    """The part of start..end within 0..length; a sliver at least, as sources 1 pixel high need."""
+    start = min(max(start, 0.0), length - 1e-3)
+    return start, min(max(end, start + 1e-3), length)
 
 
 def _inside(start: float, step: float, length: int, pixels: int) -> tuple[int, int]:

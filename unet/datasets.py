@@ -8,6 +8,7 @@ naming the file, and not a traceback from somewhere in the cluster.
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,11 @@ from unet.labels import LabelSet
 from unet.schedule import Draw
 from unet.settings import AugmentSettings, Geometry, RequestError
 
-BATCHES_PER_PLAN = 1024
-"""A plan's start costs about a second; it spans epochs and validations so that short ones do not pay it."""
+SPAN_BYTES = 256 << 20
+"""About how much a plan makes, at most. The next plan runs while the batches of one are used, so two lie in memory."""
 
-BATCHES_AHEAD = 8
-"""Batches that wait, made, for a worker. Without a limit a plan fills the object store and takes the processors from
-the steps meanwhile."""
+FIRST_SPAN, LONGEST_SPAN = 4, 1024
+"""Batches of the first plan, which is waited for, and of the longest. Each plan is up to four times its predecessor."""
 
 TASK_CPUS = 0.5
 """CPU share of a task that makes a batch."""
@@ -66,20 +66,47 @@ def batches(work: Iterable[Work], view: View, *, cpus: float) -> Iterator[Batch]
     Raises:
         RequestError: a file that cannot be used; names it.
     """
+    with ThreadPoolExecutor(1) as background:
+        making = (background.submit(_run_plan, span, view, cpus) for span in _spans(work, view))
+        coming = next(making, None)
+        while coming is not None:
+            made = coming.result()
+            coming = next(making, None)
+            for row in made.iter_batches(batch_size=None):
+                assert len(row["fault"]) == 1, "a block is one batch"
+                if row["fault"][0]:
+                    raise RequestError(str(row["fault"][0]))
+                yield Batch(row["images"][0], row["masks"][0])
+
+
+def _spans(work: Iterable[Work], view: View) -> Iterator[list[Work]]:
+    """`work` in pieces of bounded size. Spans cross epochs and validations: short ones pay no start-up."""
     todo = iter(work)
-    while span := list(itertools.islice(todo, BATCHES_PER_PLAN)):
-        plan = ray.data.from_arrow([_row(item) for item in span]).map_batches(
-            _Maker(view),
-            batch_size=1,
-            num_cpus=TASK_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=max(1, int(cpus / TASK_CPUS))),
-        )
+    length = FIRST_SPAN
+    while span := list(itertools.islice(todo, length)):
+        yield span
         batch_bytes = 4 * max(len(item.pairs) for item in span) * math.prod(view.geometry.size)  # RGB and mask
-        _configure(plan.context, cpus, BATCHES_AHEAD * batch_bytes)
-        for row in plan.iter_batches(batch_size=None, prefetch_batches=1):
-            if row["fault"][0]:
-                raise RequestError(str(row["fault"][0]))
-            yield Batch(row["images"][0], row["masks"][0])
+        length = max(FIRST_SPAN, min(4 * length, SPAN_BYTES // batch_bytes, LONGEST_SPAN))
+
+
+def _run_plan(span: list[Work], view: View, cpus: float) -> ray.data.Dataset:
+    """Makes the batches of `span` in the object store.
+
+    A plan that runs to its end, rather than one that is held back by its reader: Ray's executor spins on a processor
+    of this worker's for as long as it is held back.
+    """
+    plan = ray.data.from_arrow([_row(item) for item in span]).map_batches(
+        _Maker(view),
+        batch_size=1,
+        num_cpus=TASK_CPUS,
+        compute=ray.data.TaskPoolStrategy(size=max(1, int(cpus / TASK_CPUS))),
+    )
+    plan.context.enable_progress_bars = False
+    plan.context.print_on_execution_start = False
+    plan.context.execution_options.preserve_order = True
+    plan.context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
+    made: ray.data.Dataset = plan.materialize()
+    return made
 
 
 def make_batch(work: Work, view: View) -> Batch:
@@ -127,10 +154,3 @@ def _row(work: Work) -> pa.Table:
             "draws": pa.array([list(map(list, work.draws))], pa.list_(pa.list_(pa.int64()))),
         }
     )
-
-
-def _configure(context: ray.data.DataContext, cpus: float, memory: int) -> None:
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus, object_store_memory=memory)

@@ -6,7 +6,7 @@ validations included, in the order that `schedule` fixes; a checkpoint after eac
 
 import itertools
 import logging
-import os
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -43,6 +43,7 @@ class Run:
     labels: LabelSet
     class_weights: tuple[float, ...] | None
     data_cpus: float = 1.0
+    threads: int = 1
     terminal: bool = False
 
     @property
@@ -86,7 +87,7 @@ def fit(config: dict[str, Run]) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its progress bars are off
     keep_freed_memory()
     if not run.settings.gpu:
-        torch.set_num_threads(os.cpu_count() or 1)  # Ray allows one thread per reserved CPU
+        torch.set_num_threads(run.threads)  # Ray allows one thread per reserved CPU
     learner = _learner(run)
     first = _restore(learner)
     journal = Journal(run.folder, epochs=first)
@@ -100,6 +101,8 @@ def fit(config: dict[str, Run]) -> None:
         started = time.monotonic()
         train_loss, rate = _train_epoch(learner, itertools.islice(stream, len(run.steps_of(epoch))), epoch, progress)
         loss, matrix = _validate(learner, itertools.islice(stream, len(run.validation())), run)
+        if not math.isfinite(loss):
+            raise RequestError(_not_finite("validation loss", epoch, learner.step))
         entry = _entry(run, learner, epoch, matrix, train_loss, loss) | {
             "images_per_second": rate,
             "seconds": time.monotonic() - started,
@@ -142,12 +145,7 @@ def _learner(run: Run) -> Learner:
     torch.manual_seed(settings.fit.seed)
     network = UNet(classes=len(run.labels.classes), **architecture(settings.model))
     if settings.fit.init_from is not None:
-        given = Model.load(settings.fit.init_from, "--init-from").network.state_dict()
-        fitting = {
-            name: given[name]
-            for name, tensor in network.state_dict().items()
-            if name in given and given[name].shape == tensor.shape
-        }
+        fitting = fitting_tensors(Model.load(settings.fit.init_from, "--init-from"), network, run.labels)
         print(f"--init-from: {len(fitting)} of {len(network.state_dict())} tensors taken")
         network.load_state_dict(fitting, strict=False)
     weights = None if run.class_weights is None else torch.tensor(run.class_weights)
@@ -158,6 +156,18 @@ def _learner(run: Run) -> Learner:
         class_weights=weights,
         device=ray.train.torch.get_device(),
     )
+
+
+def fitting_tensors(model: Model, network: UNet, labels: LabelSet) -> dict[str, torch.Tensor]:
+    """Weights of `model` that `network` can start from: of equal name and shape; the head only for equal classes."""
+    given = model.network.state_dict()
+    return {
+        name: given[name]
+        for name, tensor in network.state_dict().items()
+        if name in given
+        and given[name].shape == tensor.shape
+        and (model.labels.names == labels.names or not name.startswith("head."))
+    }
 
 
 def _model(run: Run, learner: Learner, entry: Entry, matrix: ConfusionMatrix) -> Model:
@@ -210,10 +220,14 @@ def _check_finite(losses: list[torch.Tensor], learner: Learner, epoch: int) -> N
     finite = torch.isfinite(torch.stack(losses)) if losses else torch.ones(1)
     if not finite.all():
         step = learner.step - len(losses) + int((~finite.bool()).nonzero()[0]) + 1
-        raise RequestError(
-            f"the loss is not finite at epoch {epoch + 1}, step {step}; lower --lr or --clip, or check the labels. "
-            "The model folder keeps the best model so far"
-        )
+        raise RequestError(_not_finite("loss", epoch, step))
+
+
+def _not_finite(what: str, epoch: int, step: int) -> str:
+    return (
+        f"the {what} is not finite at epoch {epoch + 1}, step {step}; lower --lr or --clip, or check the labels. "
+        "The model folder keeps the best model so far"
+    )
 
 
 def _out_of_patience(entries: list[Entry], patience: int) -> bool:

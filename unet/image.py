@@ -5,6 +5,7 @@ nothing is trained or scored. Masks are only ever resampled with nearest neighbo
 """
 
 import io
+import struct
 from typing import Literal
 
 import numpy as np
@@ -41,6 +42,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
         ImageError: not an image, truncated, or larger than `max_pixels`.
     """
     with _open(data, max_pixels) as picture:
+        if picture.mode == "F":
+            raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
         try:
             return np.asarray(_as_rgb(ImageOps.exif_transpose(picture)))
         except _DECODING_ERRORS as error:
@@ -56,15 +59,15 @@ def decode_mask(data: bytes, labels: LabelSet, *, max_pixels: int = MAX_PIXELS) 
     with _open(data, max_pixels) as picture:
         if picture.format == "JPEG":
             raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
+        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"):
+            raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
         try:
-            if picture.mode in ("RGB", "RGBA"):
-                return _classes_of_colors(np.asarray(picture.convert("RGB")), labels)
-            values = np.asarray(picture.getchannel(0) if picture.mode == "LA" else picture)
+            if picture.mode in ("LA", "RGBA"):
+                picture = picture.convert(picture.mode[:-1])  # without its alpha
+            samples = np.asarray(picture)
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
-    if values.ndim != 2:
-        raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
-    return _classes_of_values(values, labels)
+    return _classes_of_values(samples, labels) if samples.ndim == 2 else _classes_of_colors(samples, labels)
 
 
 def size_of(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -115,7 +118,18 @@ def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, OverflowError, MemoryError)
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    IndexError,
+    KeyError,
+    TypeError,
+)
 """What Pillow raises on damaged bytes, by format."""
 
 
@@ -135,8 +149,6 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16-bit grayscale, which convert() would clip to white
         high_bytes = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         picture = Image.fromarray(high_bytes)
-    elif picture.mode == "F":
-        raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
     elif "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
@@ -177,6 +189,11 @@ def _classes_of_colors(colors: Array, labels: LabelSet) -> Array:
     unknown = keys[nearest] != packed
     if unknown.any():
         color = tuple(int(channel) for channel in colors[unknown][0])
+        if len(set(color)) == 1 and labels.value_to_class[color[0]] != INVALID:
+            raise ImageError(
+                f"holds the colour {color}, which no label has, but there is a label with the index {color[0]}: "
+                "it looks like an index mask saved as RGB; save its first channel alone"
+            )
         raise ImageError(f"holds the colour {color}, which no label has; add it to the label file or mend the mask")
     values = np.array([label.value for label in labels.labels], np.uint8)
     mask: Array = labels.value_to_class[values[nearest]]

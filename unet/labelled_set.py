@@ -81,7 +81,12 @@ def find_labelled_set(settings: DataSettings, folder: str | None = None) -> Labe
     else:
         train, val = _by_layout(folder or settings.data or "", "--data")
     if settings.val_data is not None:
-        val = _by_layout(settings.val_data, "--val-data")[0]
+        part = _by_layout(settings.val_data, "--val-data")
+        val = part[1] or part[0]
+        if shared := {pair.image for pair in val} & {pair.image for pair in train}:
+            raise RequestError(
+                f"--val-data {settings.val_data}: {min(shared)} is a training image too; give another set"
+            )
     if not val:
         train, val = _split(train, settings.val_fraction)
     return LabelledSet(train, val)
@@ -134,6 +139,9 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
     if faults:
         more = f" (and {len(faults) - 1} more such files: {_some(faults[1:])})" if len(faults) > 1 else ""
         raise RequestError(faults[0] + more)
+    for name, pairs, part in (("training", labelled.train, parts[0]), ("validation", labelled.val, parts[1])):
+        if part.sizes.total() == len(pairs) and not part.pixels.any():
+            raise RequestError(f"the {name} masks hold no pixel of any class; is --classes the right label set?")
     return parts[0], parts[1]
 
 

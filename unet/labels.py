@@ -124,15 +124,18 @@ def read_labels(source: str) -> LabelSet:
     if not path.is_file():
         known = ", ".join(sorted(BUILT_IN))
         raise RequestError(f"--classes {source}: no such file and no built-in label set; built in: {known}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        missing = {"index", "name", "red", "green", "blue"} - set(reader.fieldnames or ())
-        if missing:
-            raise RequestError(
-                f"--classes {source}: no column {', '.join(sorted(missing))}; "
-                "the header must read index,name,red,green,blue[,ignore]"
-            )
-        labels = tuple(_label(source, reader.line_num, row) for row in reader)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"--classes {source}: cannot be read as a CSV in UTF-8 ({error})") from None
+    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    missing = {"index", "name", "red", "green", "blue"} - set(reader.fieldnames or ())
+    if missing:
+        raise RequestError(
+            f"--classes {source}: no column {', '.join(sorted(missing))}; "
+            "the header must read index,name,red,green,blue[,ignore]"
+        )
+    labels = tuple(_label(source, reader.line_num, row) for row in reader)
     try:
         return LabelSet(labels)
     except RequestError as error:
@@ -149,7 +152,9 @@ def _label(source: str, line: int, row: dict[str, str]) -> Label:
             ignore=bool(int(ignore)) if ignore else row["name"].strip().lower() == "void",
         )
     except (TypeError, ValueError, AttributeError):
-        raise RequestError(f"--classes {source}, line {line}: index, red, green, blue must be whole numbers") from None
+        raise RequestError(
+            f"--classes {source}, line {line}: index, red, green, blue must be whole numbers, ignore 0 or 1"
+        ) from None
 
 
 def _camvid() -> LabelSet:

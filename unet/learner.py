@@ -123,11 +123,9 @@ class Learner:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))  # short memory while weights move fast
-        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
-            else:
-                mean.copy_(value)
+        means, values = (list(part.state_dict().values()) for part in (self.average, self.network))
+        floats = [place for place, mean in enumerate(means) if mean.is_floating_point()]  # not batch counters
+        torch._foreach_lerp_([means[place] for place in floats], [values[place] for place in floats], 1 - decay)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")

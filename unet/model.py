@@ -53,7 +53,6 @@ class UNet(nn.Module):
         norm: Norm = "none",
         dropout: float = 0.3,
         upsample: Upsample = "transpose",
-        residual: bool = False,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -64,16 +63,13 @@ class UNet(nn.Module):
             "norm": norm,
             "dropout": dropout,
             "upsample": upsample,
-            "residual": residual,
         }
         widths = [width << level for level in range(depth + 1)]
         self.down = nn.ModuleList()
-        self.down.append(_Block(channels, widths[0], norm, residual))
+        self.down.append(_Block(channels, widths[0], norm))
         for before, after in pairwise(widths):
-            self.down.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), _Block(before, after, norm, residual)))
-        self.up = nn.ModuleList(
-            _Up(widths[level], norm, dropout, upsample, residual) for level in reversed(range(depth))
-        )
+            self.down.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), _Block(before, after, norm)))
+        self.up = nn.ModuleList(_Up(widths[level], norm, dropout, upsample) for level in reversed(range(depth)))
         self.head = nn.Conv2d(width, classes, 1)
         self.multiple = 1 << depth
         for module in self.modules():
@@ -85,7 +81,8 @@ class UNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits, NCHW float, of normalised images, NCHW float."""
         height, width = images.shape[-2:]
-        x = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        x = F.pad(images, padding, mode="replicate") if any(padding) else images
         skips = []
         for level in self.down:
             x = level(x)
@@ -98,20 +95,18 @@ class UNet(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, before: int, after: int, norm: Norm, residual: bool) -> None:
+    def __init__(self, before: int, after: int, norm: Norm) -> None:
         super().__init__()
         self.first = _conv(before, after, norm)
         self.second = _conv(after, after, norm)
-        self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.first(x), inplace=True)
-        y = self.second(x)
-        return F.relu(x + y if self.residual else y, inplace=True)
+        return F.relu(self.second(x), inplace=True)
 
 
 class _Up(nn.Module):
-    def __init__(self, width: int, norm: Norm, dropout: float, upsample: Upsample, residual: bool) -> None:
+    def __init__(self, width: int, norm: Norm, dropout: float, upsample: Upsample) -> None:
         super().__init__()
         self.upsample: nn.Module
         if upsample == "transpose":
@@ -121,7 +116,7 @@ class _Up(nn.Module):
                 nn.Conv2d(2 * width, width, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
             )
         self.dropout = nn.Dropout(dropout)
-        self.block = _Block(2 * width, width, norm, residual)
+        self.block = _Block(2 * width, width, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = torch.cat([self.upsample(x), skip], dim=1)

@@ -1,7 +1,7 @@
 """How weights move: Muon for convolution kernels, AdamW for the rest, and the learning rate of each step.
 
 Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix before it is applied; a kernel is the matrix of
-its outputs by everything it sees. Its steps are scaled to AdamW's size (Liu et al., 2025), so that one learning rate
+its first dimension by all others. Its steps are scaled to AdamW's size (Liu et al., 2025), so that one learning rate
 and one weight decay serve both.
 """
 

@@ -5,6 +5,7 @@ by itself is refused here, with the flag and the remedy; what depends on files o
 are first seen. Either way it is a `RequestError`.
 """
 
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
@@ -48,8 +49,8 @@ class DataSettings:
     val_fraction: float = 0.2
     """Share of images to validate on where the set has no val part; chosen by a hash of the key, so that an image
     stays on its side as the set grows."""
-    classes: str = "camvid"
-    """Label set: camvid, or a CSV with the columns index,name,red,green,blue[,ignore]."""
+    classes: str | None = None
+    """Label set: camvid, or a CSV with the columns index,name,red,green,blue[,ignore]. Needed for your own data."""
     score_ignore: bool = False
     """Train and score the ignored labels as classes of their own."""
     check_limit: int = 5000
@@ -60,6 +61,8 @@ class DataSettings:
             raise RequestError("--images and --masks go together: give both, or --data")
         if self.data is not None and self.images is not None:
             raise RequestError("--data and --images/--masks are two ways to name the same set: give one")
+        if self.classes is None and (self.data is not None or self.images is not None):
+            raise RequestError("--classes: say what the values of the masks mean: camvid, or a label file")
         if not 0 < self.val_fraction < 1:
             raise RequestError(f"--val-fraction {self.val_fraction} must lie between 0 and 1")
         _at_least("--check-limit", self.check_limit, 1)
@@ -179,8 +182,10 @@ class FitSettings:
                 _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         for name in ("warmup_steps", "weight_decay", "clip", "patience", "class_weight_power", "seed"):
             _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        if not self.lr > 0:
-            raise RequestError(f"--lr {self.lr} must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise RequestError(f"--lr {self.lr} must be above 0, and finite")
+        if self.seed >= 1 << 32:
+            raise RequestError(f"--seed {self.seed} must be below 2 ** 32")
         if not 0 <= self.ema < 1:
             raise RequestError(f"--ema {self.ema} must lie in 0..1, 1 excluded")
         if self.batch_size % self.accumulate:
@@ -242,5 +247,5 @@ def to_mapping(settings: Any) -> dict[str, Any]:
 
 
 def _at_least(flag: str, value: float, least: float) -> None:
-    if value < least:
-        raise RequestError(f"{flag} {value} must be at least {least}")
+    if not least <= value < math.inf:
+        raise RequestError(f"{flag} {value} must be at least {least}, and finite")

@@ -14,7 +14,7 @@ from unet.settings import RequestError
 def list_files(folder: str) -> list[str]:
     """Keys of all files below `folder`, sorted; hidden files and folders are left out. Empty if there is no folder."""
     found = []
-    for parent, folders, files in os.walk(_path(folder)):
+    for parent, folders, files in os.walk(_path(folder), followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(parent, name) for name in files if not name.startswith(".")]
     return sorted(Path(file).relative_to(_path(folder)).as_posix() for file in found)
@@ -35,10 +35,14 @@ def write(uri: str, data: bytes) -> None:
     path = _path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.chmod(temporary, 0o666 & ~_umask())
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def exists(uri: str) -> bool:

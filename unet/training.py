@@ -5,6 +5,7 @@ A run lives in OUTPUT/NAME. Everything is decided here once, in a `Run`, before 
 
 import csv
 import logging
+import math
 import os
 import sys
 from dataclasses import replace
@@ -18,11 +19,12 @@ import yaml
 
 from unet import storage
 from unet.artifact import Model
-from unet.fitting import Run, fit
+from unet.fitting import Run, fit, fitting_tensors
 from unet.journal import Entry, read_entries
 from unet.labelled_set import Census, check, describe, find_labelled_set, read_pair
 from unet.labels import LabelSet, read_labels
 from unet.metrics import ConfusionMatrix
+from unet.model import UNet, architecture
 from unet.predict import Predictor
 from unet.report import Sample, training_report
 from unet.sample import write_sample_set
@@ -42,7 +44,8 @@ def train(settings: TrainSettings) -> int:
     Raises:
         RequestError: the request cannot be right; nothing has been started.
     """
-    folder = storage.join(os.path.abspath(settings.output), settings.name)
+    settings = _with_absolute_paths(settings)
+    folder = storage.join(settings.output, settings.name)
     if _finished(folder, settings):
         print(f"{folder}: this run is finished; give another --name to train anew")
         return 0
@@ -63,8 +66,29 @@ def train(settings: TrainSettings) -> int:
     return 0
 
 
+def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
+    """Workers run in another folder than the command."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None else os.path.abspath(path)
+
+    data, fit_settings = settings.data, settings.fit
+    return replace(
+        settings,
+        output=os.path.abspath(settings.output),
+        data=replace(
+            data,
+            data=absolute(data.data),
+            images=absolute(data.images),
+            masks=absolute(data.masks),
+            val_data=absolute(data.val_data),
+        ),
+        fit=replace(fit_settings, init_from=absolute(fit_settings.init_from)),
+    )
+
+
 def _prepare(settings: TrainSettings, folder: str) -> Run:
-    labels = read_labels(settings.data.classes)
+    labels = read_labels(settings.data.classes or "camvid")
     if settings.data.score_ignore:
         labels = labels.scoring_ignored()
     source = None
@@ -79,7 +103,13 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
             f"--batch-size {batch}: the set has {len(labelled.train)} training images; give at most that"
         )
     if settings.fit.init_from is not None:
-        Model.load(settings.fit.init_from, "--init-from")
+        network = UNet(classes=len(labels.classes), **architecture(settings.model))
+        given = Model.load(settings.fit.init_from, "--init-from")
+        if not any(not name.startswith("head.") for name in fitting_tensors(given, network, labels)):
+            raise RequestError(
+                f"--init-from {settings.fit.init_from}: none of its weights fit; give the --model, --width, "
+                "--norm and --upsample that it was trained with"
+            )
     census = check(labelled, labels, settings.data.check_limit, print)
     print(describe(labelled, labels, census))
     return Run(
@@ -98,34 +128,37 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) ->
         return None
     if source == "median":  # median frequency balancing (Eigen and Fergus, 2015)
         shares = census.shares
-        median = np.median(shares[shares > 0])
+        median = np.median(shares[shares > 0]) if shares.any() else 1.0
         power = settings.fit.class_weight_power
         return tuple(float((median / share) ** power) if share else 1.0 for share in shares)
     try:
         with Path(source).open(newline="") as file:
             given = {row["name"]: float(row["weight"]) for row in csv.DictReader(file, skipinitialspace=True)}
-        return tuple(given[name] for name in labels.names)
+        weights = tuple(given[name] for name in labels.names)
     except OSError:
         raise RequestError(f"--class-weights {source}: no such file; give none, median or a CSV") from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise RequestError(
             f"--class-weights {source}: needs the columns name,weight and a row for each class ({error})"
         ) from None
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise RequestError(f"--class-weights {source}: weights must be finite, none negative and not all zero")
+    return weights
 
 
 def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.WARNING, include_dashboard=False)
     resources = ray.cluster_resources()
     if run.settings.gpu and not resources.get("GPU"):
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
-    cpus = resources.get("CPU", 1.0)
-    data_cpus = max(cpus / 2, cpus - run.settings.workers) if run.settings.gpu else min(1.0, cpus / 2)
+    cpus = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])  # of the largest node
+    data_cpus = max(cpus / 2, cpus - run.settings.workers) if run.settings.gpu else min(max(1.0, cpus / 8), cpus / 2)
     reserved = {"CPU": (cpus - data_cpus) / run.settings.workers} | ({"GPU": 1.0} if run.settings.gpu else {})
     return ray.train.torch.TorchTrainer(
         fit,
-        train_loop_config={"run": replace(run, data_cpus=data_cpus)},
+        train_loop_config={"run": replace(run, data_cpus=data_cpus, threads=max(1, int(cpus)))},
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.settings.workers, use_gpu=run.settings.gpu, resources_per_worker=reserved
         ),
@@ -133,7 +166,7 @@ def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
             name=run.settings.name,
             storage_path=os.path.dirname(run.folder),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
         ),
     )
 
@@ -162,7 +195,7 @@ def _known_fault(error: ray.train.TrainingFailedError) -> str | None:
 def _write_report(run: Run) -> None:
     folder, settings = storage.join(run.folder, "report"), run.settings
     model = Model.load(storage.join(run.folder, "model"), "--name")
-    predictor = Predictor(model)
+    predictor = Predictor(model, precision=settings.fit.precision)
     chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
     samples = []
     for pair in chosen:

@@ -38,7 +38,7 @@ SKIPPED = 5
 
 def parts(data: str) -> dict[str, Any]:
     """Settings that name the set, of which all but a few images train."""
-    return {"images": f"{data}/train", "masks": f"{data}/trainannot", "val_fraction": 0.01}
+    return {"images": f"{data}/train", "masks": f"{data}/trainannot", "val_fraction": 0.01, "classes": "camvid"}
 
 
 class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
