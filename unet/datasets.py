@@ -7,6 +7,7 @@ naming the file, and not a traceback from somewhere in the cluster.
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from unet.labels import LabelSet
 from unet.schedule import Draw
 from unet.settings import AugmentSettings, Geometry, RequestError
 
-SPAN_BYTES = 256 << 20
+SPAN_BYTES = 64 << 20
 """About how much a plan makes, at most. The next plan runs while the batches of one are used, so two lie in memory."""
 
 FIRST_SPAN, LONGEST_SPAN = 4, 1024
@@ -133,6 +134,7 @@ class _Maker:
         self.view = view
 
     def __call__(self, row: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        _yield_to_training()
         pairs = tuple(Pair(*names) for names in row["pairs"][0])
         work = Work(pairs, tuple(Draw(int(p), int(r)) for p, r in row["draws"][0]))
         try:
@@ -141,6 +143,16 @@ class _Maker:
             nothing = Batch(np.zeros((1, 1, 1, 3), np.uint8), np.zeros((1, 1, 1), np.uint8))
             return _columns(nothing, str(error))
         return _columns(batch, "")
+
+
+def _yield_to_training() -> None:
+    """Makes batches only on processors that nothing else wants.
+
+    Where training itself runs on processors, a step is as slow as its slowest thread; a task of equal priority beside it
+    costs a step several times the task's own time. Training that has run out of batches leaves processors enough.
+    """
+    if hasattr(os, "SCHED_IDLE") and os.sched_getscheduler(0) != os.SCHED_IDLE:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _columns(batch: Batch, fault: str) -> dict[str, npt.NDArray[Any]]:
