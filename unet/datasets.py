@@ -6,17 +6,19 @@ naming the file, and not a traceback from somewhere in the cluster.
 """
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import ray
 import ray.data
+from ray.data.block import BlockAccessor
 
 from unet.augment import augment
 from unet.image import Array, ImageError, fit_image, fit_mask
@@ -30,6 +32,12 @@ SPAN_BYTES = 64 << 20
 
 FIRST_SPAN, LONGEST_SPAN = 4, 1024
 """Batches of the first plan, which is waited for, and of the longest. Each plan is up to four times its predecessor."""
+
+KEPT_BYTES = 384 << 20
+"""Decoded pairs that a process which makes batches keeps, at most."""
+
+_kept: dict[Pair, tuple[Array, Array]] = {}
+"""The decoded pairs of this process. A process works for one run, hence for one label set."""
 
 TASK_CPUS = 0.5
 """CPU share of a task that makes a batch."""
@@ -67,17 +75,18 @@ def batches(work: Iterable[Work], view: View, *, cpus: float) -> Iterator[Batch]
     Raises:
         RequestError: a file that cannot be used; names it.
     """
-    with ThreadPoolExecutor(1) as background:
-        making = (background.submit(_run_plan, span, view, cpus) for span in _spans(work, view))
+    feeder: Any = ray.remote(num_cpus=0)(_Feeder).remote(view, cpus)
+    making = (feeder.make.remote(span) for span in _spans(work, view))
+    coming = next(making, None)
+    while coming is not None:
+        made = ray.get(coming)
         coming = next(making, None)
-        while coming is not None:
-            made = coming.result()
-            coming = next(making, None)
-            for row in made.iter_batches(batch_size=None):
-                assert len(row["fault"]) == 1, "a block is one batch"
-                if row["fault"][0]:
-                    raise RequestError(str(row["fault"][0]))
-                yield Batch(row["images"][0], row["masks"][0])
+        for block in made:
+            row = BlockAccessor.for_block(ray.get(block)).to_batch_format("numpy")
+            assert len(row["fault"]) == 1, "a block is one batch"
+            if row["fault"][0]:
+                raise RequestError(str(row["fault"][0]))
+            yield Batch(row["images"][0], row["masks"][0])
 
 
 def _spans(work: Iterable[Work], view: View) -> Iterator[list[Work]]:
@@ -90,24 +99,29 @@ def _spans(work: Iterable[Work], view: View) -> Iterator[list[Work]]:
         length = max(FIRST_SPAN, min(4 * length, SPAN_BYTES // batch_bytes, LONGEST_SPAN))
 
 
-def _run_plan(span: list[Work], view: View, cpus: float) -> ray.data.Dataset:
-    """Makes the batches of `span` in the object store.
+class _Feeder:
+    """Runs the plans, in a process of its own: Ray's executor would take much of a processor, and Python's lock, from
+    the process that trains."""
 
-    A plan that runs to its end, rather than one that is held back by its reader: Ray's executor spins on a processor
-    of this worker's for as long as it is held back.
-    """
-    plan = ray.data.from_arrow([_row(item) for item in span]).map_batches(
-        _Maker(view),
-        batch_size=1,
-        num_cpus=TASK_CPUS,
-        compute=ray.data.TaskPoolStrategy(size=max(1, int(cpus / TASK_CPUS))),
-    )
-    plan.context.enable_progress_bars = False
-    plan.context.print_on_execution_start = False
-    plan.context.execution_options.preserve_order = True
-    plan.context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
-    made: ray.data.Dataset = plan.materialize()
-    return made
+    def __init__(self, view: View, cpus: float) -> None:
+        _yield_to_training()
+        self.view = view
+        self.cpus = cpus
+
+    def make(self, span: list[Work]) -> list[Any]:
+        """The batches of `span`, one block each, as references to the object store."""
+        plan = ray.data.from_arrow([_row(item) for item in span]).map_batches(
+            _Maker(self.view),
+            batch_size=1,
+            num_cpus=TASK_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=max(1, int(self.cpus / TASK_CPUS))),
+        )
+        plan.context.enable_progress_bars = False
+        plan.context.print_on_execution_start = False
+        plan.context.execution_options.preserve_order = True
+        plan.context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=self.cpus)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
+        return [ref for bundle in plan.materialize().iter_internal_ref_bundles() for ref in bundle.block_refs]
 
 
 def make_batch(work: Work, view: View) -> Batch:
@@ -118,13 +132,23 @@ def make_batch(work: Work, view: View) -> Batch:
     """
     made = []
     for place, pair in enumerate(work.pairs):
-        image, mask = read_pair(pair, view.labels)
+        image, mask = _read_once(pair, view.labels)
         if work.draws:
             rng = np.random.default_rng((view.seed, *work.draws[place]))
             made.append(augment(image, mask, geometry=view.geometry, settings=view.augment, rng=rng))
         else:
             made.append((fit_image(image, view.geometry), fit_mask(mask, view.geometry)))
     return Batch(np.stack([image for image, _ in made]), np.stack([mask for _, mask in made]))
+
+
+def _read_once(pair: Pair, labels: LabelSet) -> tuple[Array, Array]:
+    """`read_pair`, which is most of the work of a batch, remembered as far as `KEPT_BYTES` go."""
+    if pair not in _kept:
+        image, mask = read_pair(pair, labels)
+        if sum(a.nbytes + b.nbytes for a, b in _kept.values()) + image.nbytes + mask.nbytes > KEPT_BYTES:
+            return image, mask
+        _kept[pair] = image, mask
+    return _kept[pair]
 
 
 class _Maker:
@@ -148,8 +172,8 @@ class _Maker:
 def _yield_to_training() -> None:
     """Makes batches only on processors that nothing else wants.
 
-    Where training itself runs on processors, a step is as slow as its slowest thread; a task of equal priority beside it
-    costs a step several times the task's own time. Training that has run out of batches leaves processors enough.
+    Where training itself runs on processors, a step is as slow as its slowest thread; a task of equal priority beside
+    it costs the step several times the task's own time. Training that has run out of batches leaves processors enough.
     """
     if hasattr(os, "SCHED_IDLE") and os.sched_getscheduler(0) != os.SCHED_IDLE:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -5,7 +5,6 @@ validations included, in the order that `schedule` fixes; a checkpoint after eac
 """
 
 import itertools
-import logging
 import math
 import tempfile
 import time
@@ -84,7 +83,6 @@ class Run:
 def fit(config: dict[str, Run]) -> None:
     """What each training worker runs."""
     run = config["run"]
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its progress bars are off
     keep_freed_memory()
     if not run.settings.gpu:
         torch.set_num_threads(run.threads)  # Ray allows one thread per reserved CPU
