@@ -56,6 +56,7 @@ def camvid() -> Path:
 @pytest.fixture(scope="session")
 def one_ray() -> Iterator[None]:
     """Ray, started once for all tests that need it."""
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # how soon the end of a worker is seen
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

@@ -76,30 +76,10 @@ def test_a_run_leaves_what_the_contract_says(job: Job, folder: Path, capfd: pyte
     assert np.sum(model.scores["confusion"]) == 5 * 32 * 48  # every validation pixel exactly once
     assert "report:" in capfd.readouterr().out
 
-
-def test_a_finished_run_says_so_and_other_settings_are_refused(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
-    assert job(epochs=1) == 0
-    assert job(epochs=1) == 0
-    assert "this run is finished" in capfd.readouterr().out
-    assert job(epochs=1, lr=0.5) == 2
-    assert "lr 0.004 -> 0.5" in capfd.readouterr().err
-
-
-def test_a_run_that_lacks_only_its_report_gets_it(job: Job, folder: Path) -> None:
-    assert job(epochs=1) == 0
-    entries = read_entries(str(folder))
-    shutil.rmtree(folder / "report")
-    assert job(epochs=1) == 0
+    shutil.rmtree(folder / "report")  # a run that lacks only its report gets it
+    assert job(epochs=3, lr=0.01) == 0
     assert (folder / "report/index.html").exists()
     assert read_entries(str(folder)) == entries
-
-
-def test_two_equal_runs_give_equal_weights(job: Job, tmp_path: Path) -> None:
-    weights = []
-    for name in ("a", "b"):
-        assert job(name=name, epochs=1) == 0
-        weights.append((tmp_path / "out" / name / "model/model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
 
 
 def test_native_geometry_trains_on_crops_and_validates_whole_images(job: Job, folder: Path, boxes: Path) -> None:
@@ -112,10 +92,20 @@ def test_native_geometry_trains_on_crops_and_validates_whole_images(job: Job, fo
     assert Predictor(model).predict(image).shape == (50, 45)
 
 
-def test_a_run_may_start_from_a_model_folder(job: Job, tmp_path: Path, folder: Path) -> None:
+def test_a_finished_run_says_so_refuses_other_settings_and_may_be_started_from(
+    job: Job, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert job(epochs=1) == 0
-    assert job(name="next", epochs=1, init_from=folder / "model", lr=1e-9) == 0
-    before, after = (Model.load(str(tmp_path / "out" / name / "model"), "") for name in ("run", "next"))
+    assert job(epochs=1) == 0
+    assert "this run is finished" in capfd.readouterr().out
+    assert job(epochs=1, lr=0.5) == 2
+    assert "lr 0.004 -> 0.5" in capfd.readouterr().err
+
+    assert job(name="next", init_from=folder / "model", width=16) == 2
+    assert "none of its weights fit" in capfd.readouterr().err
+    monkeypatch.chdir(tmp_path)  # relative paths are those of the command, not of its workers
+    assert job(name="next", epochs=1, init_from="out/run/model", data="boxes", output="out", lr=1e-9) == 0
+    before, after = (Model.load(str(tmp_path / "out" / name / "model")) for name in ("run", "next"))
     for name, tensor in after.network.named_parameters():
         assert torch.allclose(tensor, dict(before.network.named_parameters())[name], atol=1e-4), name
 
@@ -132,9 +122,9 @@ def test_training_stops_when_patience_runs_out(job: Job, folder: Path) -> None:
     assert len(read_entries(str(folder))) < 9
 
 
-@pytest.mark.parametrize("option", [{"class_weights": "none"}, {"accumulate": 2, "loss": "ce"}, {"precision": "fp32"}])
-def test_options_of_the_loss_and_the_step_work(job: Job, option: dict[str, Any]) -> None:
-    assert job(epochs=1, **option) == 0
+def test_options_of_the_network_the_loss_and_the_step_work(job: Job) -> None:
+    network = {"norm": "group", "upsample": "bilinear", "dropout": 0.1, "compile": True}
+    assert job(epochs=1, class_weights="none", accumulate=2, loss="ce", lr_schedule="cosine", **network) == 0
 
 
 def test_promise_30_a_loss_that_is_not_finite_stops_the_run_which_can_go_on_from_the_last_good_epoch(
@@ -258,3 +248,10 @@ def test_a_misspelt_yaml_key_is_exit_2_with_one_line(
     file.write_text("epocs: 3\n")
     assert job(config=file) == 2
     assert "no setting 'epocs'; did you mean epochs?" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_classic_has_its_published_size_on_camvid(job: Job, folder: Path, camvid: Path) -> None:
+    classic = {"model": "classic", "width": None, "depth": None, "size": "128 128", "batch_size": 32}
+    assert job(data=camvid, classes="camvid", score_ignore=True, epochs=1, max_steps=2, **classic) == 0
+    assert json.loads((folder / "model/model.json").read_text())["parameters"] == 34_514_060
