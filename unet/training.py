@@ -105,7 +105,8 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
     if settings.fit.init_from is not None:
         network = UNet(classes=len(labels.classes), **architecture(settings.model))
         given = Model.load(settings.fit.init_from, "--init-from")
-        if not any(not name.startswith("head.") for name in fitting_tensors(given, network, labels)):
+        fitting = fitting_tensors(given, network, labels)
+        if not any(tensor.ndim > 1 for name, tensor in fitting.items() if not name.startswith("head.")):
             raise RequestError(
                 f"--init-from {settings.fit.init_from}: none of its weights fit; give the --model, --width, "
                 "--norm and --upsample that it was trained with"
