@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = (
     {"training"},
     {"fitting"},
-    {"datasets", "progress"},
+    {"datasets", "progress", "session"},
     {"command_line", "predict", "artifact", "journal", "learner", "report", "sample", "labelled_set"},
     {"storage", "schedule", "page", "scene"},
     {"model", "loss", "metrics", "augment", "optimizer", "scenery"},
@@ -21,7 +21,7 @@ ROWS = (
 )
 """Modules of unet/, highest first: each imports only from rows below its own, or within the fourth."""
 
-RAY = {"training", "fitting", "datasets", "progress"}
+RAY = {"training", "fitting", "datasets", "progress", "session"}
 SIDEWAYS = {("predict", "artifact")}
 
 

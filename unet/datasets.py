@@ -27,7 +27,7 @@ from unet.labels import LabelSet
 from unet.schedule import Draw
 from unet.settings import AugmentSettings, Geometry, RequestError
 
-SPAN_BYTES = 64 << 20
+SPAN_BYTES = 256 << 20
 """About how much a plan makes, at most. The next plan runs while the batches of one are used, so two lie in memory."""
 
 FIRST_SPAN, LONGEST_SPAN = 4, 1024

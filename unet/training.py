@@ -4,18 +4,19 @@ A run lives in OUTPUT/NAME. Everything is decided here once, in a `Run`, before 
 """
 
 import csv
-import logging
 import math
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import yaml
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from unet import storage
 from unet.artifact import Model
@@ -28,6 +29,7 @@ from unet.model import UNet, architecture
 from unet.predict import Predictor
 from unet.report import Sample, training_report
 from unet.sample import write_sample_set
+from unet.session import connect
 from unet.settings import RequestError, TrainSettings, to_mapping
 
 SAMPLES = 6
@@ -149,15 +151,14 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) ->
 
 def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING, include_dashboard=False)
+    trainer = _LocalTrainer if connect() else ray.train.torch.TorchTrainer
     resources = ray.cluster_resources()
     if run.settings.gpu and not resources.get("GPU"):
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
     cpus = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])  # of the largest node
     data_cpus = max(cpus / 2, cpus - run.settings.workers) if run.settings.gpu else min(max(1.0, cpus / 8), cpus / 2)
     reserved = {"CPU": (cpus - data_cpus) / run.settings.workers} | ({"GPU": 1.0} if run.settings.gpu else {})
-    return ray.train.torch.TorchTrainer(
+    return trainer(
         fit,
         train_loop_config={"run": replace(run, data_cpus=data_cpus, threads=max(1, int(cpus)))},
         scaling_config=ray.train.ScalingConfig(
@@ -170,6 +171,15 @@ def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
         ),
     )
+
+
+class _LocalTrainer(ray.train.torch.TorchTrainer):
+    """Without the actor that outlives a driver to free its workers: local Ray ends with its driver, and without a
+    dashboard that actor does nothing but complain."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def _finished(folder: str, settings: TrainSettings) -> bool:

@@ -161,8 +161,9 @@ def compare(data: str, preset: Preset, batch: int, steps: int, rounds: int) -> N
         rate, start = job(data, preset, batch, steps)
         rates["a"].append(rate)
         starts.append(start)
-        for name in ("b", "c"):
-            rates[name].append(alone("--loop", name, data, preset, str(batch), str(steps)))
+        for name, count in (("b", steps), ("c", steps // 4)):
+            rates[name].append(alone("--loop", name, data, preset, str(batch), str(count)))
+        print(f"{preset}: job {rate:.2f}, loop {rates['b'][-1]:.2f}, bound {rates['c'][-1]:.2f} images/s", flush=True)
     a, b, c = (statistics.median(rates[name]) for name in "abc")
     ratios = [statistics.median(x / y for x, y in zip(rates[p], rates[q], strict=True)) for p, q in ("ab", "bc")]
     print(f"{preset}, batches of {batch} at {SIZE[0]}x{SIZE[1]}, {steps} steps, {rounds} rounds")
@@ -190,8 +191,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if given.data is None:
                 write_sample_set(Path(folder))
-            compare(given.data or folder, "default", 32, 40, given.rounds)
-            compare(given.data or folder, "classic", 16, 20, given.rounds)
+            compare(given.data or folder, "default", 32, 80, given.rounds)
+            compare(given.data or folder, "classic", 16, 40, given.rounds)
 
 
 if __name__ == "__main__":
