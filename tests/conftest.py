@@ -2,12 +2,15 @@
 
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import ray
+from moto.server import ThreadedMotoServer
 
 from unet.image import Array, encode
 
@@ -54,8 +57,33 @@ def camvid() -> Path:
 
 
 @pytest.fixture(scope="session")
-def one_ray() -> Iterator[None]:
-    """Ray, started once for all tests that need it."""
+def s3() -> Iterator[str]:
+    """A local S3 server, as the AWS environment of this process and of those it starts; yields its URL."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "the-tests-key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "the-tests-secret")
+        patch.setenv("AWS_REGION", "us-east-1")
+        yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: str) -> str:
+    """The URI of a fresh bucket."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=s3, region_name="us-east-1").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def one_ray(s3: str) -> Iterator[None]:
+    """Ray, started once for all tests that need it; its workers inherit the S3 server of the tests."""
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # how soon the end of a worker is seen
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from unet.command_line import parse, run
-from unet.settings import RequestError, TrainSettings, to_mapping
+from unet.settings import RequestError, SegmentSettings, TrainSettings, to_mapping
 
 
 def test_flags_of_every_group_are_flat() -> None:
@@ -94,3 +94,8 @@ def test_a_faulty_request_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[s
     assert run(lambda settings: 0, TrainSettings, ["--epoch", "3"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert run(lambda settings: 0, TrainSettings, []) == 0
+
+
+def test_flags_that_are_missing_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda _: 0, SegmentSettings, ["--input", "images"]) == 2
+    assert capsys.readouterr().err == "error: missing: --output, --model; see --help\n"

@@ -8,11 +8,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROWS = (
-    {"training"},
-    {"fitting"},
+    {"training", "segmentation"},
+    {"fitting", "recorder"},
+    {"segmenter"},
+    {"listing"},
     {"datasets", "progress", "session"},
-    {"command_line", "predict", "artifact", "journal", "learner", "report", "sample", "labelled_set"},
+    {
+        "command_line",
+        "predict",
+        "artifact",
+        "ledger",
+        "journal",
+        "learner",
+        "report",
+        "run_page",
+        "sample",
+        "labelled_set",
+    },
+    {"plots"},
     {"storage", "schedule", "page", "scene"},
+    {"s3"},
     {"model", "loss", "metrics", "augment", "optimizer", "scenery"},
     {"image", "canvas"},
     {"palette"},
@@ -21,7 +36,7 @@ ROWS = (
 )
 """Modules of unet/, highest first: each imports only from rows below its own, or within the fourth."""
 
-RAY = {"training", "fitting", "datasets", "progress", "session"}
+RAY = {"training", "segmentation", "fitting", "datasets", "progress", "session"}
 SIDEWAYS = {("predict", "artifact")}
 
 

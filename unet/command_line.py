@@ -10,13 +10,14 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 import yaml
 
-from unet.settings import RequestError, to_mapping
+from unet.settings import RequestError
 
 Settings = TypeVar("Settings")
 
@@ -79,7 +80,7 @@ def _flags_of(file: str, settings: type) -> Iterator[str]:
         raise RequestError(f"--config {file}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise RequestError(f"--config {file}: must hold `flag: value` lines")
-    known = to_mapping(settings())
+    known = _kinds(settings)
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:
@@ -87,7 +88,7 @@ def _flags_of(file: str, settings: type) -> Iterator[str]:
             hint = f"did you mean {close[0]}?" if close else "see --help for the names"
             raise RequestError(f"--config {file}: there is no setting {key!r}; {hint}")
         flag = "--" + name.replace("_", "-")
-        if isinstance(known[name], bool):
+        if known[name] is bool:
             if not isinstance(value, bool):
                 raise RequestError(f"--config {file}: {key} must be true or false, not {value!r}")
             yield flag if value else "--no-" + flag[2:]
@@ -96,8 +97,18 @@ def _flags_of(file: str, settings: type) -> Iterator[str]:
             yield from map(str, value if isinstance(value, list) else [value])
 
 
+def _kinds(settings: Any) -> dict[str, Any]:
+    """The type of every setting by its name, groups flattened."""
+    kinds: dict[str, Any] = {}
+    for item in fields(settings):
+        kinds |= _kinds(item.type) if is_dataclass(item.type) else {item.name: item.type}
+    return kinds
+
+
 def _one_line(message: str) -> str:
     """The parser's message, a title and a text in a box, on one line without title, frame and footer."""
     lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()[1:]]
+    if lines and lines[0].startswith("Missing from"):
+        return "missing: " + ", ".join(line.split()[0] for line in lines if line.startswith("--")) + "; see --help"
     words = " ".join(line for line in lines if line.strip("-─")).split("For full helptext")[0].split()
     return re.sub(r"^Error parsing \w+: (?=--)", "", " ".join(words)) + "; see --help"

@@ -26,6 +26,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 MAX_PIXELS = 1 << 28
 """Default limit on height x width, checked between header and decoding."""
 
+BAND = 256
+"""Rows that are converted at once."""
+
 Image.MAX_IMAGE_PIXELS = None  # our own limit, which is an error and not a warning, stands in for Pillow's
 
 
@@ -45,9 +48,14 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
         if picture.mode == "F":
             raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
         try:
-            return np.asarray(_as_rgb(ImageOps.exif_transpose(picture)))
+            ImageOps.exif_transpose(picture, in_place=True)
+            image = np.empty((picture.height, picture.width, 3), np.uint8)
+            for top in range(0, picture.height, BAND):  # Pillow's own copy is all that is ever held beside the image
+                rows = image[top : top + BAND]
+                rows[:] = np.asarray(_as_rgb(picture.crop((0, top, picture.width, top + len(rows)))))
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
+    return image
 
 
 def decode_mask(data: bytes, labels: LabelSet, *, max_pixels: int = MAX_PIXELS) -> Array:
@@ -111,11 +119,27 @@ def overlay(image: Array, mask: Array, labels: LabelSet, *, opacity: float = 0.5
     return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colorize(mask, labels)), opacity))
 
 
-def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
-    """`image` (HWC RGB, or HW) as a complete PNG or JPEG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind, **({"quality": 90} if kind == "JPEG" else {"compress_level": 6}))
-    return buffer.getvalue()
+def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG", *, compress_level: int = 6) -> bytes:
+    """`image` (HWC RGB, or HW) as a complete PNG or JPEG file. `compress_level`: of a PNG, 1 (fast) to 9 (small)."""
+    options = {"quality": 90} if kind == "JPEG" else {"compress_level": compress_level}
+    return _saved(Image.fromarray(image), kind, **options)
+
+
+def encode_mask(mask: Array, labels: LabelSet, *, compress_level: int = 1) -> bytes:
+    """`mask` as an indexed PNG of the labels' own values and colours, which `decode_mask` reads back.
+
+    `compress_level`: 1 (fast) to 9 (small). `IGNORE` becomes the first ignored label; a mask for a set without any
+    must not hold it.
+    """
+    ignored = [label.value for label in labels.labels if label.ignore]
+    assert ignored or mask.max(initial=0) < len(labels.classes)
+    values = np.full(256, ignored[0] if ignored else 0, np.uint8)
+    values[: len(labels.classes)] = [label.value for label in labels.classes]
+    palette = np.zeros((labels.labels[-1].value + 1, 3), np.uint8)  # no longer: up to 16 colours take half a byte
+    palette[[label.value for label in labels.labels]] = [label.color for label in labels.labels]
+    picture = Image.fromarray(values[mask])
+    picture.putpalette(palette.tobytes())
+    return _saved(picture, "PNG", compress_level=compress_level)
 
 
 _DECODING_ERRORS = (
@@ -143,6 +167,12 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if picture.width * picture.height > max_pixels:
         raise ImageError(f"has {picture.width} x {picture.height} pixels, more than the limit of {max_pixels}")
     return picture
+
+
+def _saved(picture: Image.Image, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -1,34 +1,236 @@
 """The one way a model is ever applied: images in, masks out.
 
-image: HWC uint8 RGB of any size; mask: HW uint8 class indices of the same size. The model's geometry decides what the
-network sees; logits, never masks, are resized back.
+image: HWC uint8 RGB of any size; mask: HW uint8 class indices of the same size; logits: HWC float, channels last as
+the network leaves them. The model's geometry decides what the network sees; logits, never masks, are resized back.
+A mask depends on its image and on `fingerprint` alone: never on its neighbours in a batch nor on the number of threads.
 """
 
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
-from torch.nn import functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from unet.artifact import Model
 from unet.image import Array, fit_image
-from unet.model import channels_last, normalise
-from unet.settings import Precision
+from unet.model import UNet, channels_last, normalise
+from unet.settings import Precision, RequestError
+from unet.tiling import BAND, blend, padded, resized, spans
+
+PREPROCESSING = 1
+"""Counts changes of what the network is given for the same image."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image."""
+
+    mask: Array
+    """HW uint8 class indices."""
+    confidence: Array | None
+    """HW uint8: 255 times the softmax probability of the mask's class, where asked for."""
 
 
 class Predictor:
-    """Applies `model` on `device`."""
+    """Applies `model` on `device`.
 
-    def __init__(self, model: Model, *, device: torch.device | str = "cpu", precision: Precision = "bf16") -> None:
+    `tile`: geometry native only: larger images are cut into tiles of this height and width at most [pixels].
+    `tta`: averages the logits of each image and of its mirror image.
+
+    Raises:
+        RequestError: `tile` is too small for the network.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "bf16",
+        tile: int = 1024,
+        tta: bool = False,
+    ) -> None:
         self.model = model
         self.device = torch.device(device)
         self.precision = precision
-        self.network = channels_last(model.network.to(self.device)).eval()
+        self.multiple = model.network.multiple
+        self.tile = tile // self.multiple * self.multiple
+        self.tta = tta
+        if self.tile < 2 * self.multiple:
+            raise RequestError(f"--tile {tile} must be at least {2 * self.multiple} for a network of this depth")
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        network = _folded(copy.deepcopy(model.network).eval().requires_grad_(False))
+        if self.device.type == "cpu":
+            network = _steady(network)
+        self._network = channels_last(network.to(self.device, self._dtype))
 
-    @torch.inference_mode()
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the pixels and the palette of a mask depend on, besides the image; ready for JSON."""
+        native = self.model.geometry.kind == "native"
+        return {
+            "model": self.model.digest,
+            "labels": self.model.labels.to_json(),
+            "preprocessing": PREPROCESSING,
+            "geometry": [self.model.geometry.kind, *self.model.geometry.size],
+            "tile": self.tile if native else None,
+            "tta": self.tta,
+            "precision": self.precision,
+        }
+
+    def shape(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what the network is given for an image of this size: equal ones may share a batch."""
+        whole = self._whole(image_size)
+        return (min(whole[0], self.tile), min(whole[1], self.tile)) if self.tiled(image_size) else whole
+
+    def tiled(self, image_size: tuple[int, int]) -> bool:
+        """Whether an image of this size is cut into tiles; it then gains nothing from a batch."""
+        height, width = self._whole(image_size)
+        return self.model.geometry.kind == "native" and height * width > self.tile**2
+
     def predict(self, image: Array) -> Array:
         """The mask of `image`."""
-        seen = torch.tensor(fit_image(image, self.model.geometry)).unsqueeze(0).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.network(normalise(seen)).float()
-        if logits.shape[-2:] != image.shape[:2]:
-            logits = F.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)
-        mask: Array = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
-        return mask
+        return self.predict_batch([image])[0].mask
+
+    @torch.inference_mode()
+    def predict_batch(self, images: Sequence[Array], *, confidence: bool = False) -> list[Prediction]:
+        """The predictions of images of one `shape`, in their order."""
+        assert len({self.shape(_size(image)) for image in images}) <= 1
+        # Convolutions may sum in another order for another batch. On a CPU a batch is no faster: one image at a time.
+        alone = self.device.type == "cpu" or any(self.tiled(_size(image)) for image in images)
+        batches = [[image] for image in images] if alone else [list(images)]
+        return [
+            _decide(bands, _size(image), confidence)
+            for batch in batches
+            if batch
+            for image, bands in zip(batch, self._bands(batch), strict=True)
+        ]
+
+    def _whole(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        geometry = self.model.geometry
+        height, width = image_size if geometry.kind == "native" else geometry.size
+        return padded(height, self.multiple), padded(width, self.multiple)
+
+    def _bands(self, batch: Sequence[Array]) -> Iterator[Iterable[Tensor]]:
+        """For each image its logits at its own size, in bands of rows, each [rows, W, C]."""
+        if self.tiled(_size(batch[0])):
+            for image in batch:
+                yield self._blended(image)
+            return
+        seen = [fit_image(image, self.model.geometry) for image in batch]
+        for image, fitted, logits in zip(batch, seen, self._logits(seen), strict=True):
+            own = logits[: fitted.shape[0], : fitted.shape[1]]
+            yield [own] if own.shape[:2] == image.shape[:2] else resized(own, _size(image))
+
+    def _blended(self, image: Array) -> Iterator[Tensor]:
+        rows, columns = (spans(length, self.tile, self.multiple) for length in _size(image))
+
+        def logits_of(row: slice, column: slice) -> Tensor:
+            tile = image[row, column]
+            return self._logits([tile])[0, : tile.shape[0], : tile.shape[1]]
+
+        return blend(rows, columns, logits_of)
+
+    def _logits(self, images: Sequence[Array]) -> Tensor:
+        """Logits, NHWC, of images padded to the network's multiple by repeating their borders."""
+        batch = torch.from_numpy(np.stack([_pad(image, self.multiple) for image in images]))
+        seen = normalise(batch.to(self.device)).to(self._dtype)
+        logits = self._network(seen)
+        if self.tta:
+            logits = (logits.float() + self._network(seen.flip(-1)).flip(-1)) / 2
+        result: Tensor = logits.permute(0, 2, 3, 1)
+        return result
+
+
+def _decide(bands: Iterable[Tensor], size: tuple[int, int], confidence: bool) -> Prediction:
+    """The likeliest class of each pixel, and how likely it is, from logits at the image's size."""
+    masks, certain = [], []
+    for band in bands:
+        for logits in band.split(max(1, BAND[band.device.type] // band[0].numel())):
+            highest, classes = logits.max(-1, keepdim=True)
+            masks.append(classes.squeeze(-1).to(torch.uint8))
+            if confidence:
+                share = 1 / (logits.float() - highest.float()).exp_().sum(-1)
+                certain.append(share.mul_(255).round_().to(torch.uint8))
+    mask, sure = (torch.cat(rows).cpu().numpy() if rows else None for rows in (masks, certain))
+    assert mask is not None
+    assert mask.shape == size
+    return Prediction(mask, sure)
+
+
+def _folded(network: UNet) -> UNet:
+    """`network` for inference, each batch norm folded into the convolution before it."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Sequential) and isinstance(child[-1], nn.BatchNorm2d):
+                convolution, norm = child
+                assert isinstance(convolution, nn.Conv2d)
+                assert isinstance(norm, nn.BatchNorm2d)
+                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
+    return network
+
+
+def _steady(network: UNet) -> UNet:
+    """`network` of operations that sum in the same order on any number of CPU threads; all others measured do."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ConvTranspose2d):
+                setattr(parent, name, _Doubling(child))
+            elif isinstance(child, nn.GroupNorm):
+                setattr(parent, name, _SteadyGroupNorm(child))
+            elif isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1):
+                child.dilation = (2, 2)  # no change for one pixel, but else PyTorch on one thread bypasses oneDNN
+    return network
+
+
+class _Doubling(nn.Module):
+    """A 3x3 transposed convolution of stride 2 as two plain ones, which make the even and the odd rows.
+
+    Each makes both columns of its rows, as twice the channels. An even row or column is the kernel's middle times the
+    pixel; an odd one is the kernel's end times the pixel plus its beginning times the next pixel.
+    """
+
+    def __init__(self, transposed: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        kernel = transposed.weight.transpose(0, 1)
+        before, after = transposed.in_channels, transposed.out_channels
+        assert transposed.bias is not None
+        self.rows = nn.ModuleList()
+        for odd, taps in enumerate(([1], [2, 0])):
+            part = kernel[:, :, taps]
+            even_column = torch.stack([part[..., 1], torch.zeros_like(part[..., 1])], dim=-1)
+            row = nn.Conv2d(before, 2 * after, (len(taps), 2), padding=(odd, 1)).requires_grad_(False)
+            row.weight.copy_(torch.cat([even_column, part[..., [2, 0]]]))
+            assert row.bias is not None
+            row.bias.copy_(transposed.bias.repeat(2))
+            self.rows.append(row)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, _, height, width = x.shape
+        rows = [row(x)[..., odd:, 1:].permute(0, 2, 3, 1) for odd, row in enumerate(self.rows)]
+        return torch.stack(rows, dim=2).view(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+
+
+class _SteadyGroupNorm(nn.Module):
+    """Group norm over planes, not channels-last memory, where a group's sum is one thread's."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x.contiguous())
+        return normed.contiguous(memory_format=torch.channels_last)
+
+
+def _pad(image: Array, multiple: int) -> Array:
+    below, beside = (padded(length, multiple) - length for length in _size(image))
+    return np.pad(image, ((0, below), (0, beside), (0, 0)), mode="edge") if below or beside else image
+
+
+def _size(image: Array) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]

@@ -27,5 +27,5 @@ def connect() -> bool:
     # Little may run beside the work: on a laptop Ray's idle processes delay every step a little.
     for name in ("RAY_worker_niceness", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED"):
         os.environ.setdefault(name, "0")
-    ray.init(address="local", logging_level=logging.WARNING, include_dashboard=False)
+    ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False)
     return True

@@ -1,0 +1,10 @@
+"""Segment the new and changed images of a folder or bucket: `python jobs/segment.py --help`."""
+
+import sys
+
+from unet.command_line import run
+from unet.segmentation import segment
+from unet.settings import SegmentSettings
+
+if __name__ == "__main__":
+    sys.exit(run(segment, SegmentSettings))

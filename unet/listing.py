@@ -1,0 +1,361 @@
+"""What a run has to do: every object of the input, each with a verdict, in chunks that flow while the listing goes on.
+
+A chunk's `rows` have the columns of `ROWS`. `status` is TODO, with the reason in `error`, or already the object's last
+word in this run. Memory does not grow with the listing; the ledger's look-up is all that is held.
+"""
+
+import csv
+import fnmatch
+import io
+import re
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from unet import storage
+from unet.image import SUFFIXES
+from unet.ledger import CHANGED, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, Record, hash_of
+from unet.settings import RequestError, SegmentSettings
+from unet.storage import Listed, Store, Vanished, join, open_store
+
+TODO = "todo"
+
+OWN = "_segment/"
+"""What keys of our own in the output begin with."""
+
+REASONS = {
+    NEW: "new",
+    CHANGED: "changed",
+    MODEL_CHANGED: "model or settings changed",
+    DONE: "forced",
+    FAILED: "retried",
+}
+"""Why an object is segmented, by what the ledger says of it."""
+
+ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
+"""Storage classes whose objects cannot be read before they are restored."""
+
+SMALLEST_CHUNK, LARGEST_CHUNK, SETTLED_CHUNK = 16, 128, 8192
+"""Objects of a chunk: few at first, so that every worker has some soon, then a 64th of what was listed so far."""
+
+HEADS = 16
+"""Requests at a time for the objects of a manifest."""
+
+ROWS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("etag", pa.string()),
+        ("size", pa.int64()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("mask_etag", pa.string()),
+        ("seconds", pa.float64()),
+        ("permanent", pa.bool_()),
+    ]
+)
+"""One row for each object. `permanent`: a failure that the same bytes and settings will meet again."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the driver has decided; the same for every process of a run."""
+
+    settings: SegmentSettings
+    fingerprint: str
+    """Digest of all that changes a mask."""
+    run: str
+    """Name of the run's folder."""
+    fence: int
+    """Number of this run among those of the output; the highest has the last word on a key."""
+
+    @property
+    def failed_fingerprint(self) -> str:
+        """Digest of all that decides whether an object fails."""
+        limits = self.settings.max_pixels, self.settings.max_bytes
+        return f"{hash_of(self.fingerprint, *limits):016x}"
+
+    @property
+    def ledger(self) -> Ledger:
+        """The record of earlier runs, and of this one."""
+        return Ledger(join(self.settings.output, f"{OWN}ledger"))
+
+
+@dataclass
+class Chunk:
+    """Some objects on their way through the pipeline, and what is counted beside them."""
+
+    rows: pa.Table
+    totals: Counter[str] = field(default_factory=Counter)
+    """Counts of what has no row: names that do not match, masks without an image, masks removed."""
+    class_pixels: npt.NDArray[np.int64] | None = None
+    """Pixels of the masks made, by class index."""
+    sheets: list[tuple[int, str, bytes]] = field(default_factory=list)
+    """Candidates for the contact sheet: rank, key, JPEG."""
+
+
+def make_rows(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """A table of `ROWS`; columns left out are null."""
+    count = len(columns["key"])
+    return pa.table(
+        [pa.array(columns[name], kind) if name in columns else pa.nulls(count, kind) for name, kind in _KINDS],
+        schema=ROWS,
+    )
+
+
+_KINDS = list(zip(ROWS.names, ROWS.types, strict=True))
+
+
+def mask_key(key: str) -> str:
+    """Where the mask of an image lies in the output: the whole key and more, so that no two images share one."""
+    return f"{key}.png"
+
+
+def output_keys(key: str, outputs: Iterable[str]) -> list[str]:
+    """All that is written for an image."""
+    return [mask_key(key) if name == "mask" else f"{OWN}{name}/{mask_key(key)}" for name in outputs]
+
+
+def chunks(request: Request) -> Iterator[Chunk]:
+    """All objects of the input, each once, settled or to be done."""
+    lister = _Lister(request)
+    waiting: list[pa.Table] = []
+    settled: list[pa.Table] = []
+    listed = 0
+    for page in lister.pages():
+        rows = lister.judge(page)
+        listed += len(rows)
+        todo = pc.equal(rows["status"], TODO)
+        waiting.append(rows.filter(todo))
+        settled.append(rows.filter(pc.invert(todo)))
+        size = max(SMALLEST_CHUNK, min(listed // 64, LARGEST_CHUNK))
+        waiting = yield from _cut(waiting, size)
+        settled = yield from _cut(settled, SETTLED_CHUNK)
+        if lister.todo_left == 0:
+            break
+    yield from map(Chunk, [table for table in (*waiting, *settled) if len(table)])
+    yield Chunk(make_rows({"key": []}), lister.finish())
+
+
+def _cut(tables: list[pa.Table], size: int) -> Generator[Chunk, None, list[pa.Table]]:
+    """Yields chunks of `size` rows; returns what is left."""
+    if sum(map(len, tables)) < size:
+        return tables
+    table = pa.concat_tables(tables)
+    whole = len(table) // size * size
+    for start in range(0, whole, size):
+        yield Chunk(table.slice(start, size))
+    return [table.slice(whole)]
+
+
+class _Lister:
+    """Lists, and judges by the name, the listing and the ledger."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.settings = settings = request.settings
+        self.source, self.target = open_store(settings.input), open_store(settings.output)
+        self.record: Record = request.ledger.load(masks=settings.verify)
+        self.masks = _masks_of(self.target) if settings.verify else None
+        self.totals: Counter[str] = Counter()
+        self.todo_left = settings.limit if settings.limit is not None else -1
+        self.include = _pattern(settings.include)
+        self.exclude = _pattern(settings.exclude)
+
+    def pages(self) -> Iterator[list[Listed]]:
+        """Objects whose names match, in pages."""
+        if self.settings.manifest is not None:
+            yield from _looked_up(_manifest_keys(self.settings.manifest), self.source)
+            return
+        for page in self.source.list():
+            chosen = [item for item in page if self._chosen(item)]
+            self.totals["not_matched"] += len(page) - len(chosen)
+            if chosen:
+                yield chosen
+
+    def judge(self, page: list[Listed]) -> pa.Table:
+        """The rows of a page, in its order."""
+        settings, request = self.settings, self.request
+        keys, etags = [item.key for item in page], [item.etag for item in page]
+        sizes = [item.size for item in page]
+        outcomes = self.record.outcomes(keys, etags, sizes, request.fingerprint, request.failed_fingerprint)
+        reasons = [REASONS[code] for code in outcomes.tolist()]
+        todo = (outcomes != DONE) & (outcomes != FAILED)
+        if settings.force:
+            todo[:] = True
+        if settings.retry_failed:
+            todo |= outcomes == FAILED
+        if self.masks is not None:
+            missing = (outcomes == DONE) & ~self.masks.hold(keys, self.record.mask_hashes(keys))
+            todo |= missing
+            for place in np.flatnonzero(missing):
+                reasons[place] = "mask missing or altered"
+        statuses, errors = [], []
+        for item, code, reason, wanted in zip(page, outcomes.tolist(), reasons, todo.tolist(), strict=True):
+            status, error = self._verdict(item, code, reason, wanted)
+            statuses.append(status)
+            errors.append(error)
+        keys = [key if _is_unicode(key) else ascii(key)[1:-1] for key in keys]
+        return make_rows({"key": keys, "etag": etags, "size": sizes, "status": statuses, "error": errors})
+
+    def finish(self) -> Counter[str]:
+        """What is left to say after a whole listing: masks whose image is gone are counted, or removed."""
+        settings = self.settings
+        whole = settings.manifest is None and not settings.include and not settings.exclude and self.todo_left != 0
+        if whole:
+            gone = self.record.unseen()
+            if settings.prune and not settings.dry_run:
+                self._remove(gone)
+            else:
+                self.totals["orphaned"] += len(gone)
+        return self.totals
+
+    def _remove(self, gone: npt.NDArray[np.uint64]) -> None:
+        ledger = self.request.ledger
+        for keys in ledger.keys(gone):
+            self.target.delete(key for image in keys for key in output_keys(image, ("mask", "overlay", "confidence")))
+            ledger.append(pa.table({"key": keys, "status": ["removed"] * len(keys)}), self.request.fence)
+            self.totals["removed"] += len(keys)
+
+    def _chosen(self, item: Listed) -> bool:
+        key = item.key
+        if self.exclude is not None and self.exclude.match(key):
+            return False
+        if self.include is not None:
+            return self.include.match(key) is not None
+        return key.rstrip("/").lower().endswith(SUFFIXES) or (key.endswith("/") and item.size == 0)
+
+    def _verdict(self, item: Listed, code: int, reason: str, wanted: bool) -> tuple[str, str | None]:
+        refusal = self._refusal(item)
+        if refusal is not None:
+            return ("vanished", refusal) if item.size < 0 else ("skipped", refusal)
+        if not wanted:
+            return ("unchanged", None) if code == DONE else ("failed_before", "as in an earlier run; --retry-failed")
+        if self.todo_left == 0:
+            return "skipped", f"over --limit {self.settings.limit}"
+        self.todo_left -= 1
+        return TODO, reason
+
+    def _refusal(self, item: Listed) -> str | None:
+        key, size = item.key, item.size
+        if size < 0:
+            return "is in the manifest, but not in the input"
+        if not _is_unicode(key):
+            return "has a name that is not Unicode"
+        if key.startswith(OWN):
+            return f"begins with {OWN}, which is ours"
+        if size == 0:
+            return "is a folder marker" if key.endswith("/") else "is empty (0 bytes)"
+        if size > self.settings.max_bytes:
+            return f"has {size} bytes, over --max-bytes {self.settings.max_bytes}"
+        if item.storage_class in ARCHIVED:
+            return f"is archived ({item.storage_class}); restore it first"
+        for made in output_keys(key, self.settings.outputs):
+            if (refusal := self.target.refusal(made)) is not None:
+                return refusal
+        return None
+
+
+def _is_unicode(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pattern(globs: Sequence[str]) -> re.Pattern[str] | None:
+    return re.compile("|".join(fnmatch.translate(glob) for glob in globs)) if globs else None
+
+
+class _Masks:
+    """The masks that lie in the output, as sorted hashes: 16 bytes each."""
+
+    def __init__(self, keys: npt.NDArray[np.uint64], etags: npt.NDArray[np.uint64]) -> None:
+        order = np.argsort(keys)
+        self.keys, self.etags = keys[order], etags[order]
+
+    def hold(self, keys: Sequence[str], etags: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        """Whether the mask of each image key is there with the etag of this hash."""
+        if not len(self.keys):
+            return np.zeros(len(keys), bool)
+        wanted = np.array([hash_of(mask_key(key)) for key in keys], np.uint64)
+        places = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
+        found: npt.NDArray[np.bool_] = (self.keys[places] == wanted) & (self.etags[places] == etags)
+        return found
+
+
+def _masks_of(target: Store) -> _Masks:
+    pages = [
+        np.array([(hash_of(item.key), hash_of(item.etag)) for item in page], np.uint64).reshape(-1, 2)
+        for page in target.list()
+    ]
+    table = np.concatenate([np.empty((0, 2), np.uint64), *pages])
+    return _Masks(table[:, 0], table[:, 1])
+
+
+def _manifest_keys(uri: str) -> Iterator[list[str]]:
+    """The keys that a manifest names, each once, in pages.
+
+    Raises:
+        RequestError: names the manifest and what is wrong with it.
+    """
+    known: set[int] = set()
+    for page in _manifest_pages(uri):
+        fresh = []
+        for key in page:
+            digest = hash_of(key)
+            if digest not in known:
+                known.add(digest)
+                fresh.append(key)
+        yield fresh
+
+
+def _manifest_pages(uri: str) -> Iterator[list[str]]:
+    try:
+        data = storage.read(uri)
+        if uri.lower().endswith((".parquet", ".pq")):
+            for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(1000, columns=["key"]):
+                yield [str(key) for key in batch.column("key").to_pylist()]
+            return
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        if "key" not in (rows.fieldnames or ()):
+            raise KeyError("key")
+        page: list[str] = []
+        for row in rows:
+            page.append(row["key"])
+            if len(page) == 1000:
+                yield page
+                page = []
+        yield page
+    except OSError as error:
+        raise RequestError(f"--manifest {uri}: cannot be read ({error.strerror or error})") from None
+    except (KeyError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"--manifest {uri}: is no CSV or Parquet file with a column key ({error})") from None
+
+
+def check_manifest(uri: str) -> None:
+    """Reads the beginning of a manifest. Raises RequestError."""
+    next(_manifest_pages(uri), None)
+
+
+def _looked_up(pages: Iterable[list[str]], source: Store) -> Iterator[list[Listed]]:
+    """What a listing would have shown of these keys; size -1 where there is no such object."""
+
+    def head(key: str) -> Listed:
+        try:
+            return source.head(key)
+        except Vanished:
+            return Listed(key, -1, "")
+
+    with ThreadPoolExecutor(HEADS) as pool:
+        for page in pages:
+            if page:
+                yield list(pool.map(head, page))

@@ -1,0 +1,328 @@
+"""The segmentation job: checks the request, runs the pipeline on Ray Data, records what it did.
+
+The pipeline is a list of steps: list and leave out what is done -> fetch and decode -> predict -> encode and write ->
+record. A chunk of objects travels through it as one row, so that chunks are neither merged nor cut on the way and the
+first are segmented while the listing goes on. Recording is the driver's: a few hundred bytes an object, on to files.
+"""
+
+import hashlib
+import json
+import logging
+import pickle
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import ray
+import ray.data
+import yaml
+from ray.experimental import internal_kv
+
+from unet import storage
+from unet.artifact import Model
+from unet.listing import OWN, TODO, Chunk, Request, check_manifest, chunks
+from unet.predict import Predictor
+from unet.recorder import Recorder
+from unet.segmenter import (
+    GPU_BATCH,
+    IO_THREADS,
+    Fetcher,
+    Item,
+    Segmenter,
+    Writer,
+    by_shape,
+    make_predictor,
+    predict,
+    put_items,
+    take_items,
+)
+from unet.session import connect
+from unet.settings import RequestError, SegmentSettings, to_mapping
+
+FAILED, TOO_MANY_FAILED = 1, 3
+
+IN_FLIGHT = 2
+"""Chunks that a worker has at a time: one is read and written while the other is predicted."""
+
+GLANCE = 20_000
+"""Objects that are listed before a cluster is called for."""
+
+SLICE_BYTES = 8 << 20
+"""Bytes of encoded images that go from CPUs to GPUs together; decoded they are about ten times as much."""
+
+SECONDS_PER_LINE = 5.0
+
+Row = dict[str, Any]
+
+
+def segment(settings: SegmentSettings) -> int:
+    """The job: returns its exit code.
+
+    Raises:
+        RequestError: the request cannot be right; no worker has been started.
+    """
+    model, request = _prepare(settings)
+    if settings.dry_run:
+        return _dry_run(request)
+    recorder = Recorder(request, model.labels)
+    idle = _nothing_to_do(request)
+    if idle is None:
+        connect()
+        with _Progress(recorder, request):
+            for chunk in _pipeline(request, model):
+                recorder.add(chunk)
+    else:
+        for chunk in idle:
+            recorder.add(chunk)
+    summary = recorder.finish(complete=True)
+    return _conclude(settings, request, summary)
+
+
+def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
+    for outer, inner in ((settings.input, settings.output), (settings.output, settings.input)):
+        if storage.contains(outer, inner):
+            raise RequestError(
+                f"--output {settings.output} and --input {settings.input} lie in each other; masks would be taken for "
+                "images: name folders beside each other"
+            )
+    model = Model.load(settings.model)
+    storage.check_readable(settings.input, "--input")
+    if settings.manifest is not None:
+        check_manifest(settings.manifest)
+    if not settings.dry_run:
+        storage.check_writable(settings.output, "--output")
+    run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
+    request = Request(settings, _fingerprint(settings, model), run, fence=0)
+    request = Request(settings, request.fingerprint, run, request.ledger.next_fence())
+    if not settings.dry_run:
+        uri = storage.join(settings.output, f"{OWN}runs/{run}/settings.yaml")
+        storage.write(uri, yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
+    return model, request
+
+
+def _fingerprint(settings: SegmentSettings, model: Model) -> str:
+    predictor = Predictor(model, precision=settings.precision, tile=settings.tile, tta=settings.tta)
+    decisive = predictor.fingerprint | {"outputs": settings.outputs}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _dry_run(request: Request) -> int:
+    """Counts what a run would do, and why."""
+    counts: dict[str, int] = {}
+    for chunk in chunks(request):
+        rows = chunk.rows
+        verdicts = pc.binary_join_element_wise(rows["status"], pc.coalesce(rows["error"], ""), ": ")
+        for count in verdicts.value_counts().to_pylist():
+            verdict = count["values"].removesuffix(": ")
+            counts[verdict] = counts.get(verdict, 0) + count["counts"]
+        for name, number in chunk.totals.items():
+            counts[name] = counts.get(name, 0) + number
+    print("nothing is changed; a run would take")
+    for verdict, number in sorted(counts.items()):
+        print(f"{number:>12,}  {verdict.replace(TODO, 'segment')}")
+    return 0
+
+
+def _nothing_to_do(request: Request) -> list[Chunk] | None:
+    """The chunks of a short listing with nothing to segment, for which no cluster need be woken; else None."""
+    found: list[Chunk] = []
+    seen = 0
+    for chunk in chunks(request):
+        found.append(chunk)
+        seen += len(chunk.rows)
+        if seen > GLANCE or pc.any(pc.equal(chunk.rows["status"], TODO)).as_py():
+            return None
+    return found
+
+
+def _pipeline(request: Request, model: Model) -> Iterator[Chunk]:
+    """Settled chunks, as they come."""
+    settings = request.settings
+    given = ray.put(model)
+    plan = ray.data.from_items([{"chunk": b""}]).map_batches(_List(request), batch_size=None, num_cpus=0)
+    if settings.gpu:
+        plan = (
+            plan.map_batches(_Fetch, fn_constructor_args=(request,), batch_size=1, compute=_pool(1, None), num_cpus=1)
+            .map_batches(
+                _Predict, fn_constructor_args=(request, given), batch_size=1, compute=_pool(*_gpu_workers(settings)),
+                num_gpus=1,
+            )
+            .map_batches(_Write, fn_constructor_args=(request, given), batch_size=1, compute=_pool(1, None), num_cpus=1)
+        )  # fmt: skip
+    else:
+        workers = settings.worker_range or (1, max(1, int(ray.cluster_resources().get("CPU", 1))))
+        plan = plan.map_batches(
+            _Segment,
+            fn_constructor_args=(request, given),
+            batch_size=1,
+            compute=_pool(*workers),
+            num_cpus=1,
+        )
+    _configure(plan.context)
+    for batch in plan.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        for packed in batch["chunk"]:
+            yield pickle.loads(packed)
+
+
+def _pool(least: int, most: int | None) -> ray.data.ActorPoolStrategy:
+    return ray.data.ActorPoolStrategy(
+        min_size=least,
+        max_size=most,
+        max_tasks_in_flight_per_actor=2 * IN_FLIGHT,
+        max_concurrent_calls_per_actor=IN_FLIGHT,
+        enable_true_multi_threading=True,
+    )
+
+
+def _gpu_workers(settings: SegmentSettings) -> tuple[int, int]:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if not gpus and settings.worker_range is None:
+        raise RequestError("--gpu: the cluster has no GPU; leave the flag out, or give --workers to wait for some")
+    return settings.worker_range or (1, gpus)
+
+
+def _configure(context: ray.data.DataContext) -> None:
+    context.target_max_block_size = 1  # a chunk is a block: it flows as soon as it is made
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # nodes may be long in coming
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _packed(chunk: Any) -> Row:
+    return {"chunk": np.array([pickle.dumps(chunk, protocol=5)], object)}
+
+
+def _unpacked(row: Row) -> Any:
+    return pickle.loads(row["chunk"][0])
+
+
+class _List:
+    """The first step: lists, and leaves out what is done."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def __call__(self, _: Row) -> Iterator[Row]:
+        listed = 0
+        for chunk in chunks(self.request):
+            listed += len(chunk.rows)
+            _tell(self.request, listed, ended=False)
+            yield _packed(chunk)
+        _tell(self.request, listed, ended=True)
+
+
+class _Segment:
+    """All that is left, in one process: fetch, decode, predict, encode, write."""
+
+    def __init__(self, request: Request, model: Any) -> None:
+        self.segmenter = Segmenter(request, ray.get(model))
+
+    def __call__(self, row: Row) -> Row:
+        return _packed(self.segmenter(_unpacked(row)))
+
+
+class _Fetch:
+    """Fetch and decode, on CPUs that feed GPUs."""
+
+    def __init__(self, request: Request) -> None:
+        self.fetch, self.threads = Fetcher(request), ThreadPoolExecutor(IO_THREADS)
+
+    def __call__(self, row: Row) -> Iterator[Row]:
+        chunk = _unpacked(row)
+        for items in _slices(take_items(chunk)) or [[]]:
+            yield _packed((chunk, list(self.threads.map(self.fetch, items))))
+            chunk = Chunk(chunk.rows.slice(0, 0))
+
+
+class _Predict:
+    """Predict, on a GPU."""
+
+    def __init__(self, request: Request, model: Any, device: str = "cuda") -> None:
+        self.settings, self.predictor = request.settings, make_predictor(request, ray.get(model), device)
+
+    def __call__(self, row: Row) -> Row:
+        chunk, items = _unpacked(row)
+        for batch in by_shape(items, self.predictor, self.settings.batch_size or GPU_BATCH):
+            predict(batch, self.predictor, confidence="confidence" in self.settings.outputs)
+        return _packed((chunk, items))
+
+
+class _Write:
+    """Encode and write, on CPUs."""
+
+    def __init__(self, request: Request, model: Any) -> None:
+        self.write, self.threads = Writer(request, ray.get(model)), ThreadPoolExecutor(IO_THREADS)
+
+    def __call__(self, row: Row) -> Row:
+        chunk, items = _unpacked(row)
+        list(self.threads.map(lambda item: self.write(item, chunk), [item for item in items if not item.status]))
+        return _packed(put_items(chunk, items))
+
+
+def _slices(items: list[Item]) -> list[list[Item]]:
+    """`items` in pieces whose decoded images are small enough to travel together."""
+    slices: list[list[Item]] = []
+    room = 0
+    for item in items:
+        if not slices or item.size > room:
+            slices.append([])
+            room = SLICE_BYTES
+        slices[-1].append(item)
+        room -= item.size
+    return slices
+
+
+def _tell(request: Request, listed: int, *, ended: bool) -> None:
+    internal_kv._internal_kv_put(f"unet/{request.run}", json.dumps([listed, ended]))
+
+
+class _Progress:
+    """Says every few seconds how far the run is."""
+
+    def __init__(self, recorder: Recorder, request: Request) -> None:
+        self.recorder, self.request = recorder, request
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        first: tuple[float, int] | None = None
+        while not self._over.wait(SECONDS_PER_LINE):
+            counts, now = dict(self.recorder.counts), time.monotonic()
+            settled, done = sum(counts.values()), counts.get("done", 0)
+            told = internal_kv._internal_kv_get(f"unet/{self.request.run}")
+            listed, ended = json.loads(told) if told else (0, False)
+            text = f"listed {listed:,}  done {done:,}  failed {counts.get('failed', 0):,}"
+            if first is not None and done > first[1]:
+                rate = (done - first[1]) / (now - first[0])
+                text += f"  {rate:.1f} images/s"
+                if ended:
+                    text += f"  {(listed - settled) / rate / 60:.1f} minutes left"
+            elif done:
+                first = now, done
+            print(text, flush=True)
+
+
+def _conclude(settings: SegmentSettings, request: Request, summary: dict[str, Any]) -> int:
+    counts = summary["counts"]
+    said = ", ".join(f"{number:,} {status.replace('_', ' ')}" for status, number in counts.items()) or "nothing listed"
+    print(f"{said} in {summary['seconds']:.1f} s")
+    print(f"report: {storage.join(settings.output, OWN)}runs/{request.run}/index.html")
+    failed = counts.get("failed", 0)
+    if failed > settings.failures_allowed(failed + counts.get("done", 0)):
+        print(f"error: {failed} objects failed, more than --max-failed {settings.max_failed}", file=sys.stderr)
+        return TOO_MANY_FAILED
+    return 0

@@ -1,0 +1,278 @@
+"""The steps that make masks of a chunk of objects: fetch and decode, predict, encode and write.
+
+`Segmenter` runs all three in one process, each in threads of its own, so that a chunk's reading hides behind another's
+forward passes. `fetch`, `predict` and `write` are the same steps one by one, for clusters whose CPU nodes feed GPUs.
+A bad object becomes a row with a reason; it never stops the others.
+"""
+
+import heapq
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from unet.artifact import Model
+from unet.image import Array, ImageError, decode_image, encode, encode_mask, overlay, resize_image, resize_mask, size_of
+from unet.ledger import hash_of
+from unet.listing import TODO, Chunk, Request, make_rows, output_keys
+from unet.predict import Predictor
+from unet.storage import Changed, Denied, StorageError, Vanished, open_store
+
+IO_THREADS = 16
+"""Requests at a time, of reading and of writing each."""
+
+PIXELS_IN_FLIGHT = 1 << 26
+"""Decoded pixels that wait for their forward pass, at most (a larger image waits alone)."""
+
+GPU_BATCH = 8
+"""Images per forward pass on a GPU, by default. On a CPU more than one is no faster."""
+
+SHEETS, SHEET_SIDE = 24, 320
+"""Images of the contact sheet, and their longest side in pixels."""
+
+
+@dataclass
+class Item:
+    """An object on its way through the steps. `image` is freed after prediction unless it is shown."""
+
+    key: str
+    etag: str
+    size: int
+    began: float = field(default_factory=time.time)
+    image: Array | None = None
+    mask: Array | None = None
+    confidence: Array | None = None
+    status: str = ""
+    error: str | None = None
+    permanent: bool = False
+    mask_etag: str | None = None
+    seconds: float = 0.0
+
+    def end(self, status: str, error: str | None = None, *, permanent: bool = False) -> "Item":
+        """The last word on this object."""
+        self.status, self.error, self.permanent = status, error, permanent
+        self.image = self.mask = self.confidence = None
+        self.seconds = time.time() - self.began
+        return self
+
+
+class Budget:
+    """Lets holders of decoded pixels in while there is room; one that is larger than all of it goes alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._used = limit, 0
+        self._room = threading.Condition()
+
+    def take(self, pixels: int) -> None:
+        """Waits until there is room."""
+        with self._room:
+            self._room.wait_for(lambda: not self._used or self._used + pixels <= self._limit)
+            self._used += pixels
+
+    def give_back(self, pixels: int) -> None:
+        """Makes room."""
+        with self._room:
+            self._used -= pixels
+            self._room.notify_all()
+
+
+class Fetcher:
+    """Fetches and decodes."""
+
+    def __init__(self, request: Request, budget: Budget | None = None) -> None:
+        self.settings = request.settings
+        self.source = open_store(request.settings.input)
+        self.budget = budget or Budget(1 << 62)
+
+    def __call__(self, item: Item) -> Item:
+        """`item` with its image, or ended."""
+        item.began = time.time()
+        try:
+            data = self.source.get(item.key, item.etag)
+            height, width = size_of(data, max_pixels=self.settings.max_pixels)
+            self.budget.take(height * width)
+            try:
+                item.image = decode_image(data, max_pixels=self.settings.max_pixels)
+            finally:
+                if item.image is None:
+                    self.budget.give_back(height * width)
+        except Vanished:
+            return item.end("vanished", "was deleted after it was listed")
+        except Changed:
+            return item.end("changed", "was replaced after it was listed; the next run takes it")
+        except ImageError as error:
+            return item.end("failed", str(error), permanent=True)
+        except Denied:
+            raise
+        except StorageError as error:
+            return item.end("failed", str(error))
+        return item
+
+
+class Writer:
+    """Encodes and writes; keeps count of classes and candidates for the contact sheet."""
+
+    def __init__(self, request: Request, model: Model) -> None:
+        self.settings, self.labels, self.digest = request.settings, model.labels, model.digest
+        self.target = open_store(request.settings.output)
+        self._lock = threading.Lock()
+        self._shown: list[int] = []
+        """Ranks of the candidates so far, negated, as a heap: a random sample has the lowest ranks."""
+
+    def __call__(self, item: Item, chunk: Chunk) -> Item:
+        """`item`, ended; counts go to `chunk`."""
+        assert item.image is not None
+        assert item.mask is not None
+        metadata = {"model-digest": self.digest, "image-etag": item.etag}
+        pixels = np.bincount(item.mask.reshape(-1), minlength=len(self.labels.classes))
+        try:
+            for key, kind in zip(output_keys(item.key, self.settings.outputs), self.settings.outputs, strict=True):
+                etag = self.target.put(key, self._encode(item, kind), content_type="image/png", metadata=metadata)
+                if kind == "mask":
+                    item.mask_etag = etag
+        except Denied:
+            raise
+        except StorageError as error:
+            return item.end("failed", str(error))
+        sheet = self._sheet(item)
+        with self._lock:
+            chunk.class_pixels = pixels if chunk.class_pixels is None else chunk.class_pixels + pixels
+            chunk.sheets += sheet
+        return item.end("done")
+
+    def _encode(self, item: Item, kind: str) -> bytes:
+        assert item.image is not None
+        assert item.mask is not None
+        if kind == "mask":
+            return encode_mask(item.mask, self.labels)
+        if kind == "overlay":
+            return encode(overlay(item.image, item.mask, self.labels))
+        assert item.confidence is not None
+        return encode(item.confidence)
+
+    def _sheet(self, item: Item) -> list[tuple[int, str, bytes]]:
+        assert item.image is not None
+        assert item.mask is not None
+        rank = hash_of(item.key, item.etag)
+        with self._lock:
+            if len(self._shown) == SHEETS:
+                if -rank <= self._shown[0]:
+                    return []
+                heapq.heapreplace(self._shown, -rank)
+            else:
+                heapq.heappush(self._shown, -rank)
+        height, width = item.mask.shape
+        scale = min(1.0, SHEET_SIDE / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        picture = overlay(resize_image(item.image, size), resize_mask(item.mask, size), self.labels)
+        return [(rank, item.key, encode(picture, "JPEG"))]
+
+
+class Segmenter:
+    """All steps in one process. Called from several threads, it overlaps their chunks."""
+
+    def __init__(self, request: Request, model: Model, *, device: str = "cpu", threads: int = 1) -> None:
+        self.request = request
+        self.device = device
+        self.budget = Budget(PIXELS_IN_FLIGHT)
+        self.fetch = Fetcher(request, self.budget)
+        self.write = Writer(request, model)
+        self.predictor = make_predictor(request, model, device)
+        self.batch_size = request.settings.batch_size or (1 if device == "cpu" else GPU_BATCH)
+        self.reading, self.writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
+        # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each that calls it.
+        self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+
+    def __call__(self, chunk: Chunk) -> Chunk:
+        """`chunk` with every object settled."""
+        items = take_items(chunk)
+        reading = {self.reading.submit(self.fetch, item) for item in items}
+        predicting = [self.predicting.submit(self._predict, batch, chunk) for batch in self._batches(reading)]
+        for predicted in predicting:
+            for written in predicted.result():
+                written.result()
+        return put_items(chunk, items)
+
+    def _batches(self, reading: set[Future[Item]]) -> Iterator[list[Item]]:
+        """Fetched images of one shape, at most a batch; a part of a batch where nothing else is at hand."""
+        groups: dict[tuple[int, int], list[Item]] = {}
+        while reading:
+            done, reading = wait(reading, timeout=0.02 if groups else None, return_when=FIRST_COMPLETED)
+            for item in (future.result() for future in done):
+                if item.image is None:
+                    continue
+                height, width, _ = item.image.shape
+                if self.batch_size == 1 or self.predictor.tiled((height, width)):
+                    yield [item]
+                    continue
+                shape = self.predictor.shape((height, width))
+                groups.setdefault(shape, []).append(item)
+                if len(groups[shape]) == self.batch_size:
+                    yield groups.pop(shape)
+            if not done and groups:
+                yield groups.pop(next(iter(groups)))
+        yield from groups.values()
+
+    def _predict(self, batch: list[Item], chunk: Chunk) -> list[Future[Item]]:
+        predict(batch, self.predictor, confidence="confidence" in self.request.settings.outputs)
+        return [self.writing.submit(self._write, item, chunk) for item in batch]
+
+    def _write(self, item: Item, chunk: Chunk) -> Item:
+        assert item.image is not None
+        height, width, _ = item.image.shape
+        try:
+            return self.write(item, chunk)
+        finally:
+            self.budget.give_back(height * width)
+
+
+def make_predictor(request: Request, model: Model, device: str) -> Predictor:
+    """The one predictor of a run's settings."""
+    settings = request.settings
+    return Predictor(model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta)
+
+
+def predict(batch: list[Item], predictor: Predictor, *, confidence: bool) -> None:
+    """Gives each image of a batch, which are of one shape, its mask."""
+    images = [item.image for item in batch if item.image is not None]
+    for item, made in zip(batch, predictor.predict_batch(images, confidence=confidence), strict=True):
+        item.mask, item.confidence = made.mask, made.confidence
+
+
+def by_shape(items: Iterable[Item], predictor: Predictor, batch_size: int) -> Iterator[list[Item]]:
+    """Fetched images in batches of one shape; those that need tiles one by one."""
+    groups: dict[object, list[Item]] = {}
+    for item in items:
+        if item.image is not None:
+            height, width, _ = item.image.shape
+            tiled = predictor.tiled((height, width))
+            groups.setdefault(item.key if tiled else predictor.shape((height, width)), []).append(item)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def take_items(chunk: Chunk) -> list[Item]:
+    """Takes what is to be done out of `chunk`, which keeps the rows that are settled."""
+    todo = pc.equal(chunk.rows["status"], TODO)
+    taken = chunk.rows.filter(todo).select(["key", "etag", "size"]).to_pylist()
+    chunk.rows = chunk.rows.filter(pc.invert(todo))
+    return [Item(**row) for row in taken]
+
+
+def put_items(chunk: Chunk, items: list[Item]) -> Chunk:
+    """`chunk` with the rows of ended items."""
+    chunk.rows = pa.concat_tables([chunk.rows, rows_of(items)])
+    return chunk
+
+
+def rows_of(items: list[Item]) -> pa.Table:
+    """The rows of ended items."""
+    names = ("key", "etag", "size", "status", "error", "mask_etag", "seconds", "permanent")
+    return make_rows({name: [getattr(item, name) for item in items] for name in names})
