@@ -11,6 +11,7 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	$(BIN)/python jobs/train.py --config tests/demo.yaml
+	$(BIN)/python -m tests.demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -m 'not slow'

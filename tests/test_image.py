@@ -1,8 +1,11 @@
 """Bytes to arrays: every kind of file becomes the right array or a clear error."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -13,10 +16,12 @@ from unet.image import (
     decode_image,
     decode_mask,
     encode,
+    encode_mask,
     fit_image,
     fit_mask,
     overlay,
     resize_mask,
+    size_of,
 )
 from unet.labels import IGNORE, LabelSet, read_labels
 from unet.settings import Geometry
@@ -55,7 +60,14 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
         7: image[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(image),
     }[orientation]
-    assert (decode_image(saved(Image.fromarray(image), exif=exif)) == shown).all()
+    for data in (
+        saved(Image.fromarray(image), exif=exif),
+        saved(Image.fromarray(image), "WEBP", exif=exif, lossless=True),
+    ):
+        assert (decode_image(data) == shown).all()
+        assert size_of(data) == shown.shape[:2]
+    lossy = saved(Image.fromarray(image).resize((40, 60)), "JPEG", exif=exif, quality=100)
+    assert decode_image(lossy).shape == (10 * shown.shape[0], 10 * shown.shape[1], 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
@@ -65,6 +77,99 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     decoded = decode_image(saved(Image.fromarray(image).convert(mode), kind))
     assert decoded.shape == image.shape
     assert decoded.dtype == np.uint8
+
+
+def png_of_16_bits(samples: npt.NDArray[np.uint16]) -> bytes:
+    """HWC RGB samples as a 16-bit PNG, which Pillow cannot write."""
+    height, width, _ = samples.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    framed = (struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def test_sixteen_bit_colour_keeps_its_high_byte() -> None:
+    samples = np.array([[[0x0100, 0x80FF, 0xFFFF], [0, 0x7F00, 0x0203]]], np.uint16)
+    assert (decode_image(png_of_16_bits(samples)) == samples >> 8).all()
+
+
+@pytest.mark.parametrize("transparent", [None, 1, b"\xff\x00\x80"])
+def test_palette_colours_are_kept_and_their_transparency_dropped(transparent: int | bytes | None) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    data = saved(picture) if transparent is None else saved(picture, transparency=transparent)
+    assert decode_image(data).tolist() == [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
+
+
+@pytest.mark.parametrize(("mode", "pixel", "rgb"), [("RGBA", (9, 8, 7, 0), [9, 8, 7]), ("LA", (5, 0), [5, 5, 5])])
+def test_alpha_is_dropped_not_blended(mode: str, pixel: tuple[int, ...], rgb: list[int]) -> None:
+    assert decode_image(saved(Image.new(mode, (1, 1), pixel))).tolist() == [[rgb]]
+
+
+def cmyk_jpeg(ycck: bool) -> tuple[bytes, Array]:
+    """A CMYK JPEG of four flat colours as Adobe writes it, and the colours; `ycck`: its ink is luma and chroma."""
+    colors = np.array([[[200, 30, 60], [10, 180, 90]], [[250, 250, 250], [40, 40, 160]]], np.uint8)
+    image = colors.repeat(16, 0).repeat(16, 1)
+    ink = Image.fromarray(255 - image)
+    if ycck:  # Pillow stores 255 - x of what it is given
+        ink = Image.fromarray(255 - np.asarray(ink.convert("YCbCr")))
+    data = saved(Image.merge("CMYK", [*ink.split(), Image.new("L", ink.size, 0)]), "JPEG", quality=100)
+    marker = data.index(b"Adobe") + 11
+    return data[:marker] + bytes([2 if ycck else 0]) + data[marker + 1 :], image
+
+
+@pytest.mark.parametrize("ycck", [False, True])
+def test_cmyk_jpegs_show_their_colours(ycck: bool) -> None:
+    data, image = cmyk_jpeg(ycck)
+    assert np.abs(decode_image(data).astype(int) - image).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_the_first_frame_of_an_animation_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (6, 5), color) for color in ((255, 0, 0), (0, 255, 0))]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    decoded = decode_image(saved(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert (decoded == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 700), (700, 1), (1, 1), (513, 3)])
+def test_thin_images_are_decoded_whole(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    assert (decode_image(encode(image)) == image).all()
+
+
+def test_a_decompression_bomb_is_refused_from_its_header() -> None:
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    for read in (decode_image, size_of):
+        with pytest.raises(ImageError, match="has 60000 x 60000 pixels, more than the limit"):
+            read(bomb)
+
+
+@pytest.mark.parametrize("labels", [CAMVID, labels_of(0, 255), labels_of(3, 7, 200)], ids=["camvid", "0/255", "gaps"])
+def test_an_encoded_mask_holds_the_labels_values_and_colours(labels: LabelSet) -> None:
+    count = len(labels.classes)
+    mask = np.random.default_rng(0).integers(0, count, (33, 47)).astype(np.uint8)
+    data = encode_mask(mask, labels)
+    assert (decode_mask(data, labels) == mask).all()
+    picture = Image.open(io.BytesIO(data))
+    assert picture.mode == "P"
+    values = np.array([label.value for label in labels.classes])
+    assert (np.asarray(picture) == values[mask]).all()
+    assert (np.asarray(picture.convert("RGB")) == labels.colors[mask]).all()
+
+
+def test_an_encoded_mask_keeps_what_is_ignored() -> None:
+    mask = np.array([[0, IGNORE, 10]], np.uint8)
+    assert (decode_mask(encode_mask(mask, CAMVID), CAMVID) == mask).all()
+
+
+def test_a_confidence_is_a_grayscale_png() -> None:
+    confidence = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    picture = Image.open(io.BytesIO(encode(confidence)))
+    assert (picture.mode, np.asarray(picture).tolist()) == ("L", confidence.tolist())
 
 
 def test_sixteen_bit_grayscale_keeps_its_high_byte() -> None:

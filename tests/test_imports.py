@@ -28,7 +28,7 @@ ROWS = (
     {"plots"},
     {"storage", "schedule", "page", "scene"},
     {"s3"},
-    {"model", "loss", "metrics", "augment", "optimizer", "scenery"},
+    {"model", "loss", "metrics", "augment", "tiling", "optimizer", "scenery"},
     {"image", "canvas"},
     {"palette"},
     {"labels"},

@@ -298,8 +298,8 @@ def test_promise_16_what_cannot_be_segmented_is_skipped_with_a_reason(on_s3: Ben
     client.put_object(Bucket=bucket, Key="images/zero.png", Body=b"")
     client.put_object(Bucket=bucket, Key="images/cold.png", Body=image_bytes(0, (24, 24)), StorageClass="GLACIER")
     client.put_object(Bucket=bucket, Key="images/big.png", Body=bytes(5000))
-    client.put_object(Bucket=bucket, Key="images/_segment/x.png", Body=image_bytes(0))
-    client.put_object(Bucket=bucket, Key=f"images/{'k' * 1013}.png", Body=image_bytes(0))
+    client.put_object(Bucket=bucket, Key="images/_segment/x.png", Body=image_bytes(0, (24, 24)))
+    client.put_object(Bucket=bucket, Key=f"images/{'k' * 1013}.png", Body=image_bytes(0, (24, 24)))
     rows = on_s3.run(max_bytes=4999)
     assert {row["status"] for row in rows.values()} == {"skipped"}
     reasons = {key[:10]: row["error"] for key, row in rows.items()}

@@ -9,7 +9,7 @@ import fnmatch
 import io
 import re
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,8 +43,9 @@ REASONS = {
 ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 """Storage classes whose objects cannot be read before they are restored."""
 
-SMALLEST_CHUNK, LARGEST_CHUNK, SETTLED_CHUNK = 16, 128, 8192
-"""Objects of a chunk: few at first, so that every worker has some soon, then a 64th of what was listed so far."""
+SMALLEST_CHUNK, LARGEST_CHUNK, SETTLED_CHUNK = 4, 64, 8192
+"""Objects of a chunk: few at first, so that every worker has some soon, then a 32nd of all before it, so that no worker
+is left with much at the end. Of settled ones, which cost nothing, more."""
 
 HEADS = 16
 """Requests at a time for the objects of a manifest."""
@@ -126,33 +127,30 @@ def output_keys(key: str, outputs: Iterable[str]) -> list[str]:
 def chunks(request: Request) -> Iterator[Chunk]:
     """All objects of the input, each once, settled or to be done."""
     lister = _Lister(request)
-    waiting: list[pa.Table] = []
-    settled: list[pa.Table] = []
-    listed = 0
+    waiting, settled = make_rows({"key": []}), make_rows({"key": []})
+    emitted = 0
     for page in lister.pages():
         rows = lister.judge(page)
-        listed += len(rows)
         todo = pc.equal(rows["status"], TODO)
-        waiting.append(rows.filter(todo))
-        settled.append(rows.filter(pc.invert(todo)))
-        size = max(SMALLEST_CHUNK, min(listed // 64, LARGEST_CHUNK))
-        waiting = yield from _cut(waiting, size)
-        settled = yield from _cut(settled, SETTLED_CHUNK)
+        # Combined, since pieces add up even where they have no rows.
+        waiting = pa.concat_tables([waiting, rows.filter(todo)]).combine_chunks()
+        settled = pa.concat_tables([settled, rows.filter(pc.invert(todo))]).combine_chunks()
+        while len(waiting) >= (size := _chunk_size(emitted)):
+            # Taken, not sliced: a slice travels with the whole of its page.
+            yield Chunk(waiting.take(np.arange(size)))
+            waiting, emitted = waiting.slice(size), emitted + size
+        if len(settled) >= SETTLED_CHUNK:
+            yield Chunk(settled)
+            settled = settled.slice(len(settled))
         if lister.todo_left == 0:
             break
-    yield from map(Chunk, [table for table in (*waiting, *settled) if len(table)])
-    yield Chunk(make_rows({"key": []}), lister.finish())
+    if len(waiting):
+        yield Chunk(waiting)
+    yield Chunk(settled, lister.finish())
 
 
-def _cut(tables: list[pa.Table], size: int) -> Generator[Chunk, None, list[pa.Table]]:
-    """Yields chunks of `size` rows; returns what is left."""
-    if sum(map(len, tables)) < size:
-        return tables
-    table = pa.concat_tables(tables)
-    whole = len(table) // size * size
-    for start in range(0, whole, size):
-        yield Chunk(table.slice(start, size))
-    return [table.slice(whole)]
+def _chunk_size(emitted: int) -> int:
+    return max(SMALLEST_CHUNK, min(emitted // 32, LARGEST_CHUNK))
 
 
 class _Lister:
@@ -168,6 +166,7 @@ class _Lister:
         self.todo_left = settings.limit if settings.limit is not None else -1
         self.include = _pattern(settings.include)
         self.exclude = _pattern(settings.exclude)
+        self.outputs = settings.outputs
 
     def pages(self) -> Iterator[list[Listed]]:
         """Objects whose names match, in pages."""
@@ -257,7 +256,7 @@ class _Lister:
             return f"has {size} bytes, over --max-bytes {self.settings.max_bytes}"
         if item.storage_class in ARCHIVED:
             return f"is archived ({item.storage_class}); restore it first"
-        for made in output_keys(key, self.settings.outputs):
+        for made in output_keys(key, self.outputs):
             if (refusal := self.target.refusal(made)) is not None:
                 return refusal
         return None

@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -295,12 +295,19 @@ def _made(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
             read_timeout=60,
         ),
     )
-    client.meta.events.register("before-parse.s3.ListObjectsV2", _keep_root)
+    # By a name that botocore tries before those that begin with "before-parse.s3".
+    client.meta.events.register("before-parse.*.ListObjectsV2", _keep_root)
     return client
 
 
 def _keep_root(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Keeps a page as XML, and from boto3's own reading of it, which takes four times as long, mostly over dates."""
+    """Keeps a page as XML, and from boto3's own readings of it, which take five times as long, mostly over dates.
+
+    What is no page, an error with status 200 or XML cut short, is left to botocore, which asks again.
+    """
     if response_dict["status_code"] == 200:
-        customized_response_dict["Root"] = ElementTree.fromstring(response_dict["body"])
-        response_dict["body"] = b"<ListBucketResult/>"
+        with suppress(ElementTree.ParseError):
+            root = ElementTree.fromstring(response_dict["body"])
+            if root.tag.endswith("ListBucketResult"):
+                customized_response_dict["Root"] = root
+                response_dict["body"] = b"<ListBucketResult/>"

@@ -5,6 +5,7 @@ record. A chunk of objects travels through it as one row, so that chunks are nei
 first are segmented while the listing goes on. Recording is the driver's: a few hundred bytes an object, on to files.
 """
 
+import gc
 import hashlib
 import json
 import logging
@@ -210,6 +211,7 @@ class _List:
         self.request = request
 
     def __call__(self, _: Row) -> Iterator[Row]:
+        gc.freeze()  # what is loaded by now; going through it again and again would take half of a listing's time
         listed = 0
         for chunk in chunks(self.request):
             listed += len(chunk.rows)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 Spans = Sequence[slice]
 
-BAND = {"cpu": 1 << 20, "cuda": 1 << 26}
+BAND = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Logits that are resized or decided at once, whatever the image's size: on a CPU as many as its cache holds."""
 
 
