@@ -531,3 +531,11 @@ def test_a_faulty_request_is_one_line_and_exit_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "--model" in done.stderr
+
+
+def test_a_damaged_ledger_part_is_named_before_a_worker_starts(bench: Bench) -> None:
+    save_model(bench.model)
+    fill(bench.images, ["a.png"])
+    open_store(bench.masks).put(f"_segment/ledger/{1:012d}-{'0' * 32}.parquet", b"damaged")
+    with pytest.raises(RequestError, match="is damaged; delete it"):
+        segment(bench.settings())

@@ -136,17 +136,21 @@ def chunks(request: Request) -> Iterator[Chunk]:
         waiting = pa.concat_tables([waiting, rows.filter(todo)]).combine_chunks()
         settled = pa.concat_tables([settled, rows.filter(pc.invert(todo))]).combine_chunks()
         while len(waiting) >= (size := _chunk_size(emitted)):
-            # Taken, not sliced: a slice travels with the whole of its page.
-            yield Chunk(waiting.take(np.arange(size)))
+            yield Chunk(_first(waiting, size))
             waiting, emitted = waiting.slice(size), emitted + size
         if len(settled) >= SETTLED_CHUNK:
             yield Chunk(settled)
-            settled = settled.slice(len(settled))
+            settled = _first(settled, 0)
         if lister.todo_left == 0:
             break
     if len(waiting):
-        yield Chunk(waiting)
+        yield Chunk(_first(waiting, len(waiting)))
     yield Chunk(settled, lister.finish())
+
+
+def _first(rows: pa.Table, count: int) -> pa.Table:
+    """Taken, not sliced: a slice travels with all that it is a slice of."""
+    return rows.take(np.arange(count))
 
 
 def _chunk_size(emitted: int) -> int:

@@ -39,8 +39,16 @@ LONGEST_KEY = 1024
 DELETED_AT_ONCE = 1000
 """Keys in one request to delete, by the S3 API."""
 
-DENIED = {"AccessDenied", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "NotSignedUp"}
-"""Errors of credentials that can come without status 401 or 403."""
+BAD_CREDENTIALS = {
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "NotSignedUp",
+    "RequestExpired",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+"""Error codes of credentials that are wrong for everything."""
 
 WITHOUT_CREDENTIALS = (
     exceptions.CredentialRetrievalError,
@@ -99,7 +107,11 @@ class Changed(StorageError):  # noqa: N818
 
 
 class Denied(StorageError):  # noqa: N818
-    """Credentials are missing, wrong or expired, or do not allow this."""
+    """This is not allowed."""
+
+
+class BadCredentials(Denied):
+    """Credentials are missing, wrong or expired: no request will do better."""
 
 
 class NoSuchFolder(StorageError):  # noqa: N818
@@ -249,7 +261,7 @@ def translated(uri: str) -> Iterator[None]:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         raise _from_code(uri, status, error.response.get("Error", {})) from None
     except WITHOUT_CREDENTIALS as error:
-        raise Denied(uri, f"no usable AWS credentials ({type(error).__name__})") from None
+        raise BadCredentials(uri, f"no usable AWS credentials ({type(error).__name__})") from None
     except (exceptions.ConnectionError, exceptions.HTTPClientError, HTTPError) as error:
         # Its own message can quote a header, and with it a session token.
         raise StorageError(uri, f"no answer from the storage server ({type(error).__name__})") from None
@@ -270,7 +282,9 @@ def _from_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageError:
     reason = f"{' '.join(str(error.get('Message', '')).split())} ({code})".lstrip()
     if code == "InvalidObjectState":  # comes with 403, and yet it says only that the object is archived
         return StorageError(uri, reason)
-    return (Denied if status in (401, 403) or code in DENIED else StorageError)(uri, reason)
+    if code in BAD_CREDENTIALS:
+        return BadCredentials(uri, reason)
+    return (Denied if status in (401, 403) or code == "AccessDenied" else StorageError)(uri, reason)
 
 
 _LOCK = threading.Lock()

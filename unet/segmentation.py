@@ -75,9 +75,14 @@ def segment(settings: SegmentSettings) -> int:
     idle = _nothing_to_do(request)
     if idle is None:
         connect()
-        with _Progress(recorder, request):
-            for chunk in _pipeline(request, model):
-                recorder.add(chunk)
+        try:
+            with _Progress(recorder, request):
+                for chunk in _pipeline(request, model):
+                    recorder.add(chunk)
+        except (storage.StorageError, RequestError) as error:
+            recorder.finish(complete=False)
+            print(f"error: {_said(error)}; what is finished is recorded, the same command goes on", file=sys.stderr)
+            return FAILED
     else:
         for chunk in idle:
             recorder.add(chunk)
@@ -128,6 +133,13 @@ def _dry_run(request: Request) -> int:
     for verdict, number in sorted(counts.items()):
         print(f"{number:>12,}  {verdict.replace(TODO, 'segment')}")
     return 0
+
+
+def _said(error: Exception) -> str:
+    """What an error said before Ray added to it."""
+    cause = getattr(error, "cause", error)
+    subject = str(cause.args[0]).splitlines()[0]
+    return f"{subject}: {cause.strerror}" if isinstance(cause, storage.StorageError) else subject
 
 
 def _nothing_to_do(request: Request) -> list[Chunk] | None:

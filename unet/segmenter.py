@@ -22,7 +22,7 @@ from unet.image import Array, ImageError, decode_image, encode, encode_mask, ove
 from unet.ledger import hash_of
 from unet.listing import TODO, Chunk, Request, make_rows, output_keys
 from unet.predict import Predictor
-from unet.storage import Changed, Denied, StorageError, Vanished, open_store
+from unet.storage import BadCredentials, Changed, StorageError, Vanished, open_store
 
 IO_THREADS = 16
 """Requests at a time, of reading and of writing each."""
@@ -108,7 +108,7 @@ class Fetcher:
             return item.end("changed", "was replaced after it was listed; the next run takes it")
         except ImageError as error:
             return item.end("failed", str(error), permanent=True)
-        except Denied:
+        except BadCredentials:
             raise
         except StorageError as error:
             return item.end("failed", str(error))
@@ -136,7 +136,7 @@ class Writer:
                 etag = self.target.put(key, self._encode(item, kind), content_type="image/png", metadata=metadata)
                 if kind == "mask":
                     item.mask_etag = etag
-        except Denied:
+        except BadCredentials:
             raise
         except StorageError as error:
             return item.end("failed", str(error))

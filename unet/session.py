@@ -4,26 +4,29 @@ import logging
 import os
 
 import ray
+from ray._private.utils import read_ray_address
 
 from unet.settings import RequestError
 
 
 def connect() -> bool:
-    """Connects to the cluster that RAY_ADDRESS names or that runs on this machine, or starts a Ray that ends with this
-    process. Returns whether Ray was started here.
+    """Connects to the cluster that RAY_ADDRESS names or `ray start` began on this machine, or starts a Ray that ends
+    with this process. Returns whether Ray was started here.
 
     Raises:
-        RequestError: there is no cluster at RAY_ADDRESS.
+        RequestError: no cluster answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
         return False
-    try:
-        ray.init(address="auto", logging_level=logging.WARNING)
-    except ConnectionError:
-        if address := os.environ.get("RAY_ADDRESS"):
-            raise RequestError(f"RAY_ADDRESS {address}: no cluster answers there; start it or unset it") from None
-    else:
-        return False
+    named = os.environ.get("RAY_ADDRESS")
+    if address := named or read_ray_address():
+        try:
+            ray.init(address=address, logging_level=logging.WARNING)
+        except ConnectionError:
+            if named:
+                raise RequestError(f"RAY_ADDRESS {named}: no cluster answers there; start it, or unset it") from None
+        else:
+            return False
     # Little may run beside the work: on a laptop Ray's idle processes delay every step a little.
     for name in ("RAY_worker_niceness", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED"):
         os.environ.setdefault(name, "0")

@@ -14,10 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from unet.s3 import Changed, Denied, Listed, NoSuchFolder, Page, S3Store, StorageError, Vanished, split
+from unet.s3 import BadCredentials, Changed, Denied, Listed, NoSuchFolder, Page, S3Store, StorageError, Vanished, split
 from unet.settings import RequestError
 
 __all__ = [
+    "BadCredentials",
     "Changed",
     "Denied",
     "Listed",
