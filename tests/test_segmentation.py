@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from PIL import Image
 
 from tests.conftest import ROOT, make_pair
 from tests.proxy import Proxy
+from tests.servers import rclone
 from unet.artifact import Model
 from unet.image import decode_image, encode
 from unet.labels import Label, LabelSet
@@ -539,3 +542,28 @@ def test_a_damaged_ledger_part_is_named_before_a_worker_starts(bench: Bench) -> 
     open_store(bench.masks).put(f"_segment/ledger/{1:012d}-{'0' * 32}.parquet", b"damaged")
     with pytest.raises(RequestError, match="is damaged; delete it"):
         segment(bench.settings())
+
+
+@pytest.mark.slow
+def test_camvid_on_a_server_with_real_files_twice(camvid: Path, tmp_path: Path) -> None:
+    images, masks = tmp_path / "bucket" / "images", tmp_path / "bucket" / "masks"
+    shutil.copytree(camvid / "train", images)
+    model = Model.load(save_model(str(tmp_path / "model"), width=8))
+    flags = ["--input", "s3://bucket/images", "--output", "s3://bucket/masks", "--model", str(tmp_path / "model")]
+    command = [sys.executable, "jobs/segment.py", *flags]
+    with rclone(tmp_path) as url, Proxy(url) as between:
+        environment = os.environ | {"AWS_ENDPOINT_URL": between.url}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        between.requests.clear()
+        began = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+        seconds = time.monotonic() - began
+        assert "367 unchanged" in done.stdout
+        assert not [path for _, path in between.requests if path.endswith((".jpg", ".jpg.png"))]
+    print(f"the second run took {seconds:.1f} s")
+    predictor = Predictor(model)
+    for image in sorted(images.iterdir()):
+        with Image.open(masks / f"{image.name}.png") as picture:
+            assert (picture.mode, picture.size) == ("P", (480, 360))
+            expected = predictor.predict(decode_image(image.read_bytes())) * np.uint8(255)
+            assert np.array_equal(np.asarray(picture), expected), image.name

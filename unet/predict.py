@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from unet.artifact import Model
@@ -200,10 +201,10 @@ class _Doubling(nn.Module):
         before, after = transposed.in_channels, transposed.out_channels
         assert transposed.bias is not None
         self.rows = nn.ModuleList()
-        for odd, taps in enumerate(([1], [2, 0])):
+        for taps in ([1], [2, 0]):
             part = kernel[:, :, taps]
             even_column = torch.stack([part[..., 1], torch.zeros_like(part[..., 1])], dim=-1)
-            row = nn.Conv2d(before, 2 * after, (len(taps), 2), padding=(odd, 1)).requires_grad_(False)
+            row = nn.Conv2d(before, 2 * after, (len(taps), 2)).requires_grad_(False)
             row.weight.copy_(torch.cat([even_column, part[..., [2, 0]]]))
             assert row.bias is not None
             row.bias.copy_(transposed.bias.repeat(2))
@@ -211,7 +212,9 @@ class _Doubling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         count, _, height, width = x.shape
-        rows = [row(x)[..., odd:, 1:].permute(0, 2, 3, 1) for odd, row in enumerate(self.rows)]
+        even, odd = self.rows
+        x = F.pad(x, (0, 1, 0, 1))  # not in the convolutions: with padding, these kernels depend on the threads
+        rows = [part.permute(0, 2, 3, 1) for part in (even(x[:, :, :-1]), odd(x))]
         return torch.stack(rows, dim=2).view(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 

@@ -74,7 +74,7 @@ def segment(settings: SegmentSettings) -> int:
     recorder = Recorder(request, model.labels)
     idle = _nothing_to_do(request)
     if idle is None:
-        connect()
+        connect(worker_output=False)
         try:
             with _Progress(recorder, request):
                 for chunk in _pipeline(request, model):

@@ -151,7 +151,7 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) ->
 
 def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
-    trainer = _LocalTrainer if connect() else ray.train.torch.TorchTrainer
+    trainer = _LocalTrainer if connect(worker_output=True) else ray.train.torch.TorchTrainer
     resources = ray.cluster_resources()
     if run.settings.gpu and not resources.get("GPU"):
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
