@@ -105,11 +105,14 @@ class Predictor:
         alone = self.device.type == "cpu" or any(self.tiled(_size(image)) for image in images)
         batches = [[image] for image in images] if alone else [list(images)]
         return [
-            _decide(bands, _size(image), confidence)
+            _decide(bands, self._blank(image), self._blank(image) if confidence else None)
             for batch in batches
             if batch
             for image, bands in zip(batch, self._bands(batch), strict=True)
         ]
+
+    def _blank(self, image: Array) -> Tensor:
+        return torch.empty(_size(image), dtype=torch.uint8, device=self.device)
 
     def _whole(self, image_size: tuple[int, int]) -> tuple[int, int]:
         geometry = self.model.geometry
@@ -147,20 +150,20 @@ class Predictor:
         return result
 
 
-def _decide(bands: Iterable[Tensor], size: tuple[int, int], confidence: bool) -> Prediction:
-    """The likeliest class of each pixel, and how likely it is, from logits at the image's size."""
-    masks, certain = [], []
+def _decide(bands: Iterable[Tensor], mask: Tensor, sure: Tensor | None) -> Prediction:
+    """Fills `mask` and `sure` (HW uint8) with each pixel's likeliest class and how likely it is, from its logits."""
+    top = 0
     for band in bands:
         for logits in band.split(max(1, BAND[band.device.type] // band[0].numel())):
+            rows = slice(top, top + len(logits))
             highest, classes = logits.max(-1, keepdim=True)
-            masks.append(classes.squeeze(-1).to(torch.uint8))
-            if confidence:
+            mask[rows] = classes[..., 0]
+            if sure is not None:
                 share = 1 / (logits.float() - highest.float()).exp_().sum(-1)
-                certain.append(share.mul_(255).round_().to(torch.uint8))
-    mask, sure = (torch.cat(rows).cpu().numpy() if rows else None for rows in (masks, certain))
-    assert mask is not None
-    assert mask.shape == size
-    return Prediction(mask, sure)
+                sure[rows] = share.mul_(255).round_()
+            top = rows.stop
+    assert top == len(mask)
+    return Prediction(mask.cpu().numpy(), None if sure is None else sure.cpu().numpy())
 
 
 def _folded(network: UNet) -> UNet:

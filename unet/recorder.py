@@ -26,6 +26,9 @@ from unet.storage import open_store
 PART_SECONDS, PART_ROWS = 5.0, 50_000
 """A ledger part is written when its oldest row is this old, or when it has this many."""
 
+GROUP_ROWS = 10_000
+"""Rows of a row group of the report; the writer remembers some kilobytes of each to its end."""
+
 FAILURES_SHOWN = 200
 
 MOMENTS = 500
@@ -60,6 +63,7 @@ class Recorder:
         self._moments: list[tuple[float, int]] = []
         self._began = time.time()
         self._waiting: list[pa.Table] = []
+        self._unreported: list[pa.Table] = []
         self._written = time.monotonic()
         self._folder = tempfile.TemporaryDirectory(prefix="unet-report-")
         self._report_path = Path(self._folder.name) / "report.parquet"
@@ -76,7 +80,9 @@ class Recorder:
         self.totals += chunk.totals
         for count in rows["status"].value_counts().to_pylist():
             self.counts[count["values"]] += count["counts"]
-        self._report.write_table(_report_rows(rows))
+        self._unreported.append(rows)
+        if sum(map(len, self._unreported)) > GROUP_ROWS:
+            self._report_all()
         if chunk.class_pixels is not None:
             self._class_pixels += chunk.class_pixels
         self._sheets = sorted(self._sheets + chunk.sheets)[:SHEETS]
@@ -107,6 +113,7 @@ class Recorder:
     def finish(self, *, complete: bool) -> dict[str, Any]:
         """Writes the report and returns the summary. `complete`: the run came to its end by itself."""
         self.record()
+        self._report_all()
         self._report.close()
         if complete:
             self.request.ledger.compact(self.request.fence)
@@ -120,6 +127,11 @@ class Recorder:
             folder + "summary.json", json.dumps(summary, indent=1).encode(), content_type="application/json"
         )
         return summary
+
+    def _report_all(self) -> None:
+        if self._unreported:
+            self._report.write_table(_report_rows(pa.concat_tables(self._unreported)))
+        self._unreported = []
 
     def _note_failures(self, rows: pa.Table) -> None:
         if len(self._failures) < FAILURES_SHOWN:
