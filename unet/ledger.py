@@ -6,6 +6,7 @@ N: keys recorded); keys are valid Unicode (Arrow holds no other), and any other 
 """
 
 import contextlib
+import io
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,7 +60,7 @@ _STATUSES = ("done", "failed", "removed")
 _WAS_DONE, _HAS_FAILED, _REMOVED = range(3)
 
 _PART = re.compile(r"(\d{12,})-[0-9a-f]{32}\.parquet")
-_SMALL, _LARGE = 16 << 20, 64 << 20
+_SMALL, _LARGE = 16 << 20, 32 << 20
 _ATTEMPTS = 5
 
 
@@ -106,7 +107,7 @@ class Ledger:
         raise self._unsteady()
 
     def compact(self, fence: int) -> None:
-        """Merges parts below 16 MB, about 64 MB at a time, and drops rows that no longer count.
+        """Merges parts below 16 MB, about 32 MB at a time, and drops rows that no longer count.
 
         A new part is written before the old ones are deleted, and answers the same: a crash between the two is
         harmless. Rows `removed` go only when one part is left, since they hide older rows of their keys elsewhere.
@@ -121,7 +122,8 @@ class Ledger:
     def _merge(self, parts: Sequence[Listed], fence: int, *, drop_removed: bool = False) -> bool:
         """Replaces `parts` by one; whether it has rows `removed`. Holds their bytes and one decoded part."""
         bodies = {part.key: self._store.get(part.key) for part in parts}
-        columns = _columns((self._parse(name, body, _LOOK_UP) for name, body in bodies.items()), _LOOK_UP)
+        names = list(bodies)
+        columns = _columns((self._parse(name, bodies[name], _LOOK_UP) for name in names), _LOOK_UP)
         keep = np.zeros(len(columns["key_hash"]), bool)
         keep[_winners(columns)] = True
         removed = keep & (columns["status"] == _REMOVED)
@@ -130,13 +132,13 @@ class Ledger:
 
         def kept() -> Iterator[pa.Table]:
             first = 0
-            for name, body in bodies.items():
-                table = self._parse(name, body, _SCHEMA.names)
+            for name in names:
+                table = self._parse(name, bodies.pop(name), _SCHEMA.names)
                 yield table.filter(pa.array(keep[first : first + table.num_rows]))
                 first += table.num_rows
 
         self._write(kept(), fence)
-        self._store.delete(bodies)
+        self._store.delete(names)
         return bool(removed.any())
 
     def _parts(self) -> list[Listed]:
@@ -147,6 +149,7 @@ class Ledger:
             yield self._parse(part.key, self._store.get(part.key), columns)
 
     def _parse(self, name: str, body: bytes, columns: Sequence[str]) -> pa.Table:
+        pa.default_memory_pool().release_unused()  # of the part before, which Arrow would keep
         try:
             file = pq.ParquetFile(pa.BufferReader(body), page_checksum_verification=True)
             version = int(file.schema_arrow.metadata[b"format"])
@@ -159,14 +162,14 @@ class Ledger:
         raise RequestError(f"{self._uri}/{name}: was written by a newer version; update this one")
 
     def _write(self, tables: Iterable[pa.Table], fence: int) -> None:
-        sink = pa.BufferOutputStream()
+        sink = io.BytesIO()
         repeated = ["fingerprint", "status", "error", "fence"]
         with pq.ParquetWriter(
             sink, _SCHEMA, compression="zstd", use_dictionary=repeated, write_page_checksum=True
         ) as writer:
             for table in tables:
                 writer.write_table(table)
-        self._store.put(f"{fence:012d}-{uuid4().hex}.parquet", sink.getvalue().to_pybytes())
+        self._store.put(f"{fence:012d}-{uuid4().hex}.parquet", sink.getvalue())
 
     def _unsteady(self) -> RequestError:
         return RequestError(f"{self._uri}: parts vanish while they are read; let no other program delete in there")
@@ -182,6 +185,7 @@ class Record:
         newest = newest[columns["status"][newest] != _REMOVED]
         self._columns = {name: columns.pop(name)[newest] for name in list(columns)}
         self._seen = np.zeros(len(newest), bool)
+        pa.default_memory_pool().release_unused()
 
     def __len__(self) -> int:
         return len(self._seen)

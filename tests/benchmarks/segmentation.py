@@ -55,16 +55,13 @@ def save_model(name: str, folder: Path) -> Path:
     return folder / name
 
 
-def fill(root: Path, images: list[Path], count: int) -> str:
-    """A bucket of `count` images, by the server's own folder; returns its name."""
-    name = f"images-{count}"
-    folder = root / name
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        for place in range(count):
-            source = images[place % len(images)]
-            (folder / f"{place:05}{source.suffix}").write_bytes(source.read_bytes())
-    return name
+def fill(root: Path, images: list[Path], count: int) -> None:
+    """A bucket of `count` images, in the server's own folder and before it starts: it remembers what it has seen."""
+    folder = root / f"images-{count}"
+    folder.mkdir()
+    for place in range(count):
+        source = images[place % len(images)]
+        (folder / f"{place:05}{source.suffix}").write_bytes(source.read_bytes())
 
 
 def job(bucket: str, model: Path, output: str) -> tuple[float, float]:
@@ -152,8 +149,7 @@ def compare(name: str, images: list[Path], root: Path, rounds: int, batch: int) 
     """Prints the figures of one model."""
     model = save_model(name, root.parent)
     few, many = SIZES[name]
-    for count in (few, many):
-        fill(root, images, count)
+    client = boto3.client("s3")
     rates: dict[str, list[float]] = {"a": [], "b": [], "c": []}
     firsts = []
     for turn in range(rounds):
@@ -161,7 +157,7 @@ def compare(name: str, images: list[Path], root: Path, rounds: int, batch: int) 
         for count in (few, many):
             output = f"{name}-{turn}-{count}"
             for way in ("a", "b"):
-                (root / f"{output}-{way}").mkdir()
+                client.create_bucket(Bucket=f"{output}-{way}")
             seconds[f"a{count}"], first = job(f"images-{count}", model, f"{output}-a")
             firsts.append(first)
             seconds[f"b{count}"] = alone("b", str(model), f"images-{count}", f"{output}-b", str(batch))
@@ -227,6 +223,9 @@ def main() -> None:
         root = Path(folder, "server")
         root.mkdir()
         os.environ["BENCHMARK_ROOT"] = str(root)
+        for name in given.models:
+            for count in SIZES[name]:
+                fill(root, images, count)
         with rclone(root):
             for name in given.models:
                 compare(name, images, root, given.rounds, given.batch)
