@@ -26,7 +26,7 @@ ROWS = (
         "labelled_set",
     },
     {"plots"},
-    {"storage", "schedule", "page", "scene"},
+    {"storage", "schedule", "page", "scene", "memory"},
     {"s3"},
     {"model", "loss", "metrics", "augment", "tiling", "optimizer", "scenery"},
     {"image", "canvas"},

@@ -22,8 +22,9 @@ from unet.datasets import Batch, View, Work, batches
 from unet.journal import Entry, Journal
 from unet.labelled_set import LabelledSet
 from unet.labels import LabelSet
-from unet.learner import Learner, keep_freed_memory
+from unet.learner import Learner
 from unet.loss import LossSums
+from unet.memory import keep_freed_memory
 from unet.metrics import ConfusionMatrix
 from unet.model import UNet, architecture
 from unet.optimizer import learning_rate

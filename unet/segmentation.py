@@ -28,6 +28,7 @@ from ray.experimental import internal_kv
 from unet import storage
 from unet.artifact import Model
 from unet.listing import OWN, TODO, Chunk, Request, check_manifest, chunks
+from unet.memory import keep_freed_memory
 from unet.predict import Predictor
 from unet.recorder import Recorder
 from unet.segmenter import (
@@ -236,6 +237,7 @@ class _Segment:
     """All that is left, in one process: fetch, decode, predict, encode, write."""
 
     def __init__(self, request: Request, model: Any) -> None:
+        keep_freed_memory()
         self.segmenter = Segmenter(request, ray.get(model))
 
     def __call__(self, row: Row) -> Row:

@@ -33,6 +33,7 @@ def connect(*, worker_output: bool) -> bool:
     # Little may run beside the work: on a laptop Ray's idle processes delay every step a little.
     for name in ("RAY_worker_niceness", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED"):
         os.environ.setdefault(name, "0")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see unet.memory; in a worker tensors come before our code
     if not worker_output:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors are told off as errors
     ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False, log_to_driver=worker_output)

@@ -33,7 +33,7 @@ from tests.benchmarks.training import peak
 from tests.servers import rclone
 from unet.artifact import Model
 from unet.labels import read_labels
-from unet.learner import keep_freed_memory
+from unet.memory import keep_freed_memory
 from unet.model import UNet, channels_last
 from unet.sample import write_sample_set
 from unet.settings import Geometry

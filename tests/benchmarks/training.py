@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unet.augment import augment
 from unet.labelled_set import find_labelled_set, read_pair
 from unet.labels import IGNORE, read_labels
-from unet.learner import keep_freed_memory
+from unet.memory import keep_freed_memory
 from unet.model import UNet, architecture, channels_last, normalise
 from unet.sample import write_sample_set
 from unet.settings import AugmentSettings, DataSettings, Geometry, ModelSettings, Preset
