@@ -109,6 +109,6 @@ def _one_line(message: str) -> str:
     """The parser's message, a title and a text in a box, on one line without title, frame and footer."""
     lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()[1:]]
     if any(line.startswith("Missing from") for line in lines):
-        return "missing: " + ", ".join(line.split()[0] for line in lines if line.startswith("--")) + "; see --help"
+        return "missing: " + ", ".join(re.findall(r"^(--\S+) \S", "\n".join(lines), re.M)) + "; see --help"
     words = " ".join(line for line in lines if line.strip("-─")).split("For full helptext")[0].split()
     return re.sub(r"^Error parsing \w+: (?=--)", "", " ".join(words)) + "; see --help"
