@@ -567,3 +567,11 @@ def test_camvid_on_a_server_with_real_files_twice(camvid: Path, tmp_path: Path) 
             assert (picture.mode, picture.size) == ("P", (480, 360))
             expected = predictor.predict(decode_image(image.read_bytes())) * np.uint8(255)
             assert np.array_equal(np.asarray(picture), expected), image.name
+
+
+def test_gpu_without_one_is_refused(tmp_path: Path, one_ray: None) -> None:
+    bench = Bench(str(tmp_path))
+    save_model(bench.model)
+    fill(bench.images, ["a.png"])
+    with pytest.raises(RequestError, match="--gpu: the cluster has no GPU"):
+        segment(bench.settings(gpu=True))

@@ -9,6 +9,7 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import pickle
 import secrets
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,9 +78,10 @@ def segment(settings: SegmentSettings) -> int:
     idle = _nothing_to_do(request)
     if idle is None:
         connect(worker_output=False)
+        workers = _workers(settings)
         try:
             with _Progress(recorder, request):
-                for chunk in _pipeline(request, model):
+                for chunk in _pipeline(request, model, workers):
                     recorder.add(chunk)
         except (storage.StorageError, RequestError) as error:
             recorder.finish(complete=False)
@@ -92,6 +95,7 @@ def segment(settings: SegmentSettings) -> int:
 
 
 def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
+    settings = _with_absolute_paths(settings)
     for outer, inner in ((settings.input, settings.output), (settings.output, settings.input)):
         if storage.contains(outer, inner):
             raise RequestError(
@@ -111,6 +115,13 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
         uri = storage.join(settings.output, f"{OWN}runs/{run}/settings.yaml")
         storage.write(uri, yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
     return model, request
+
+
+def _with_absolute_paths(settings: SegmentSettings) -> SegmentSettings:
+    """Workers may run in another folder than the command."""
+    names = ("input", "output", "model", "manifest")
+    local = {name: uri for name in names if (uri := getattr(settings, name)) and "://" not in uri}
+    return replace(settings, **{name: os.path.abspath(uri) for name, uri in local.items()})
 
 
 def _fingerprint(settings: SegmentSettings, model: Model) -> str:
@@ -155,28 +166,40 @@ def _nothing_to_do(request: Request) -> list[Chunk] | None:
     return found
 
 
-def _pipeline(request: Request, model: Model) -> Iterator[Chunk]:
-    """Settled chunks, as they come."""
-    settings = request.settings
+def _workers(settings: SegmentSettings) -> tuple[int, int]:
+    """Least and most workers: what --workers says, or up to one for each CPU or GPU.
+
+    Raises:
+        RequestError: --gpu without a GPU.
+    """
+    kind = "GPU" if settings.gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if settings.gpu and not there and settings.worker_range is None:
+        raise RequestError("--gpu: the cluster has no GPU; leave the flag out, or give --workers to wait for some")
+    return settings.worker_range or (1, max(1, there))
+
+
+def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Iterator[Chunk]:
+    """Settled chunks, as they come. On one machine the steps share a process; CPUs that feed GPUs have their own."""
     given = ray.put(model)
     plan = ray.data.from_items([{"chunk": b""}]).map_batches(_List(request), batch_size=None, num_cpus=0)
-    if settings.gpu:
-        plan = (
-            plan.map_batches(_Fetch, fn_constructor_args=(request,), batch_size=1, compute=_pool(1, None), num_cpus=1)
-            .map_batches(
-                _Predict, fn_constructor_args=(request, given), batch_size=1, compute=_pool(*_gpu_workers(settings)),
-                num_gpus=1,
-            )
-            .map_batches(_Write, fn_constructor_args=(request, given), batch_size=1, compute=_pool(1, None), num_cpus=1)
-        )  # fmt: skip
+    steps: list[tuple[Any, tuple[Any, ...], tuple[int, int | None], int, int]]  # with the CPUs and GPUs of a worker
+    if request.settings.gpu:
+        steps = [
+            (_Fetch, (request,), (1, None), 1, 0),
+            (_Predict, (request, given), workers, 0, 1),
+            (_Write, (request, given), (1, None), 1, 0),
+        ]
     else:
-        workers = settings.worker_range or (1, max(1, int(ray.cluster_resources().get("CPU", 1))))
+        steps = [(_Segment, (request, given), workers, 1, 0)]
+    for step, arguments, size, cpus, gpus in steps:
         plan = plan.map_batches(
-            _Segment,
-            fn_constructor_args=(request, given),
+            step,
+            fn_constructor_args=arguments,
             batch_size=1,
-            compute=_pool(*workers),
-            num_cpus=1,
+            compute=_pool(*size),
+            num_cpus=cpus,
+            num_gpus=gpus,
         )
     _configure(plan.context)
     for batch in plan.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
@@ -192,13 +215,6 @@ def _pool(least: int, most: int | None) -> ray.data.ActorPoolStrategy:
         max_concurrent_calls_per_actor=IN_FLIGHT,
         enable_true_multi_threading=True,
     )
-
-
-def _gpu_workers(settings: SegmentSettings) -> tuple[int, int]:
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if not gpus and settings.worker_range is None:
-        raise RequestError("--gpu: the cluster has no GPU; leave the flag out, or give --workers to wait for some")
-    return settings.worker_range or (1, gpus)
 
 
 def _configure(context: ray.data.DataContext) -> None:
