@@ -74,6 +74,11 @@ class Recorder:
         """Since the run began."""
         return time.time() - self._began
 
+    @property
+    def worked(self) -> int:
+        """Objects that a worker has settled."""
+        return sum(self.counts[status] for status in ("done", "failed", "changed", "vanished"))
+
     def add(self, chunk: Chunk) -> None:
         """Takes settled rows."""
         rows = chunk.rows

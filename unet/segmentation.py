@@ -57,6 +57,9 @@ IN_FLIGHT = 2
 GLANCE = 20_000
 """Objects that are listed before a cluster is called for."""
 
+AHEAD = 30_000
+"""Objects to be segmented that are listed before the first of them is done: those wait in the driver's memory."""
+
 SLICE_BYTES = 8 << 20
 """Bytes of encoded images that go from CPUs to GPUs together; decoded they are about ten times as much."""
 
@@ -83,6 +86,7 @@ def segment(settings: SegmentSettings) -> int:
             with _Progress(recorder, request):
                 for chunk in _pipeline(request, model, workers):
                     recorder.add(chunk)
+                    _tell(request, "worked", recorder.worked)
         except (storage.StorageError, RequestError) as error:
             recorder.finish(complete=False)
             print(f"error: {_said(error)}; what is finished is recorded, the same command goes on", file=sys.stderr)
@@ -241,12 +245,15 @@ class _List:
 
     def __call__(self, _: Row) -> Iterator[Row]:
         gc.freeze()  # what is loaded by now; going through it again and again would take half of a listing's time
-        listed = 0
+        listed = todo = 0
         for chunk in chunks(self.request):
             listed += len(chunk.rows)
-            _tell(self.request, listed, ended=False)
+            todo += pc.sum(pc.equal(chunk.rows["status"], TODO)).as_py() or 0
+            _tell(self.request, "listed", [listed, False])
             yield _packed(chunk)
-        _tell(self.request, listed, ended=True)
+            while todo - _told(self.request, "worked", 0) > AHEAD:
+                time.sleep(0.2)
+        _tell(self.request, "listed", [listed, True])
 
 
 class _Segment:
@@ -311,8 +318,14 @@ def _slices(items: list[Item]) -> list[list[Item]]:
     return slices
 
 
-def _tell(request: Request, listed: int, *, ended: bool) -> None:
-    internal_kv._internal_kv_put(f"unet/{request.run}", json.dumps([listed, ended]))
+def _tell(request: Request, what: str, value: Any) -> None:
+    """Tells the other processes of the run."""
+    internal_kv._internal_kv_put(f"unet/{request.run}/{what}", json.dumps(value))
+
+
+def _told(request: Request, what: str, default: Any) -> Any:
+    told = internal_kv._internal_kv_get(f"unet/{request.run}/{what}")
+    return json.loads(told) if told else default
 
 
 class _Progress:
@@ -335,8 +348,7 @@ class _Progress:
         while not self._over.wait(SECONDS_PER_LINE):
             counts, now = dict(self.recorder.counts), time.monotonic()
             settled, done = sum(counts.values()), counts.get("done", 0)
-            told = internal_kv._internal_kv_get(f"unet/{self.request.run}")
-            listed, ended = json.loads(told) if told else (0, False)
+            listed, ended = _told(self.request, "listed", (0, False))
             text = f"listed {listed:,}  done {done:,}  failed {counts.get('failed', 0):,}"
             if first is not None and done > first[1]:
                 rate = (done - first[1]) / (now - first[0])
