@@ -45,7 +45,8 @@ ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 
 SMALLEST_CHUNK, LARGEST_CHUNK, SETTLED_CHUNK = 4, 256, 8192
 """Objects of a chunk: few at first, so that every worker has some soon, then a 32nd of all before it, so that no worker
-is left with much at the end; Ray keeps some 10 kB of books for each chunk. Of settled ones, which cost nothing, more."""
+is left with much at the end; Ray keeps some 10 kB of books for each chunk. Settled ones, which cost nothing, go in
+larger ones."""
 
 HEADS = 16
 """Requests at a time for the objects of a manifest."""
