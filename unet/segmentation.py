@@ -29,7 +29,7 @@ from ray.experimental import internal_kv
 
 from unet import storage
 from unet.artifact import Model
-from unet.listing import OWN, TODO, Chunk, Request, check_manifest, chunks
+from unet.listing import LARGEST_CHUNK, OWN, TODO, Chunk, Request, check_manifest, chunks
 from unet.memory import keep_freed_memory
 from unet.predict import Predictor
 from unet.recorder import Recorder
@@ -57,8 +57,8 @@ IN_FLIGHT = 2
 GLANCE = 20_000
 """Objects that are listed before a cluster is called for."""
 
-AHEAD = 30_000
-"""Objects to be segmented that are listed before the first of them is done: those wait in the driver's memory."""
+AHEAD = 8 * LARGEST_CHUNK
+"""Objects for each worker that are listed before the first of them is done: they wait in the driver's memory."""
 
 SLICE_BYTES = 8 << 20
 """Bytes of encoded images that go from CPUs to GPUs together; decoded they are about ten times as much."""
@@ -186,7 +186,9 @@ def _workers(settings: SegmentSettings) -> tuple[int, int]:
 def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Iterator[Chunk]:
     """Settled chunks, as they come. On one machine the steps share a process; CPUs that feed GPUs have their own."""
     given = ray.put(model)
-    plan = ray.data.from_items([{"chunk": b""}]).map_batches(_List(request), batch_size=None, num_cpus=0)
+    plan = ray.data.from_items([{"chunk": b""}]).map_batches(
+        _List(request, AHEAD * workers[1]), batch_size=None, num_cpus=0
+    )
     steps: list[tuple[Any, tuple[Any, ...], tuple[int, int | None], int, int]]  # with the CPUs and GPUs of a worker
     if request.settings.gpu:
         steps = [
@@ -240,8 +242,8 @@ def _unpacked(row: Row) -> Any:
 class _List:
     """The first step: lists, and leaves out what is done."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, request: Request, ahead: int) -> None:
+        self.request, self.ahead = request, ahead
 
     def __call__(self, _: Row) -> Iterator[Row]:
         gc.freeze()  # what is loaded by now; going through it again and again would take half of a listing's time
@@ -251,7 +253,7 @@ class _List:
             todo += pc.sum(pc.equal(chunk.rows["status"], TODO)).as_py() or 0
             _tell(self.request, "listed", [listed, False])
             yield _packed(chunk)
-            while todo - _told(self.request, "worked", 0) > AHEAD:
+            while todo - _told(self.request, "worked", 0) > self.ahead:
                 time.sleep(0.2)
         _tell(self.request, "listed", [listed, True])
 
