@@ -12,6 +12,7 @@ ROWS = (
     {"fitting", "recorder"},
     {"segmenter"},
     {"listing"},
+    {"manifest"},
     {"datasets", "progress", "session"},
     {
         "command_line",

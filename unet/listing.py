@@ -4,9 +4,7 @@ A chunk's `rows` have the columns of `ROWS`. `status` is TODO, with the reason i
 word in this run. Memory does not grow with the listing; the ledger's look-up is all that is held.
 """
 
-import csv
 import fnmatch
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from unet import storage
 from unet.image import SUFFIXES
 from unet.ledger import CHANGED, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, Record, hash_of
-from unet.settings import RequestError, SegmentSettings
+from unet.manifest import manifest_keys
+from unet.settings import SegmentSettings
 from unet.storage import Listed, Store, Vanished, join, open_store
 
 TODO = "todo"
@@ -176,7 +173,7 @@ class _Lister:
     def pages(self) -> Iterator[list[Listed]]:
         """Objects whose names match, in pages."""
         if self.settings.manifest is not None:
-            yield from _looked_up(_manifest_keys(self.settings.manifest), self.source)
+            yield from _looked_up(manifest_keys(self.settings.manifest), self.source)
             return
         for page in self.source.list():
             chosen = [item for item in page if self._chosen(item)]
@@ -303,51 +300,6 @@ def _masks_of(target: Store) -> _Masks:
     ]
     table = np.concatenate([np.empty((0, 2), np.uint64), *pages])
     return _Masks(table[:, 0], table[:, 1])
-
-
-def _manifest_keys(uri: str) -> Iterator[list[str]]:
-    """The keys that a manifest names, each once, in pages.
-
-    Raises:
-        RequestError: names the manifest and what is wrong with it.
-    """
-    known: set[int] = set()
-    for page in _manifest_pages(uri):
-        fresh = []
-        for key in page:
-            digest = hash_of(key)
-            if digest not in known:
-                known.add(digest)
-                fresh.append(key)
-        yield fresh
-
-
-def _manifest_pages(uri: str) -> Iterator[list[str]]:
-    try:
-        data = storage.read(uri)
-        if uri.lower().endswith((".parquet", ".pq")):
-            for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(1000, columns=["key"]):
-                yield [str(key) for key in batch.column("key").to_pylist()]
-            return
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        if "key" not in (rows.fieldnames or ()):
-            raise KeyError("key")
-        page: list[str] = []
-        for row in rows:
-            page.append(row["key"])
-            if len(page) == 1000:
-                yield page
-                page = []
-        yield page
-    except OSError as error:
-        raise RequestError(f"--manifest {uri}: cannot be read ({error.strerror or error})") from None
-    except (KeyError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"--manifest {uri}: is no CSV or Parquet file with a column key ({error})") from None
-
-
-def check_manifest(uri: str) -> None:
-    """Reads the beginning of a manifest. Raises RequestError."""
-    next(_manifest_pages(uri), None)
 
 
 def _looked_up(pages: Iterable[list[str]], source: Store) -> Iterator[list[Listed]]:

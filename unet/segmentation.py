@@ -29,7 +29,8 @@ from ray.experimental import internal_kv
 
 from unet import storage
 from unet.artifact import Model
-from unet.listing import LARGEST_CHUNK, OWN, TODO, Chunk, Request, check_manifest, chunks
+from unet.listing import LARGEST_CHUNK, OWN, TODO, Chunk, Request, chunks
+from unet.manifest import check_manifest
 from unet.memory import keep_freed_memory
 from unet.predict import Predictor
 from unet.recorder import Recorder

@@ -1,0 +1,57 @@
+"""The keys of a manifest: a CSV or Parquet file with a column key, which stands in for a listing."""
+
+import csv
+import io
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unet import storage
+from unet.ledger import hash_of
+from unet.settings import RequestError
+
+
+def manifest_keys(uri: str) -> Iterator[list[str]]:
+    """The keys that a manifest names, each once, in pages.
+
+    Raises:
+        RequestError: names the manifest and what is wrong with it.
+    """
+    known: set[int] = set()
+    for page in _pages(uri):
+        fresh = []
+        for key in page:
+            digest = hash_of(key)
+            if digest not in known:
+                known.add(digest)
+                fresh.append(key)
+        yield fresh
+
+
+def _pages(uri: str) -> Iterator[list[str]]:
+    try:
+        data = storage.read(uri)
+        if uri.lower().endswith((".parquet", ".pq")):
+            for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(1000, columns=["key"]):
+                yield [str(key) for key in batch.column("key").to_pylist()]
+            return
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        if "key" not in (rows.fieldnames or ()):
+            raise KeyError("key")
+        page: list[str] = []
+        for row in rows:
+            page.append(row["key"])
+            if len(page) == 1000:
+                yield page
+                page = []
+        yield page
+    except OSError as error:
+        raise RequestError(f"--manifest {uri}: cannot be read ({error.strerror or error})") from None
+    except (KeyError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        raise RequestError(f"--manifest {uri}: is no CSV or Parquet file with a column key ({error})") from None
+
+
+def check_manifest(uri: str) -> None:
+    """Reads the beginning of a manifest. Raises RequestError."""
+    next(_pages(uri), None)
