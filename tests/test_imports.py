@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = (
     {"training", "segmentation"},
-    {"fitting", "recorder"},
+    {"fitting", "recorder", "steps"},
     {"segmenter"},
     {"listing"},
     {"manifest"},
@@ -37,7 +37,7 @@ ROWS = (
 )
 """Modules of unet/, highest first: each imports only from rows below its own, or within the fourth."""
 
-RAY = {"training", "segmentation", "fitting", "datasets", "progress", "session"}
+RAY = {"training", "segmentation", "steps", "fitting", "datasets", "progress", "session"}
 SIDEWAYS = {("predict", "artifact")}
 
 

@@ -22,8 +22,9 @@ from tests import stub
 from tests.conftest import ROOT
 from tests.test_segmentation import save_model
 from unet.listing import LARGEST_CHUNK, chunks
-from unet.segmentation import _packed, _prepare
+from unet.segmentation import _prepare
 from unet.settings import SegmentSettings
+from unet.steps import packed
 from unet.storage import open_store
 
 INPUT, OUTPUT, MODEL = "s3://stub/images", "s3://stub/masks", "s3://stub/model"
@@ -108,7 +109,7 @@ class Memory(threading.Thread):
             self._note("driver", self.driver)
             for folder in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError):
-                    if b"_List" in folder.joinpath("cmdline").read_bytes():
+                    if b"(List)" in folder.joinpath("cmdline").read_bytes():
                         self._note("lister", int(folder.name))
             time.sleep(0.2)
 
@@ -191,6 +192,6 @@ def test_what_travels_is_as_small_as_its_rows(serve: Serve) -> None:
     _, request = _prepare(settings())
     parts = list(chunks(request))
     assert sum(len(part.rows) for part in parts) == 5000
-    assert max(len(_packed(part)["chunk"][0]) for part in parts) < 2000 + 150 * LARGEST_CHUNK
+    assert max(len(packed(part)["chunk"][0]) for part in parts) < 2000 + 150 * LARGEST_CHUNK
     record_all(5000)
     assert [len(part.rows) for part in chunks(request)] == [5000]

@@ -29,9 +29,10 @@ from unet.listing import Chunk, chunks, make_rows
 from unet.model import UNet
 from unet.predict import Predictor
 from unet.recorder import Recorder
-from unet.segmentation import _Fetch, _packed, _Predict, _prepare, _unpacked, _Write, segment
+from unet.segmentation import _prepare, segment
 from unet.segmenter import Segmenter
 from unet.settings import Geometry, RequestError, SegmentSettings
+from unet.steps import Fetch, Predict, Write, packed, unpacked
 from unet.storage import join, open_store
 
 LABELS = LabelSet((Label(value=0, name="ground", color=(0, 0, 0)), Label(value=255, name="box", color=(255, 0, 0))))
@@ -501,9 +502,9 @@ def test_the_steps_on_cpus_that_feed_gpus_make_the_same_masks(tmp_path: Path, on
     settings = bench.settings(output=f"{bench.masks}-2", write="mask,confidence")
     _, request = _prepare(settings)
     shared = ray.put(model)
-    fetch, predict, write = _Fetch(request), _Predict(request, shared, "cpu"), _Write(request, shared)
+    fetch, predict, write = Fetch(request), Predict(request, shared, "cpu"), Write(request, shared)
     done = [
-        _unpacked(write(predict(part))) for chunk in chunks(request) for part in fetch(_packed(chunk))
+        unpacked(write(predict(part))) for chunk in chunks(request) for part in fetch(packed(chunk))
     ]  # fmt: skip
     rows = [row for chunk in done for row in chunk.rows.to_pylist()]
     assert sorted(row["key"] for row in rows) == sorted([*(f"{i}.png" for i in range(20)), "broken.png"])

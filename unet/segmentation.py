@@ -5,7 +5,6 @@ record. A chunk of objects travels through it as one row, so that chunks are nei
 first are segmented while the listing goes on. Recording is the driver's: a few hundred bytes an object, on to files.
 """
 
-import gc
 import hashlib
 import json
 import logging
@@ -16,39 +15,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 import ray
 import ray.data
 import yaml
-from ray.experimental import internal_kv
 
 from unet import storage
 from unet.artifact import Model
 from unet.listing import LARGEST_CHUNK, OWN, TODO, Chunk, Request, chunks
 from unet.manifest import check_manifest
-from unet.memory import keep_freed_memory
 from unet.predict import Predictor
 from unet.recorder import Recorder
-from unet.segmenter import (
-    GPU_BATCH,
-    IO_THREADS,
-    Fetcher,
-    Item,
-    Segmenter,
-    Writer,
-    by_shape,
-    make_predictor,
-    predict,
-    put_items,
-    take_items,
-)
 from unet.session import connect
 from unet.settings import RequestError, SegmentSettings, to_mapping
+from unet.steps import Fetch, List, Predict, Segment, Write, tell, told
 
 FAILED, TOO_MANY_FAILED = 1, 3
 
@@ -61,12 +44,7 @@ GLANCE = 20_000
 AHEAD = 8 * LARGEST_CHUNK
 """Objects for each worker that are listed before the first of them is done: they wait in the driver's memory."""
 
-SLICE_BYTES = 8 << 20
-"""Bytes of encoded images that go from CPUs to GPUs together; decoded they are about ten times as much."""
-
 SECONDS_PER_LINE = 5.0
-
-Row = dict[str, Any]
 
 
 def segment(settings: SegmentSettings) -> int:
@@ -87,7 +65,7 @@ def segment(settings: SegmentSettings) -> int:
             with _Progress(recorder, request):
                 for chunk in _pipeline(request, model, workers):
                     recorder.add(chunk)
-                    _tell(request, "worked", recorder.worked)
+                    tell(request, "worked", recorder.worked)
         except (storage.StorageError, RequestError) as error:
             recorder.finish(complete=False)
             print(f"error: {_said(error)}; what is finished is recorded, the same command goes on", file=sys.stderr)
@@ -188,17 +166,17 @@ def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Itera
     """Settled chunks, as they come. On one machine the steps share a process; CPUs that feed GPUs have their own."""
     given = ray.put(model)
     plan = ray.data.from_items([{"chunk": b""}]).map_batches(
-        _List(request, AHEAD * workers[1]), batch_size=None, num_cpus=0
+        List(request, AHEAD * workers[1]), batch_size=None, num_cpus=0
     )
     steps: list[tuple[Any, tuple[Any, ...], tuple[int, int | None], int, int]]  # with the CPUs and GPUs of a worker
     if request.settings.gpu:
         steps = [
-            (_Fetch, (request,), (1, None), 1, 0),
-            (_Predict, (request, given), workers, 0, 1),
-            (_Write, (request, given), (1, None), 1, 0),
+            (Fetch, (request,), (1, None), 1, 0),
+            (Predict, (request, given), workers, 0, 1),
+            (Write, (request, given), (1, None), 1, 0),
         ]
     else:
-        steps = [(_Segment, (request, given), workers, 1, 0)]
+        steps = [(Segment, (request, given), workers, 1, 0)]
     for step, arguments, size, cpus, gpus in steps:
         plan = plan.map_batches(
             step,
@@ -210,8 +188,8 @@ def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Itera
         )
     _configure(plan.context)
     for batch in plan.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        for packed in batch["chunk"]:
-            yield pickle.loads(packed)
+        for data in batch["chunk"]:
+            yield pickle.loads(data)
 
 
 def _pool(least: int, most: int | None) -> ray.data.ActorPoolStrategy:
@@ -230,105 +208,6 @@ def _configure(context: ray.data.DataContext) -> None:
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # nodes may be long in coming
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _packed(chunk: Any) -> Row:
-    return {"chunk": np.array([pickle.dumps(chunk, protocol=5)], object)}
-
-
-def _unpacked(row: Row) -> Any:
-    return pickle.loads(row["chunk"][0])
-
-
-class _List:
-    """The first step: lists, and leaves out what is done."""
-
-    def __init__(self, request: Request, ahead: int) -> None:
-        self.request, self.ahead = request, ahead
-
-    def __call__(self, _: Row) -> Iterator[Row]:
-        gc.freeze()  # what is loaded by now; going through it again and again would take half of a listing's time
-        listed = todo = 0
-        for chunk in chunks(self.request):
-            listed += len(chunk.rows)
-            todo += pc.sum(pc.equal(chunk.rows["status"], TODO)).as_py() or 0
-            _tell(self.request, "listed", [listed, False])
-            yield _packed(chunk)
-            while todo - _told(self.request, "worked", 0) > self.ahead:
-                time.sleep(0.2)
-        _tell(self.request, "listed", [listed, True])
-
-
-class _Segment:
-    """All that is left, in one process: fetch, decode, predict, encode, write."""
-
-    def __init__(self, request: Request, model: Any) -> None:
-        keep_freed_memory()
-        self.segmenter = Segmenter(request, ray.get(model))
-
-    def __call__(self, row: Row) -> Row:
-        return _packed(self.segmenter(_unpacked(row)))
-
-
-class _Fetch:
-    """Fetch and decode, on CPUs that feed GPUs."""
-
-    def __init__(self, request: Request) -> None:
-        self.fetch, self.threads = Fetcher(request), ThreadPoolExecutor(IO_THREADS)
-
-    def __call__(self, row: Row) -> Iterator[Row]:
-        chunk = _unpacked(row)
-        for items in _slices(take_items(chunk)) or [[]]:
-            yield _packed((chunk, list(self.threads.map(self.fetch, items))))
-            chunk = Chunk(chunk.rows.slice(0, 0))
-
-
-class _Predict:
-    """Predict, on a GPU."""
-
-    def __init__(self, request: Request, model: Any, device: str = "cuda") -> None:
-        self.settings, self.predictor = request.settings, make_predictor(request, ray.get(model), device)
-
-    def __call__(self, row: Row) -> Row:
-        chunk, items = _unpacked(row)
-        for batch in by_shape(items, self.predictor, self.settings.batch_size or GPU_BATCH):
-            predict(batch, self.predictor, confidence="confidence" in self.settings.outputs)
-        return _packed((chunk, items))
-
-
-class _Write:
-    """Encode and write, on CPUs."""
-
-    def __init__(self, request: Request, model: Any) -> None:
-        self.write, self.threads = Writer(request, ray.get(model)), ThreadPoolExecutor(IO_THREADS)
-
-    def __call__(self, row: Row) -> Row:
-        chunk, items = _unpacked(row)
-        list(self.threads.map(lambda item: self.write(item, chunk), [item for item in items if not item.status]))
-        return _packed(put_items(chunk, items))
-
-
-def _slices(items: list[Item]) -> list[list[Item]]:
-    """`items` in pieces whose decoded images are small enough to travel together."""
-    slices: list[list[Item]] = []
-    room = 0
-    for item in items:
-        if not slices or item.size > room:
-            slices.append([])
-            room = SLICE_BYTES
-        slices[-1].append(item)
-        room -= item.size
-    return slices
-
-
-def _tell(request: Request, what: str, value: Any) -> None:
-    """Tells the other processes of the run."""
-    internal_kv._internal_kv_put(f"unet/{request.run}/{what}", json.dumps(value))
-
-
-def _told(request: Request, what: str, default: Any) -> Any:
-    told = internal_kv._internal_kv_get(f"unet/{request.run}/{what}")
-    return json.loads(told) if told else default
 
 
 class _Progress:
@@ -351,7 +230,7 @@ class _Progress:
         while not self._over.wait(SECONDS_PER_LINE):
             counts, now = dict(self.recorder.counts), time.monotonic()
             settled, done = sum(counts.values()), counts.get("done", 0)
-            listed, ended = _told(self.request, "listed", (0, False))
+            listed, ended = told(self.request, "listed", (0, False))
             text = f"listed {listed:,}  done {done:,}  failed {counts.get('failed', 0):,}"
             if first is not None and done > first[1]:
                 rate = (done - first[1]) / (now - first[0])
