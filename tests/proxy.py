@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import parse_qs, quote, urlsplit
 
-Action = Literal["500", "503", "403", "reset", "cut", "flip", "empty_page"]
+Action = Literal["500", "503", "403", "reset", "cut", "flip", "empty_page", "hold", "hold_answer"]
 
 ERROR = "<Error><Code>{}</Code><Message>as the test wishes</Message></Error>"
 CODES = {"500": "InternalError", "503": "SlowDown", "403": "ExpiredToken"}
@@ -51,6 +51,7 @@ class Proxy(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.rules: list[Rule] = []
         self.lock = threading.Lock()
+        self.holds, self.release = threading.Event(), threading.Event()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def add(self, *, verb: str = "*", path: str = "*", nth: range | None = None, action: Action) -> None:
@@ -79,6 +80,8 @@ class Handler(BaseHTTPRequestHandler):
         action = self.server.action(self.command, self.path)
         if action == "reset":
             self.hang_up()
+        elif action == "hold":
+            self.hold()
         elif action in CODES:
             error = ERROR.format(CODES[action]).encode()
             self.reply(int(action), {"Content-Length": "0"}, b"" if self.command == "HEAD" else error)
@@ -94,6 +97,9 @@ class Handler(BaseHTTPRequestHandler):
                 upstream.request(self.command, path, body or None, headers)
                 answer = upstream.getresponse()
                 data = answer.read()
+            if action == "hold_answer":
+                self.hold()
+                return
             self.reply(answer.status, {"Content-Length": "0", **dict(answer.getheaders())}, data, action)
 
     def reply(self, status: int, headers: dict[str, str], body: bytes, action: Action | None = None) -> None:
@@ -108,6 +114,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2] if action == "cut" else body)
         if action == "cut":
             self.hang_up()
+
+    def hold(self) -> None:
+        """Leaves the request without an answer, until the test has done what it wanted meanwhile."""
+        self.server.holds.set()
+        self.server.release.wait(60)
+        self.close_connection = True
 
     def hang_up(self) -> None:
         self.close_connection = True

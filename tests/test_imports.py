@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 ROWS = (
     {"training", "segmentation"},
-    {"fitting", "recorder", "steps"},
+    {"fitting", "trainer", "recorder", "steps"},
     {"segmenter"},
     {"listing"},
     {"manifest"},
@@ -19,6 +19,7 @@ ROWS = (
         "predict",
         "artifact",
         "ledger",
+        "checkpoint",
         "journal",
         "learner",
         "report",
@@ -27,9 +28,9 @@ ROWS = (
         "labelled_set",
     },
     {"plots"},
-    {"storage", "schedule", "page", "scene", "memory"},
+    {"storage", "schedule", "page", "scene", "memory", "priority", "stop"},
     {"s3"},
-    {"model", "loss", "metrics", "augment", "tiling", "optimizer", "scenery"},
+    {"model", "loss", "metrics", "augment", "tiling", "optimizer", "ranks", "scenery"},
     {"image", "canvas"},
     {"palette"},
     {"labels"},
@@ -37,7 +38,7 @@ ROWS = (
 )
 """Modules of unet/, highest first: each imports only from rows below its own, or within the fourth."""
 
-RAY = {"training", "segmentation", "steps", "fitting", "datasets", "progress", "session"}
+RAY = {"training", "trainer", "segmentation", "steps", "fitting", "datasets", "progress", "session"}
 SIDEWAYS = {("predict", "artifact")}
 
 

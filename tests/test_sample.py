@@ -34,7 +34,7 @@ def scenes() -> list[Scene]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of two training scenes and one validation scene, not to be changed."""
     folder = tmp_path_factory.mktemp("whole")
-    write_sample_set(folder, train=2, val=1)
+    write_sample_set(str(folder), train=2, val=1)
     return folder
 
 
@@ -88,14 +88,14 @@ def test_the_set_is_written_in_camvid_layout_and_reads_back(whole: Path) -> None
 
 
 def test_no_scene_repeats_within_a_set(tmp_path: Path) -> None:
-    write_sample_set(tmp_path, train=4, val=4)
+    write_sample_set(str(tmp_path), train=4, val=4)
     images = [path.read_bytes() for split in ("train", "val") for path in (tmp_path / split).iterdir()]
     assert len(set(images)) == 8
 
 
 def test_a_complete_set_is_left_alone(copy: Path) -> None:
     times = {path: path.stat().st_mtime_ns for path in copy.rglob("*.png")}
-    write_sample_set(copy, train=2, val=1)
+    write_sample_set(str(copy), train=2, val=1)
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.png")} == times
 
 
@@ -104,7 +104,7 @@ def test_a_half_written_set_is_repaired(whole: Path, copy: Path, lost: str) -> N
     (copy / lost).unlink()
     if lost == "sample.json":  # stopped while writing: the last file is cut short
         (copy / "train/scene-00001.png").write_bytes(b"\x89PNG")
-    write_sample_set(copy, train=2, val=1)
+    write_sample_set(str(copy), train=2, val=1)
     assert _files(copy) == _files(whole)
 
 
@@ -114,7 +114,7 @@ def test_another_set_replaces_what_is_there_and_nothing_else(whole: Path, copy: 
     (copy / "sample.json").write_text(json.dumps(marker | change))
     for name in ("scene-00000.png", "scene-00002.png", "mine.png"):
         (copy / "train" / name).write_bytes(b"another")
-    write_sample_set(copy, train=2, val=1)
+    write_sample_set(str(copy), train=2, val=1)
     assert _files(copy) == _files(whole) | {"train/mine.png": b"another"}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.proxy import Action, Proxy
 from unet import storage
+from unet.s3 import BODIES
 from unet.settings import RequestError
 from unet.storage import Changed, Denied, Listed, NoSuchFolder, StorageError, Store, Vanished, open_store
 
@@ -251,8 +252,8 @@ def test_a_listing_that_breaks_off_raises(bucket: str, proxy: Proxy) -> None:
     open_store(bucket).put("a", b"")
     proxy.add(verb="GET", path="*list-type=2*", action="cut")
     with pytest.raises(StorageError, match=r"^s3://bucket-\w+: "):
-        keys(open_store(bucket))
-    assert len(proxy.requests) == 1 + 5
+        keys(open_store(bucket, retry_for=2))
+    assert len(proxy.requests) > 1 + 2
 
 
 @pytest.mark.parametrize("action", ["cut", "flip"])
@@ -264,9 +265,9 @@ def test_a_body_cut_short_or_altered_is_asked_for_again_and_never_returned(
     proxy.add(verb="GET", path="*/a", nth=range(2), action=action)
     assert store.get("a", etag) == b"0123456789" * 1000
     proxy.add(verb="GET", path="*/a", action=action)
-    with pytest.raises(StorageError, match=r"/a: came cut short or altered 3 times"):
+    with pytest.raises(StorageError, match=rf"/a: came cut short or altered .*, {BODIES} times"):
         store.get("a")
-    assert len(proxy.requests) == 1 + 3 + 3
+    assert len(proxy.requests) == 1 + 3 + BODIES
 
 
 def test_a_write_that_fails_on_its_way_is_sent_again(bucket: str, proxy: Proxy) -> None:

@@ -18,6 +18,7 @@ import tyro
 import yaml
 
 from unet.settings import RequestError
+from unet.stop import ending_on_signals
 
 Settings = TypeVar("Settings")
 
@@ -27,7 +28,8 @@ FAULTY_REQUEST = 2
 def run(job: Callable[[Settings], int], settings: type[Settings], arguments: list[str] | None = None) -> int:
     """Parses, calls `job`, returns its exit code; a `RequestError` is printed on one line and is exit code 2."""
     try:
-        return job(parse(settings, sys.argv[1:] if arguments is None else arguments))
+        with ending_on_signals():
+            return job(parse(settings, sys.argv[1:] if arguments is None else arguments))
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAULTY_REQUEST

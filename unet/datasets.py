@@ -8,7 +8,6 @@ naming the file, and not a traceback from somewhere in the cluster.
 import itertools
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +18,22 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data.block import BlockAccessor
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet.augment import augment
 from unet.image import Array, ImageError, fit_image, fit_mask
 from unet.labelled_set import Pair, read_pair
 from unet.labels import LabelSet
+from unet.priority import yield_to_training
 from unet.schedule import Draw
 from unet.settings import AugmentSettings, Geometry, RequestError
 
 SPAN_BYTES = 256 << 20
 """About how much a plan makes, at most. The next plan runs while the batches of one are used, so two lie in memory."""
+
+STORE_SHARE = 8
+"""A plan makes no more than this part of the object store, shared by all workers: two lie in it, beside what Ray needs
+to make the second."""
 
 FIRST_SPAN, LONGEST_SPAN = 4, 1024
 """Batches of the first plan, which is waited for, and of the longest. Each plan is up to four times its predecessor."""
@@ -69,14 +74,19 @@ class Batch:
     masks: Array
 
 
-def batches(work: Iterable[Work], view: View, *, cpus: float) -> Iterator[Batch]:
-    """The batches of `work`, in its order, made by Ray tasks on at most `cpus` CPUs.
+def batches(work: Iterable[Work], view: View, *, workers: int = 1, worker_cpus: float = 0.0) -> Iterator[Batch]:
+    """The batches of `work`, in its order, made by Ray tasks.
+
+    They run on the CPUs that `workers` of `worker_cpus` CPUs leave, and on this worker's share of those.
 
     Raises:
         RequestError: a file that cannot be used; names it.
     """
-    feeder: Any = ray.remote(num_cpus=0)(_Feeder).remote(view, cpus)
-    making = (feeder.make.remote(span) for span in _spans(work, view))
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    feeder: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Feeder).remote(view, workers, worker_cpus)
+    store = ray.cluster_resources().get("object_store_memory", math.inf)
+    limit = min(SPAN_BYTES, int(store / STORE_SHARE / workers))
+    making = (feeder.make.remote(span) for span in _spans(work, view, limit))
     coming = next(making, None)
     while coming is not None:
         made = ray.get(coming)
@@ -89,37 +99,38 @@ def batches(work: Iterable[Work], view: View, *, cpus: float) -> Iterator[Batch]
             yield Batch(row["images"][0], row["masks"][0])
 
 
-def _spans(work: Iterable[Work], view: View) -> Iterator[list[Work]]:
-    """`work` in pieces of bounded size. Spans cross epochs and validations: short ones pay no start-up."""
+def _spans(work: Iterable[Work], view: View, limit: int) -> Iterator[list[Work]]:
+    """`work` in pieces of `limit` bytes at most. Spans cross epochs and validations: short ones pay no start-up."""
     todo = iter(work)
     length = FIRST_SPAN
     while span := list(itertools.islice(todo, length)):
         yield span
         batch_bytes = 4 * max(len(item.pairs) for item in span) * math.prod(view.geometry.size)  # RGB and mask
-        length = max(FIRST_SPAN, min(4 * length, SPAN_BYTES // batch_bytes, LONGEST_SPAN))
+        length = max(FIRST_SPAN, min(4 * length, limit // batch_bytes, LONGEST_SPAN))
 
 
 class _Feeder:
     """Runs the plans, in a process of its own: Ray's executor would take much of a processor, and Python's lock, from
     the process that trains."""
 
-    def __init__(self, view: View, cpus: float) -> None:
-        _yield_to_training()
+    def __init__(self, view: View, workers: int, worker_cpus: float) -> None:
+        yield_to_training()
         self.view = view
-        self.cpus = cpus
+        self.workers, self.worker_cpus = workers, worker_cpus
 
     def make(self, span: list[Work]) -> list[Any]:
         """The batches of `span`, one block each, as references to the object store."""
+        cpus = max(TASK_CPUS, ray.cluster_resources().get("CPU", 0.0) / self.workers - self.worker_cpus)
         plan = ray.data.from_arrow([_row(item) for item in span]).map_batches(
             _Maker(self.view),
             batch_size=1,
             num_cpus=TASK_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=max(1, int(self.cpus / TASK_CPUS))),
+            compute=ray.data.TaskPoolStrategy(size=max(1, int(cpus / TASK_CPUS))),
         )
         plan.context.enable_progress_bars = False
         plan.context.print_on_execution_start = False
         plan.context.execution_options.preserve_order = True
-        plan.context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=self.cpus)
+        plan.context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
         return [ref for bundle in plan.materialize().iter_internal_ref_bundles() for ref in bundle.block_refs]
 
@@ -158,7 +169,7 @@ class _Maker:
         self.view = view
 
     def __call__(self, row: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        _yield_to_training()
+        yield_to_training()
         pairs = tuple(Pair(*names) for names in row["pairs"][0])
         work = Work(pairs, tuple(Draw(int(p), int(r)) for p, r in row["draws"][0]))
         try:
@@ -167,16 +178,6 @@ class _Maker:
             nothing = Batch(np.zeros((1, 1, 1, 3), np.uint8), np.zeros((1, 1, 1), np.uint8))
             return _columns(nothing, str(error))
         return _columns(batch, "")
-
-
-def _yield_to_training() -> None:
-    """Makes batches only on processors that nothing else wants.
-
-    Where training itself runs on processors, a step is as slow as its slowest thread; a task of equal priority beside
-    it costs the step several times the task's own time. Training that has run out of batches leaves processors enough.
-    """
-    if hasattr(os, "SCHED_IDLE") and os.sched_getscheduler(0) != os.SCHED_IDLE:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _columns(batch: Batch, fault: str) -> dict[str, npt.NDArray[Any]]:

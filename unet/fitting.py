@@ -1,25 +1,26 @@
 """The loop that each training worker runs.
 
 It obeys a `Run`, which the driver has decided. One plan of Ray Data feeds it from its first step to its last,
-validations included, in the order that `schedule` fixes; a checkpoint after each epoch lets it go on from there.
+validations included, in the order that `schedule` fixes; a checkpoint every so many steps lets it go on from there.
+Every worker has its share of each batch and of the validation images; the first one writes what a run leaves.
 """
 
 import itertools
 import math
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 
 from unet import storage
 from unet.artifact import Model
+from unet.checkpoint import Checkpoints
 from unet.datasets import Batch, View, Work, batches
-from unet.journal import Entry, Journal
+from unet.journal import Entry, Journal, without_nan
 from unet.labelled_set import LabelledSet
 from unet.labels import LabelSet
 from unet.learner import Learner
@@ -28,8 +29,10 @@ from unet.memory import keep_freed_memory
 from unet.metrics import ConfusionMatrix
 from unet.model import UNet, architecture
 from unet.optimizer import learning_rate
-from unet.progress import Progress
-from unet.schedule import draws_of_step
+from unet.priority import silence_siblings, take_precedence
+from unet.progress import Audience, Progress
+from unet.ranks import rank, summed, world_size
+from unet.schedule import draws_of_step, share
 from unet.settings import RequestError, TrainSettings, to_mapping
 
 
@@ -42,8 +45,8 @@ class Run:
     labelled: LabelledSet
     labels: LabelSet
     class_weights: tuple[float, ...] | None
-    data_cpus: float = 1.0
-    threads: int = 1
+    worker_cpus: float = 1.0
+    """CPUs that each worker reserves; what all leave is Ray Data's."""
     terminal: bool = False
 
     @property
@@ -60,83 +63,147 @@ class Run:
     def epochs(self) -> int:
         return -(-self.total_steps // self.steps_per_epoch)
 
-    def steps_of(self, epoch: int) -> range:
-        """The steps of an epoch (from 0)."""
-        first = epoch * self.steps_per_epoch
-        return range(first, min(first + self.steps_per_epoch, self.total_steps))
+    def steps_of(self, epoch: int, first: int = 0) -> range:
+        """The steps of an epoch (from 0), from step `first` on."""
+        begin = epoch * self.steps_per_epoch
+        return range(max(first, begin), min(begin + self.steps_per_epoch, self.total_steps))
 
     def validation(self) -> list[Work]:
-        """Every validation image once; images of native geometry, whose sizes differ, one by one."""
-        pairs, settings = self.labelled.val, self.settings
+        """This rank's validation images, each once; images of native geometry, whose sizes differ, one by one."""
+        pairs, settings = share(self.labelled.val, rank(), world_size()), self.settings
         size = settings.fit.batch_size if settings.geometry.kind == "resize" else 1
-        return [Work(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+        return [Work(tuple(pairs[start : start + size])) for start in range(0, len(pairs), size)]
 
-    def work(self, epoch: int) -> Iterator[Work]:
-        """What remains to be done from the start of an epoch."""
+    def work(self, epoch: int, step: int) -> Iterator[Work]:
+        """What remains to be done by this rank, from a step of an epoch on."""
         pairs, settings = self.labelled.train, self.settings.fit
         for later in range(epoch, self.epochs):
-            for step in self.steps_of(later):
-                draws = draws_of_step(step, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
-                yield Work(tuple(pairs[draw.row] for draw in draws), tuple(draws))
+            for number in self.steps_of(later, step):
+                draws = draws_of_step(number, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
+                mine = share(draws, rank(), world_size())
+                yield Work(tuple(pairs[draw.row] for draw in mine), tuple(mine))
             yield from self.validation()
+
+
+@dataclass
+class Position:
+    """How far a run is, beside what its learner knows."""
+
+    entries: list[Entry]
+    """One for each finished epoch."""
+    losses: list[torch.Tensor] = field(default_factory=list)
+    """One for each step since."""
 
 
 def fit(config: dict[str, Run]) -> None:
     """What each training worker runs."""
     run = config["run"]
     keep_freed_memory()
+    take_precedence()
     if not run.settings.gpu:
-        torch.set_num_threads(run.threads)  # Ray allows one thread per reserved CPU
+        torch.set_num_threads(_threads())
     learner = _learner(run)
-    first = _restore(learner)
-    journal = Journal(run.folder, epochs=first)
-    view = View(run.labels, run.settings.geometry, run.settings.augment, run.settings.fit.seed)
-    stream = batches(run.work(first), view, cpus=run.data_cpus)
-    progress = Progress(run.total_steps, run.epochs, run.settings.fit.batch_size, terminal=run.terminal)
-    for epoch in range(first, run.epochs):
-        if _out_of_patience(journal.entries, run.settings.fit.patience):
-            print(f"no better validation mIoU for {run.settings.fit.patience} epochs: stopping early")
-            break
-        started = time.monotonic()
-        train_loss, rate = _train_epoch(learner, itertools.islice(stream, len(run.steps_of(epoch))), epoch, progress)
-        loss, matrix = _validate(learner, itertools.islice(stream, len(run.validation())), run)
-        if not math.isfinite(loss):
-            raise RequestError(_not_finite("validation loss", epoch, learner.step))
-        entry = _entry(run, learner, epoch, matrix, train_loss, loss) | {
-            "images_per_second": rate,
-            "seconds": time.monotonic() - started,
-        }
-        progress.say_epoch(entry)
-        best = max((earlier["val_miou"] or 0.0 for earlier in journal.entries), default=-1.0)
-        journal.add(entry)
-        if matrix.mean_iou > best or not journal.entries[:-1]:
-            _model(run, learner, entry, matrix).save(storage.join(run.folder, "model"))
-        _report_checkpoint(learner, entry)
+    with Checkpoints(run.folder) as checkpoints:
+        position = _restore(learner, checkpoints)
+        first = len(position.entries)
+        journal = Journal(run.folder, position.entries) if rank() == 0 else None
+        view = View(run.labels, run.settings.geometry, run.settings.augment, run.settings.fit.seed)
+        stream = batches(run.work(first, learner.step), view, worker_cpus=run.worker_cpus, workers=world_size())
+        progress = Progress(run.total_steps, run.epochs, run.settings.fit.batch_size, _audience(run))
+        for epoch in range(first, run.epochs):
+            if _out_of_patience(position.entries, run.settings.fit.patience):
+                progress.say(f"no better validation mIoU for {run.settings.fit.patience} epochs: stopping early")
+                break
+            started = time.monotonic()
+            rate = _train_epoch(run, learner, stream, position, checkpoints, progress)
+            loss, matrix = _validate(learner, itertools.islice(stream, len(run.validation())), run)
+            if not math.isfinite(loss):
+                raise RequestError(_not_finite("validation loss", epoch, learner.step))
+            entry = _entry(run, learner, position, matrix, loss) | {
+                "images_per_second": rate,
+                "seconds": time.monotonic() - started,
+            }
+            progress.say_epoch(entry)
+            if journal is not None:
+                journal.add(entry)
+                if _is_best(entry, position.entries):
+                    _model(run, learner, entry, matrix).save(storage.join(run.folder, "model"))
+            position = Position([*position.entries, entry])
+            _save(learner, position, checkpoints)
 
 
-def _train_epoch(learner: Learner, stream: Iterable[Batch], epoch: int, progress: Progress) -> tuple[float, float]:
-    """Mean loss, and images per second."""
-    losses, images, started = [], 0, time.monotonic()
-    for batch in stream:
-        losses.append(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks)))
-        images += len(batch.images)
+def _audience(run: Run) -> Audience:
+    if rank() > 0:
+        return "nobody"
+    return "terminal" if run.terminal else "log"
+
+
+def _threads() -> int:
+    """This worker's part of its machine; Ray would allow one thread for each reserved CPU."""
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == here)
+    workers_here: int = ray.train.get_context().get_local_world_size()
+    return max(1, int(cpus) // workers_here)
+
+
+def _train_epoch(
+    run: Run,
+    learner: Learner,
+    stream: Iterator[Batch],
+    position: Position,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> float:
+    """Takes the steps that remain of an epoch; returns images per second."""
+    if not run.settings.gpu:
+        silence_siblings()
+    epoch, every, started = len(position.entries), run.settings.checkpoint_every, time.monotonic()
+    steps = run.steps_of(epoch, learner.step)
+    for step in steps:
+        batch = next(stream)
+        position.losses.append(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks)))
         if progress.due(learner.step):
-            _check_finite(losses, learner, epoch)
-            progress.say_step(learner.step, epoch, float(losses[-1]))
-    _check_finite(losses, learner, epoch)
-    return float(torch.stack(losses).mean()), images / (time.monotonic() - started)
+            _check_finite(learner, position)
+            progress.say_step(learner.step, epoch, float(position.losses[-1]))
+        if every and learner.step % every == 0 and step != steps[-1]:
+            _save(learner, position, checkpoints)
+    _check_finite(learner, position)
+    return len(steps) * run.settings.fit.batch_size / (time.monotonic() - started)
 
 
 def _validate(learner: Learner, stream: Iterable[Batch], run: Run) -> tuple[float, ConfusionMatrix]:
-    """Loss over all validation pixels, and their confusion matrix."""
+    """Loss over all validation pixels of all ranks, and their confusion matrix."""
+    learner.agree()
     matrix = ConfusionMatrix.empty(len(run.labels.classes))
-    sums: LossSums | None = None
+    sums = LossSums.zeros(len(run.labels.classes), learner.device)
     for batch in stream:
         more, prediction = learner.evaluate(torch.tensor(batch.images), torch.tensor(batch.masks))
-        sums = more if sums is None else LossSums(*(a + b for a, b in zip(sums, more, strict=True)))
+        sums = LossSums(*(a + b for a, b in zip(sums, more, strict=True)))
         matrix.add(batch.masks, prediction.numpy())
-    assert sums is not None  # there is no run without a validation image
-    return float(learner.loss_of(sums)), matrix
+    loss = float(learner.loss_of(LossSums(*summed(sums))))
+    counts = torch.from_numpy(matrix.counts).to(learner.device)
+    return loss, ConfusionMatrix(summed([counts])[0].cpu().numpy())
+
+
+def _restore(learner: Learner, checkpoints: Checkpoints) -> Position:
+    state = checkpoints.load(learner.device)
+    if state is None:
+        return Position([])
+    learner.load_state_dict(state["learner"])
+    if rank() == 0:
+        print(f"going on after step {learner.step}, {len(state['entries'])} epochs finished", flush=True)
+    return Position(state["entries"], list(state["losses"].to(learner.device)))
+
+
+def _save(learner: Learner, position: Position, checkpoints: Checkpoints) -> None:
+    _check_finite(learner, position)
+    if not learner.is_finite():
+        raise RequestError(_not_finite("gradient", len(position.entries), learner.step))
+    learner.agree()
+    if rank() == 0:
+        losses = torch.stack(position.losses).cpu() if position.losses else torch.zeros(0)
+        state = {"learner": learner.state_dict(), "entries": position.entries, "losses": losses}
+        checkpoints.save(learner.step, state)
 
 
 def _learner(run: Run) -> Learner:
@@ -180,46 +247,29 @@ def _model(run: Run, learner: Learner, entry: Entry, matrix: ConfusionMatrix) ->
     )
 
 
-def _entry(
-    run: Run, learner: Learner, epoch: int, matrix: ConfusionMatrix, train_loss: float, val_loss: float
-) -> Entry:
-    return {
-        "epoch": epoch + 1,
-        "step": learner.step,
-        "train_loss": train_loss,
-        "val_loss": val_loss,
-        "val_pixel_accuracy": matrix.pixel_accuracy,
-        "val_miou": matrix.mean_iou,
-        "val_mdice": matrix.mean_dice,
-        "val_iou": dict(zip(run.labels.names, matrix.iou.tolist(), strict=True)),
-        "val_dice": dict(zip(run.labels.names, matrix.dice.tolist(), strict=True)),
-        "learning_rate": learning_rate(learner.step - 1, run.settings.fit, run.total_steps),
-    }
+def _entry(run: Run, learner: Learner, position: Position, matrix: ConfusionMatrix, val_loss: float) -> Entry:
+    entry: Entry = without_nan(
+        {
+            "epoch": len(position.entries) + 1,
+            "step": learner.step,
+            "train_loss": float(torch.stack(position.losses).mean()),
+            "val_loss": val_loss,
+            "val_pixel_accuracy": matrix.pixel_accuracy,
+            "val_miou": matrix.mean_iou,
+            "val_mdice": matrix.mean_dice,
+            "val_iou": dict(zip(run.labels.names, matrix.iou.tolist(), strict=True)),
+            "val_dice": dict(zip(run.labels.names, matrix.dice.tolist(), strict=True)),
+            "learning_rate": learning_rate(learner.step - 1, run.settings.fit, run.total_steps),
+        }
+    )
+    return entry
 
 
-def _restore(learner: Learner) -> int:
-    """The number of finished epochs."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / "state.pt", weights_only=True, map_location=learner.device)
-    learner.load_state_dict(state["learner"])
-    print(f"going on after epoch {state['epoch']}, step {learner.step}")
-    return int(state["epoch"])
-
-
-def _report_checkpoint(learner: Learner, entry: Entry) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save({"epoch": entry["epoch"], "learner": learner.state_dict()}, Path(folder) / "state.pt")
-        ray.train.report(entry, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _check_finite(losses: list[torch.Tensor], learner: Learner, epoch: int) -> None:
-    finite = torch.isfinite(torch.stack(losses)) if losses else torch.ones(1)
+def _check_finite(learner: Learner, position: Position) -> None:
+    finite = torch.isfinite(torch.stack(position.losses)) if position.losses else torch.ones(1, dtype=torch.bool)
     if not finite.all():
-        step = learner.step - len(losses) + int((~finite.bool()).nonzero()[0]) + 1
-        raise RequestError(_not_finite("loss", epoch, step))
+        step = learner.step - len(position.losses) + int((~finite).nonzero()[0]) + 1
+        raise RequestError(_not_finite("loss", len(position.entries), step))
 
 
 def _not_finite(what: str, epoch: int, step: int) -> str:
@@ -227,6 +277,11 @@ def _not_finite(what: str, epoch: int, step: int) -> str:
         f"the {what} is not finite at epoch {epoch + 1}, step {step}; lower --lr or --clip, or check the labels. "
         "The model folder keeps the best model so far"
     )
+
+
+def _is_best(entry: Entry, earlier: list[Entry]) -> bool:
+    scores = [before["val_miou"] or 0.0 for before in earlier]
+    return not scores or (entry["val_miou"] or 0.0) > max(scores)
 
 
 def _out_of_patience(entries: list[Entry], patience: int) -> bool:

@@ -6,6 +6,7 @@ Both lie in the run's folder. Files are rewritten whole, so they are never seen 
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,17 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """Goes on after `epochs` finished epochs; what an earlier attempt wrote of later ones is dropped."""
+    """Goes on after the epochs of `entries`; what an earlier attempt wrote of later ones is dropped."""
 
-    def __init__(self, folder: str, *, epochs: int = 0) -> None:
+    def __init__(self, folder: str, entries: Sequence[Entry] = ()) -> None:
         self._folder = folder
-        self.entries = [entry for entry in read_entries(folder) if entry["epoch"] <= epochs]
+        self.entries = list(entries)
         self._events = tempfile.TemporaryDirectory(prefix="tensorboard-")
-        self._writer = SummaryWriter(self._events.name, purge_step=epochs + 1)
+        self._writer = SummaryWriter(self._events.name, purge_step=len(self.entries) + 1)
 
     def add(self, entry: Entry) -> None:
-        """Records an epoch. NaN becomes null."""
-        self.entries.append(_without_nan(entry))
+        """Records an epoch."""
+        self.entries.append(entry)
         lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self.entries)
         storage.write(storage.join(self._folder, METRICS), lines.encode())
         for name, value in _scalars(self.entries[-1]):
@@ -47,9 +48,10 @@ def read_entries(folder: str) -> list[Entry]:
     return [json.loads(line) for line in storage.read(uri).splitlines()]
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """`value` with null for every number in it that JSON does not have."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

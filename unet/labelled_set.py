@@ -31,6 +31,9 @@ LAYOUTS = (
 )
 """Folders below --data, tried in this order."""
 
+READERS = 16
+"""Pairs that the check reads at a time: from a bucket it waits more than it works."""
+
 SHOWN = 3
 """How many files an error names before it only counts them."""
 
@@ -77,6 +80,8 @@ def find_labelled_set(settings: DataSettings, folder: str | None = None) -> Labe
         RequestError: no such folder, no known layout, no images, unpaired files, or nothing to validate on.
     """
     if settings.images is not None and settings.masks is not None:
+        storage.check_readable(settings.images, "--images")
+        storage.check_readable(settings.masks, "--masks")
         train, val = _pairs(settings.images, settings.masks), tuple[Pair, ...]()
     else:
         train, val = _by_layout(folder or settings.data or "", "--data")
@@ -122,7 +127,7 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
     parts = tuple(Census(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
     faults = []
     said = time.monotonic()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         looks = pool.map(lambda item: _look(item[0], labels), marked)
         for done, ((_, is_val), seen) in enumerate(zip(marked, looks, strict=True), 1):
             if isinstance(seen, ImageError):
@@ -168,8 +173,7 @@ def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Cens
 
 
 def _by_layout(folder: str, flag: str) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    if not storage.exists(folder):
-        raise RequestError(f"{flag} {folder}: no such folder; name the folder that holds the labelled set")
+    storage.check_readable(folder, flag)
     for images, masks, val_images, val_masks in LAYOUTS:
         if storage.exists(storage.join(folder, images)) and storage.exists(storage.join(folder, masks)):
             train = _pairs(storage.join(folder, images), storage.join(folder, masks))

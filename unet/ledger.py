@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unet.settings import RequestError
-from unet.storage import Listed, Vanished, open_store
+from unet.storage import RETRY_FOR, Listed, Vanished, open_store
 
 NEW, CHANGED, MODEL_CHANGED, DONE, FAILED = range(5)
 """What the ledger says of an object: nothing; recorded with another etag or size; with the same bytes, but under
@@ -65,11 +65,11 @@ _ATTEMPTS = 5
 
 
 class Ledger:
-    """The parts in the folder `uri`; other files in it are left alone."""
+    """The parts in the folder `uri`; other files in it are left alone. `retry_for`: as `open_store`."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, retry_for: float = RETRY_FOR) -> None:
         self._uri = uri
-        self._store = open_store(uri)
+        self._store = open_store(uri, retry_for=retry_for)
 
     def next_fence(self) -> int:
         """One more than the highest fence of any part; 1 where there is none."""

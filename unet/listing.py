@@ -84,7 +84,17 @@ class Request:
     @property
     def ledger(self) -> Ledger:
         """The record of earlier runs, and of this one."""
-        return Ledger(join(self.settings.output, f"{OWN}ledger"))
+        return Ledger(join(self.settings.output, f"{OWN}ledger"), retry_for=self.settings.retry_for)
+
+    @property
+    def source(self) -> Store:
+        """Where the images are."""
+        return open_store(self.settings.input, retry_for=self.settings.retry_for)
+
+    @property
+    def target(self) -> Store:
+        """Where the masks go, and all else."""
+        return open_store(self.settings.output, retry_for=self.settings.retry_for)
 
 
 @dataclass
@@ -161,7 +171,7 @@ class _Lister:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.settings = settings = request.settings
-        self.source, self.target = open_store(settings.input), open_store(settings.output)
+        self.source, self.target = request.source, request.target
         self.record: Record = request.ledger.load(masks=settings.verify)
         self.masks = _masks_of(self.target) if settings.verify else None
         self.totals: Counter[str] = Counter()

@@ -19,13 +19,18 @@ class LossSums(NamedTuple):
     cross_entropy: Tensor
     """Sum of weight[target] * -log p[target], scalar."""
     weight: Tensor
-    """Sum of weight[target], scalar: the number of valid pixels where no weights are given."""
+    """Sum of weight[target], scalar, as `weight_of`."""
     intersection: Tensor
     """Sum of p over pixels of the class, [C]."""
     predicted: Tensor
     """Sum of p over valid pixels, [C]."""
     truth: Tensor
     """Number of pixels of the class, [C]."""
+
+    @classmethod
+    def zeros(cls, classes: int, device: torch.device | str = "cpu") -> "LossSums":
+        """The sums of no pixel."""
+        return cls(*(torch.zeros(shape, device=device) for shape in ((), (), classes, classes, classes)))
 
 
 def loss_sums(
@@ -41,15 +46,23 @@ def loss_sums(
     valid = target != IGNORE
     log_p = F.log_softmax(logits, dim=1)
     total = F.nll_loss(log_p, target, class_weights, ignore_index=IGNORE, reduction="sum")
-    truth = torch.bincount(target[valid], minlength=classes).to(logits)
-    weight = truth.sum() if class_weights is None else truth @ class_weights.to(truth)
+    weight = weight_of(target, class_weights).to(logits)
     zeros = logits.new_zeros(classes)
     if not with_dice:
-        return LossSums(total, weight, zeros, zeros, truth)
+        return LossSums(total, weight, zeros, zeros, zeros)
+    truth = torch.bincount(target[valid], minlength=classes).to(logits)
     p = log_p.exp() * valid.unsqueeze(1)
     index = target.where(valid, 0)
     hit = p.gather(1, index.unsqueeze(1)).flatten()
     return LossSums(total, weight, zeros.index_add(0, index.flatten(), hit), p.sum((0, 2, 3)), truth)
+
+
+def weight_of(target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """The sum of weight[target] over valid pixels, scalar: their number where no weights are given."""
+    valid = target != IGNORE
+    if class_weights is None:
+        return valid.sum()
+    return torch.bincount(target[valid], minlength=len(class_weights)).to(class_weights) @ class_weights
 
 
 def cross_entropy(sums: LossSums) -> Tensor:

@@ -1,7 +1,10 @@
-"""What a training worker says while it works: a bar where the driver has a terminal, else a line every few seconds."""
+"""What training says while it works: a bar where the driver has a terminal, else a line every few seconds.
+
+Only one worker has an audience.
+"""
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 from ray.experimental import tqdm_ray
 
@@ -9,15 +12,18 @@ from unet.journal import Entry
 
 SECONDS_PER_LINE = 5.0
 
+Audience = Literal["terminal", "log", "nobody"]
+
 
 class Progress:
     """Counts steps from the first one seen, so that start-up is in no rate. Time left includes validations."""
 
-    def __init__(self, total_steps: int, epochs: int, batch_size: int, *, terminal: bool) -> None:
+    def __init__(self, total_steps: int, epochs: int, batch_size: int, audience: Audience) -> None:
         self._total_steps, self._epochs, self._batch_size = total_steps, epochs, batch_size
+        self._audience = audience
         self._first_step: int | None = None
         self._began = self._said = 0.0
-        self._bar: Any = tqdm_ray.tqdm(desc="training", total=total_steps) if terminal else None
+        self._bar: Any = tqdm_ray.tqdm(desc="training", total=total_steps) if audience == "terminal" else None
         self._shown = 0
 
     def due(self, step: int) -> bool:
@@ -41,13 +47,18 @@ class Progress:
             self._bar.update(step - self._shown)
             self._shown = step
         else:
-            print(text, flush=True)
+            self.say(text)
 
     def say_epoch(self, entry: Entry) -> None:
         """Reports what an epoch scored."""
-        print(
+        accuracy, miou = (entry[name] or 0.0 for name in ("val_pixel_accuracy", "val_miou"))
+        self.say(
             f"epoch {entry['epoch']}/{self._epochs}  train loss {entry['train_loss']:.4f}  "
-            f"val loss {entry['val_loss']:.4f}  accuracy {entry['val_pixel_accuracy']:.4f}  "
-            f"mIoU {entry['val_miou']:.4f}  {entry['images_per_second']:.1f} images/s  {entry['seconds']:.1f} s",
-            flush=True,
+            f"val loss {entry['val_loss']:.4f}  accuracy {accuracy:.4f}  mIoU {miou:.4f}  "
+            f"{entry['images_per_second']:.1f} images/s  {entry['seconds']:.1f} s"
         )
+
+    def say(self, text: str) -> None:
+        """Says a line of its own."""
+        if self._audience != "nobody":
+            print(text, flush=True)

@@ -21,7 +21,6 @@ from unet.labels import LabelSet
 from unet.listing import OWN, Chunk, Request, mask_key
 from unet.run_page import Sheet, segmentation_report
 from unet.segmenter import SHEETS
-from unet.storage import open_store
 
 PART_SECONDS, PART_ROWS = 5.0, 50_000
 """A ledger part is written when its oldest row is this old, or when it has this many."""
@@ -53,7 +52,7 @@ class Recorder:
 
     def __init__(self, request: Request, labels: LabelSet) -> None:
         self.request, self.labels = request, labels
-        self.target = open_store(request.settings.output)
+        self.target = request.target
         self.counts: Counter[str] = Counter()
         self.totals: Counter[str] = Counter()
         self.bytes = 0

@@ -2,7 +2,8 @@
 
 Keys are relative to the prefix of the URI and never normalised: `a//b`, `/a` and `../a` are three keys like any other.
 Every foreign exception becomes a StorageError here, and no message of ours holds a secret. A body that came cut short
-or fails its checksum is never returned. Settings come from the standard AWS environment and nowhere else.
+or fails its checksum is never returned. A request that fails for a passing reason is repeated until a deadline.
+Settings come from the standard AWS environment and nowhere else.
 """
 
 import base64
@@ -11,13 +12,13 @@ import random
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
@@ -30,8 +31,16 @@ from urllib3.exceptions import HTTPError
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-TRIES = 3
-"""How often a body is asked for before it is given up; requests that fail as such are retried by botocore."""
+T = TypeVar("T")
+
+RETRY_FOR = 120.0
+"""Seconds for which a request that fails is repeated."""
+
+LONGEST_PAUSE = 10.0
+"""Seconds between two attempts, at most."""
+
+BODIES = 5
+"""How often a body that comes cut short or altered is asked for: it may be so where it is stored."""
 
 LONGEST_KEY = 1024
 """Bytes of a key in UTF-8, by the S3 API."""
@@ -49,6 +58,28 @@ BAD_CREDENTIALS = {
     "TokenRefreshRequired",
 }
 """Error codes of credentials that are wrong for everything."""
+
+PASSING = {
+    "BandwidthLimitExceeded",
+    "InternalError",
+    "OperationAborted",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "ThrottledException",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequestsException",
+}
+"""Error codes of requests that may do better a little later; so may all with a status of 429 or from 500 on."""
+
+INTERRUPTED = (
+    exceptions.ConnectionClosedError,
+    exceptions.ReadTimeoutError,
+    exceptions.ResponseStreamingError,
+)
+"""What botocore raises for a server that went away or fell silent; its other such errors are of our own making."""
 
 WITHOUT_CREDENTIALS = (
     exceptions.CredentialRetrievalError,
@@ -110,6 +141,14 @@ class Denied(StorageError):  # noqa: N818
     """This is not allowed."""
 
 
+class Unreachable(StorageError):  # noqa: N818
+    """The storage server does not answer as it should, but may a little later."""
+
+
+class Damaged(Unreachable):
+    """A body came cut short or altered."""
+
+
 class BadCredentials(Denied):
     """Credentials are missing, wrong or expired: no request will do better."""
 
@@ -121,8 +160,8 @@ class NoSuchFolder(StorageError):  # noqa: N818
 class S3Store:
     """The objects of a bucket whose keys begin with a prefix. Picklable; safe to share between threads."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, *, retry_for: float = RETRY_FOR) -> None:
+        self.uri, self.retry_for = uri, retry_for
         self.bucket, self.prefix = split(uri)
         if self.prefix and not self.prefix.endswith("/"):
             self.prefix += "/"
@@ -131,14 +170,9 @@ class S3Store:
         """All objects, in order of key, page by page as the bucket answers. Raises: StorageError."""
         token = ""
         while True:
-            more: dict[str, Any] = {"ContinuationToken": token} if token else {}
-            with translated(self.uri):
-                answer: Mapping[str, Any] = _client().list_objects_v2(
-                    Bucket=self.bucket, Prefix=self.prefix, EncodingType="url", **more
-                )
-                root = answer["Root"]
-                space = root.tag[: root.tag.rindex("}") + 1] if "}" in root.tag else ""
-                page = self._page(root, space)
+            root = self._persist(self.uri, partial(self._ask_for_page, token))
+            space = root.tag[: root.tag.rindex("}") + 1] if "}" in root.tag else ""
+            page = self._page(root, space)
             if page:  # an empty one may still name a next one
                 yield page
             before, token = token, root.findtext(f"{space}NextContinuationToken") or ""
@@ -149,27 +183,30 @@ class S3Store:
 
     def head(self, key: str) -> Listed:
         """The object as it is now. Raises: Vanished, StorageError."""
-        with translated(self._uri(key)):
+
+        def ask() -> Listed:
             answer = _client().head_object(Bucket=self.bucket, Key=self.prefix + key)
             etag = answer["ETag"].strip('"')
             return Listed(key, answer["ContentLength"], etag, answer.get("StorageClass", "STANDARD"))
 
+        return self._persist(self._uri(key), ask)
+
     def get(self, key: str, etag: str | None = None) -> bytes:
         """All bytes, those of `etag` if it is given. Raises: Vanished, Changed, StorageError."""
-        uri, fault = self._uri(key), ""
+        uri = self._uri(key)
         condition: dict[str, Any] = {} if etag is None else {"IfMatch": f'"{etag}"'}
-        for attempt in range(TRIES):
-            with translated(uri):
-                answer = _client().get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
-                if etag is not None and answer["ETag"].strip('"') != etag:  # a server that does not know If-Match
-                    raise Changed(uri, "is no longer what was listed")
+
+        def ask() -> bytes:
+            answer = _client().get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
+            if etag is not None and answer["ETag"].strip('"') != etag:  # a server that does not know If-Match
+                raise Changed(uri, "is no longer what was listed")
             try:
                 with closing(answer["Body"]) as body:  # as a context itself it would hand out the unchecked stream
                     return body.read()
             except BODY_FAULTS as error:
-                fault = type(error).__name__
-                time.sleep(random.uniform(0, 0.2 * 2**attempt))
-        raise StorageError(uri, f"came cut short or altered {TRIES} times over ({fault})")
+                raise Damaged(uri, f"came cut short or altered ({type(error).__name__})") from None
+
+        return self._persist(uri, ask)
 
     def put(
         self,
@@ -181,37 +218,40 @@ class S3Store:
     ) -> str:
         """Makes or replaces an object, whole or not at all; returns its etag. Raises: StorageError."""
         self._check(key)
-        with translated(self._uri(key)):
+        # Given by us it travels as a header, which older servers take too; botocore would send a trailer.
+        checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+
+        def send() -> str:
             answer = _client().put_object(
                 Bucket=self.bucket,
                 Key=self.prefix + key,
                 Body=data,
                 ContentType=content_type,
                 Metadata=metadata,
-                # Given by us it travels as a header, which older servers take too; botocore would send a trailer.
                 ChecksumAlgorithm="CRC32",
-                ChecksumCRC32=base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode(),
+                ChecksumCRC32=checksum,
             )
-        return answer["ETag"].strip('"')
+            return answer["ETag"].strip('"')
+
+        return self._persist(self._uri(key), send)
 
     def put_file(self, key: str, path: Path) -> None:
         """Makes or replaces an object from a file, in parts where it is large. Raises: StorageError, OSError."""
         self._check(key)
-        with path.open("rb") as file, translated(self._uri(key)):
-            _client().upload_fileobj(file, self.bucket, self.prefix + key)
+        uri = self._uri(key)
+        with path.open("rb") as file:
+
+            def send() -> None:
+                file.seek(0)
+                _client().upload_fileobj(file, self.bucket, self.prefix + key)
+
+            self._persist(uri, send)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Removes objects; those that are not there are no error. Raises: StorageError."""
         rest = iter(keys)
         while batch := [{"Key": self.prefix + key} for key in islice(rest, DELETED_AT_ONCE)]:
-            with translated(self.uri):
-                answer: Mapping[str, Any] = _client().delete_objects(
-                    Bucket=self.bucket,
-                    Delete={"Objects": batch, "Quiet": True},  # type: ignore[typeddict-item]
-                )
-            for error in answer.get("Errors", ()):
-                if error.get("Code") != "NoSuchKey":
-                    raise _from_code(self._uri(error.get("Key", "")[len(self.prefix) :]), 0, error)
+            self._persist(self.uri, partial(self._ask_to_delete, batch))
 
     def refusal(self, key: str) -> str | None:
         """Why `key` cannot be stored here; None if it can."""
@@ -222,6 +262,41 @@ class S3Store:
         if not key:
             return "is empty"
         return f"has {size:,} bytes with its prefix, over {LONGEST_KEY:,}" if size > LONGEST_KEY else None
+
+    def _ask_for_page(self, token: str) -> ElementTree.Element:
+        more: dict[str, Any] = {"ContinuationToken": token} if token else {}
+        answer: Mapping[str, Any] = _client().list_objects_v2(
+            Bucket=self.bucket, Prefix=self.prefix, EncodingType="url", **more
+        )
+        root: ElementTree.Element = answer["Root"]
+        return root
+
+    def _ask_to_delete(self, batch: Sequence[Mapping[str, str]]) -> None:
+        answer: Mapping[str, Any] = _client().delete_objects(
+            Bucket=self.bucket,
+            Delete={"Objects": batch, "Quiet": True},  # type: ignore[typeddict-item]
+        )
+        for error in answer.get("Errors", ()):
+            if error.get("Code") != "NoSuchKey":
+                raise _from_code(self._uri(error.get("Key", "")[len(self.prefix) :]), 0, error)
+
+    def _persist(self, uri: str, ask: Callable[[], T]) -> T:
+        """What `ask` returns, which is called again while it fails for a passing reason.
+
+        Pauses grow and vary, so that workers do not come back all at once ("full jitter", AWS Architecture Blog, 2015).
+        """
+        deadline = time.monotonic() + self.retry_for
+        for attempt in count(1):
+            try:
+                with translated(uri):
+                    return ask()
+            except Unreachable as error:
+                pause = random.uniform(0, min(LONGEST_PAUSE, 0.1 * 2**attempt))
+                lasting = isinstance(error, Damaged) and attempt == BODIES
+                if lasting or time.monotonic() + pause > deadline:
+                    raise type(error)(uri, f"{error.strerror}, {attempt} times") from None
+                time.sleep(pause)
+        raise AssertionError("count never ends")
 
     def _check(self, key: str) -> None:
         if (reason := self.refusal(key)) is not None:
@@ -257,16 +332,21 @@ def translated(uri: str) -> Iterator[None]:
     """Raises a StorageError about `uri` in place of whatever boto3 raises inside."""
     try:
         yield
+    except StorageError:
+        raise
     except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         raise _from_code(uri, status, error.response.get("Error", {})) from None
     except WITHOUT_CREDENTIALS as error:
         raise BadCredentials(uri, f"no usable AWS credentials ({type(error).__name__})") from None
-    except (exceptions.ConnectionError, exceptions.HTTPClientError, HTTPError) as error:
+    except exceptions.HTTPClientError as error:
         # Its own message can quote a header, and with it a session token.
-        raise StorageError(uri, f"no answer from the storage server ({type(error).__name__})") from None
+        kind = Unreachable if isinstance(error, INTERRUPTED) else StorageError
+        raise kind(uri, f"the request could not be sent, or its answer not read ({type(error).__name__})") from None
+    except (exceptions.ConnectionError, HTTPError) as error:
+        raise Unreachable(uri, f"no answer from the storage server ({type(error).__name__})") from None
     except (ElementTree.ParseError, ResponseParserError, KeyError) as error:
-        raise StorageError(uri, f"the storage server's answer is not readable ({type(error).__name__})") from None
+        raise Unreachable(uri, f"the storage server's answer is not readable ({type(error).__name__})") from None
     except exceptions.BotoCoreError as error:
         raise StorageError(uri, " ".join(str(error).split())) from None
 
@@ -284,6 +364,8 @@ def _from_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageError:
         return StorageError(uri, reason)
     if code in BAD_CREDENTIALS:
         return BadCredentials(uri, reason)
+    if code in PASSING or status == 429 or status >= 500:
+        return Unreachable(uri, reason)
     return (Denied if status in (401, 403) or code == "AccessDenied" else StorageError)(uri, reason)
 
 
@@ -303,10 +385,10 @@ def _made(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
         "s3",
         region_name=dict(environment).get("AWS_REGION") or session.region_name or "us-east-1",
         config=Config(
-            retries={"mode": "standard", "total_max_attempts": 5},
+            retries={"mode": "standard", "total_max_attempts": 1},  # S3Store repeats
             max_pool_connections=64,
             connect_timeout=10,
-            read_timeout=60,
+            read_timeout=20,
         ),
     )
     # By a name that botocore tries before those that begin with "before-parse.s3".

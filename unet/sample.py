@@ -5,50 +5,45 @@ complete: a set that is there is left alone, a half-written one is completed, an
 """
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-import numpy as np
-from PIL import Image
-
-from unet.image import Array
+from unet.image import Array, encode, encode_mask
 from unet.palette import LABELS
 from unet.scene import draw_scene
+from unet.storage import open_store
 
 VERSION = 1
 """Counts changes of the generator: a folder written by another version is written anew."""
 
 
-def write_sample_set(folder: Path, *, train: int = 240, val: int = 60) -> None:
+MARKER = "sample.json"
+
+
+def write_sample_set(folder: str, *, train: int = 240, val: int = 60) -> None:
     """Writes `train` and `val` scenes to `folder` in CamVid's layout; returns at once if they are there.
 
     train/ and val/ hold the images, trainannot/ and valannot/ palette masks of the same names.
 
     Raises:
-        OSError: `folder` cannot be written.
+        StorageError: `folder` cannot be written.
     """
-    marker = folder / "sample.json"
-    wanted = {"version": VERSION, "train": train, "val": val}
-    if not marker.is_file() or json.loads(marker.read_text()) != wanted:
-        marker.unlink(missing_ok=True)
-        for stale in folder.glob("*/scene-*.png"):
-            stale.unlink()
+    store = open_store(folder)
+    wanted = json.dumps({"version": VERSION, "train": train, "val": val}).encode() + b"\n"
+    there = {item.key for page in store.list() for item in page}
+    if MARKER not in there or store.get(MARKER) != wanted:
+        stale = {key for key in there if "/scene-" in key and key.count("/") == 1 and key.endswith(".png")}
+        store.delete(sorted(stale | {MARKER}))
+        there -= stale
     for parity, (split, count) in enumerate((("train", train), ("val", val))):
         for index in range(count):
-            paths = [folder / name / f"scene-{index:05d}.png" for name in (split, f"{split}annot")]
-            if not all(path.is_file() for path in paths):
-                _write_pair(paths, *draw_scene(2 * index + parity))
-    marker.write_text(json.dumps(wanted) + "\n")
+            names = [f"{part}/scene-{index:05d}.png" for part in (split, f"{split}annot")]
+            if not there.issuperset(names):
+                for name, data in zip(names, _encoded(*draw_scene(2 * index + parity)), strict=True):
+                    store.put(name, data, content_type="image/png")
+    store.put(MARKER, wanted)
 
 
-def _write_pair(paths: Sequence[Path], image: Array, mask: Array) -> None:
+def _encoded(image: Array, mask: Array) -> Iterator[bytes]:
     """The image as it is, the mask as CamVid's values with its colours for a palette."""
-    values = np.full(256, next(label.value for label in LABELS.labels if label.ignore), np.uint8)
-    values[: len(LABELS.classes)] = [label.value for label in LABELS.classes]
-    palette = np.zeros((256, 3), np.uint8)
-    palette[[label.value for label in LABELS.labels]] = [label.color for label in LABELS.labels]
-    indexed = Image.fromarray(values[mask])
-    indexed.putpalette(palette.tobytes())
-    for path, picture in zip(paths, (Image.fromarray(image), indexed), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, compress_level=3)
+    yield encode(image)
+    yield encode_mask(mask, LABELS)

@@ -22,7 +22,7 @@ from unet.image import Array, ImageError, decode_image, encode, encode_mask, ove
 from unet.ledger import hash_of
 from unet.listing import TODO, Chunk, Request, make_rows, output_keys
 from unet.predict import Predictor
-from unet.storage import BadCredentials, Changed, StorageError, Vanished, open_store
+from unet.storage import BadCredentials, Changed, StorageError, Vanished
 
 IO_THREADS = 16
 """Requests at a time, of reading and of writing each."""
@@ -87,7 +87,7 @@ class Fetcher:
 
     def __init__(self, request: Request, budget: Budget | None = None) -> None:
         self.settings = request.settings
-        self.source = open_store(request.settings.input)
+        self.source = request.source
         self.budget = budget or Budget(1 << 62)
 
     def __call__(self, item: Item) -> Item:
@@ -120,7 +120,7 @@ class Writer:
 
     def __init__(self, request: Request, model: Model) -> None:
         self.settings, self.labels, self.digest = request.settings, model.labels, model.digest
-        self.target = open_store(request.settings.output)
+        self.target = request.target
         self._lock = threading.Lock()
         self._shown: list[int] = []
         """Ranks of the candidates so far, negated, as a heap: a random sample has the lowest ranks."""

@@ -2,9 +2,12 @@
 
 import logging
 import os
+from collections.abc import Mapping
+from pathlib import Path
 
 import ray
 from ray._private.utils import read_ray_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet.settings import RequestError
 
@@ -33,8 +36,40 @@ def connect(*, worker_output: bool) -> bool:
     # Little may run beside the work: on a laptop Ray's idle processes delay every step a little.
     for name in ("RAY_worker_niceness", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED"):
         os.environ.setdefault(name, "0")
+    # Processes that make batches keep what they have loaded and decoded while training uses up a plan's.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see unet.memory; in a worker tensors come before our code
     if not worker_output:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors are told off as errors
     ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False, log_to_driver=worker_output)
     return True
+
+
+def check_shared(paths: Mapping[str, str]) -> None:
+    """Raises RequestError, naming the flag, if one of the `paths` is local and not seen by every machine."""
+    local = {flag: path for flag, path in paths.items() if "://" not in path}
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not local or len(nodes) < 2:
+        return
+    looking = [
+        ray.remote(_missing)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(local)
+        for node in nodes
+    ]
+    for node, missing in zip(nodes, ray.get(looking), strict=True):
+        for flag in missing:
+            raise RequestError(
+                f"{flag} {local[flag]}: machine {node['NodeManagerAddress']} of the cluster does not see this folder; "
+                "give s3://bucket/prefix, or a folder that all machines share"
+            )
+
+
+def is_shipped(path: str) -> bool:
+    """Whether a path lies in the working directory that Ray made for this job, and removes some time after it."""
+    shipped = ray.get_runtime_context().runtime_env.get("working_dir")
+    return bool(shipped) and "://" not in path and Path(path).resolve().is_relative_to(Path.cwd().resolve())
+
+
+def _missing(paths: Mapping[str, str]) -> list[str]:
+    return [flag for flag, path in paths.items() if not os.path.exists(path)]

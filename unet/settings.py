@@ -206,10 +206,12 @@ class TrainSettings:
     """Geometry resize: the whole image is resized to H W [pixels]. Default, without --crop: 128 128."""
     crop: tuple[int, int] | None = None
     """Geometry native: trained on crops of H W [pixels] at native scale, applied to whole images."""
-    workers: int = 1
-    """Number of training workers."""
+    workers: str = "1"
+    """Number of training workers: N, or MIN:MAX to go on with fewer while machines are missing."""
     gpu: bool = False
     """Give each worker a GPU."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints, from which an interrupted run goes on; 0: one after each epoch alone."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
@@ -223,8 +225,18 @@ class TrainSettings:
                 _at_least(flag, min(size), 8)
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise RequestError(f"--name {self.name!r} must be a folder name, without a slash or a leading dot")
-        if self.workers != 1:
-            raise RequestError("--workers: training runs on one worker in this version")
+        _at_least("--checkpoint-every", self.checkpoint_every, 0)
+        smallest = self.fit.batch_size // self.fit.accumulate
+        if self.worker_range[1] > smallest:
+            raise RequestError(
+                f"--workers {self.workers}: {smallest} images of a forward pass (--batch-size over --accumulate) leave "
+                f"some workers none; give at most {smallest} workers"
+            )
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Least and most workers."""
+        return _range_of(self.workers)
 
     @property
     def geometry(self) -> Geometry:
@@ -272,6 +284,8 @@ class SegmentSettings:
     """Images of more pixels fail unread."""
     max_bytes: int = 1 << 28
     """Objects of more bytes are skipped."""
+    retry_for: float = 120.0
+    """Seconds for which a request to S3 is repeated that fails for a passing reason, before the object fails."""
     max_failed: str = "0"
     """Exit with 3 if more objects fail than this number, or share as in 5%."""
     retry_failed: bool = False
@@ -296,6 +310,7 @@ class SegmentSettings:
             if getattr(self, name) is not None:
                 _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         _at_least("--tile", self.tile, 64)
+        _at_least("--retry-for", self.retry_for, 0)
         partial = [flag for flag in ("include", "exclude", "manifest", "limit") if getattr(self, flag)]
         if self.prune and partial:
             raise RequestError(f"--prune needs a whole listing; leave --{' and --'.join(partial)} out")
@@ -310,15 +325,7 @@ class SegmentSettings:
     @property
     def worker_range(self) -> tuple[int, int] | None:
         """Least and most workers, if --workers says."""
-        if not self.workers:
-            return None
-        try:
-            least, most = (int(part) for part in (self.workers.split(":") * 2)[:2])
-        except ValueError:
-            least = most = 0
-        if not 1 <= least <= most or self.workers.count(":") > 1:
-            raise RequestError(f"--workers {self.workers}: give a number, or MIN:MAX as in 1:4")
-        return least, most
+        return _range_of(self.workers) if self.workers else None
 
     def failures_allowed(self, attempted: int) -> float:
         """How many of `attempted` objects may fail."""
@@ -342,6 +349,17 @@ def to_mapping(settings: Any) -> dict[str, Any]:
         else:
             flat[item.name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def _range_of(workers: str) -> tuple[int, int]:
+    """Least and most of N or MIN:MAX."""
+    try:
+        least, most = (int(part) for part in (workers.split(":") * 2)[:2])
+    except ValueError:
+        least = most = 0
+    if not 1 <= least <= most or workers.count(":") > 1:
+        raise RequestError(f"--workers {workers}: give a number, or MIN:MAX as in 1:4")
+    return least, most
 
 
 def _at_least(flag: str, value: float, least: float) -> None:

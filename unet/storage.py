@@ -14,10 +14,24 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from unet.s3 import BadCredentials, Changed, Denied, Listed, NoSuchFolder, Page, S3Store, StorageError, Vanished, split
+from unet.s3 import (
+    RETRY_FOR,
+    BadCredentials,
+    Changed,
+    Denied,
+    Listed,
+    NoSuchFolder,
+    Page,
+    S3Store,
+    StorageError,
+    Unreachable,
+    Vanished,
+    split,
+)
 from unet.settings import RequestError
 
 __all__ = [
+    "RETRY_FOR",
     "BadCredentials",
     "Changed",
     "Denied",
@@ -28,6 +42,7 @@ __all__ = [
     "S3Store",
     "StorageError",
     "Store",
+    "Unreachable",
     "Vanished",
     "check_readable",
     "check_writable",
@@ -39,6 +54,9 @@ __all__ = [
     "read",
     "write",
 ]
+
+CHECK_FOR = 5.0
+"""Seconds for which a request that fails is repeated before a job begins."""
 
 PAGE = 1000
 """Files in a page of a local listing."""
@@ -210,12 +228,15 @@ class LocalStore:
         return Listed(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}")
 
 
-def open_store(uri: str) -> Store:
-    """The store behind a URI; nothing is touched. Raises: RequestError."""
+def open_store(uri: str, *, retry_for: float = RETRY_FOR) -> Store:
+    """The store behind a URI; nothing is touched. Raises: RequestError.
+
+    `retry_for`: seconds for which a request to a server is repeated that fails for a passing reason.
+    """
     if uri.startswith("s3://"):
         if not split(uri)[0]:
             raise RequestError(f"{uri}: names no bucket; write s3://bucket/prefix")
-        return S3Store(uri)
+        return S3Store(uri, retry_for=retry_for)
     if "://" in uri:
         raise RequestError(f"{uri}: only local paths and s3://bucket/prefix can be used; copy it to one")
     return LocalStore(uri)
@@ -271,7 +292,7 @@ def contains(outer: str, inner: str) -> bool:
 
 def check_readable(folder: str, flag: str) -> None:
     """Raises RequestError, naming `flag`, unless `folder` can be listed; an empty one can."""
-    store = open_store(folder)
+    store = open_store(folder, retry_for=CHECK_FOR)
     try:
         if isinstance(store, LocalStore) and not os.path.isdir(folder):
             raise NoSuchFolder(folder, "there is no such folder")
@@ -282,7 +303,7 @@ def check_readable(folder: str, flag: str) -> None:
 
 def check_writable(folder: str, flag: str) -> None:
     """Raises RequestError, naming `flag`, unless files can be made in `folder`; makes a local one."""
-    store = open_store(folder)
+    store = open_store(folder, retry_for=CHECK_FOR)
     try:
         store.put(".writable", b"")
         with suppress(Denied):  # to remove files is a right that no job needs

@@ -1,12 +1,16 @@
 """The training job: checks the request, starts the workers, and draws the report when they are done.
 
 A run lives in OUTPUT/NAME. Everything is decided here once, in a `Run`, before any worker starts; `fitting` obeys it.
+What the run goes on from is its own too: Ray Train's storage is a scratch folder that nothing is read from.
 """
 
 import csv
+import hashlib
+import json
 import math
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +20,10 @@ import ray
 import ray.train
 import ray.train.torch
 import yaml
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from unet import storage
 from unet.artifact import Model
+from unet.checkpoint import Checkpoints
 from unet.fitting import Run, fit, fitting_tensors
 from unet.journal import Entry, read_entries
 from unet.labelled_set import Census, check, describe, find_labelled_set, read_pair
@@ -29,15 +33,22 @@ from unet.model import UNet, architecture
 from unet.predict import Predictor
 from unet.report import Sample, training_report
 from unet.sample import write_sample_set
-from unet.session import connect
+from unet.session import check_shared, connect, is_shipped
 from unet.settings import RequestError, TrainSettings, to_mapping
+from unet.trainer import Trainer, fault_of, resources
 
 SAMPLES = 6
 """Validation images that the report shows."""
 
+RESTARTS = 10
+"""How often workers are replaced before a run is given up; machines that were taken away with notice do not count."""
+
 FAILED = 1
 
-SETTINGS = "settings.yaml"
+SETTINGS, IDENTITY, PAGE = "settings.yaml", "identity.json", "report/index.html"
+
+FREE = {"output", "data", "images", "masks", "val_data", "classes", "workers", "gpu", "checkpoint_every", "compile"}
+"""Settings that may differ when a run goes on; that the set and its labels are the same is seen in themselves."""
 
 
 def train(settings: TrainSettings) -> int:
@@ -48,36 +59,50 @@ def train(settings: TrainSettings) -> int:
     """
     settings = _with_absolute_paths(settings)
     folder = storage.join(settings.output, settings.name)
-    if _finished(folder, settings):
-        print(f"{folder}: this run is finished; give another --name to train anew")
-        return 0
     storage.check_writable(settings.output, "--output")
+    begun = Checkpoints(folder).begun()
+    if begun:
+        _refuse_other_settings(folder, settings)
+        if storage.exists(storage.join(folder, PAGE)):
+            print(f"{folder}: this run is finished; give another --name to train anew")
+            return 0
     run = _prepare(settings, folder)
-    trainer = _trainer(run)
-    storage.write(storage.join(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
+    identity = _identity(run)
+    if begun:
+        _refuse_other_set(run, identity)
+    local = connect(worker_output=True)
+    if is_shipped(settings.output):
+        print(f"warning: --output {settings.output} is in a folder that Ray removes after the job; give s3://...")
     try:
-        trainer.fit()
+        with tempfile.TemporaryDirectory(prefix="unet-train-") as scratch:
+            trainer = _trainer(run, scratch, local=local)
+            check_shared({"--output": settings.output, "--data": run.labelled.train[0].image})
+            storage.write(storage.join(folder, IDENTITY), json.dumps(identity).encode())
+            storage.write(
+                storage.join(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode()
+            )
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
-        fault = _known_fault(error)
+        fault = fault_of(error)  # type: ignore[arg-type]
         if fault is None:
             raise
         print(f"error: {fault}", file=sys.stderr)
         return FAILED
     _write_report(run)
-    print(f"model:  {folder}/model\nreport: {folder}/report/index.html")
+    print(f"model:  {folder}/model\nreport: {folder}/{PAGE}")
     return 0
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     """Workers run in another folder than the command."""
 
-    def absolute(path: str | None) -> str | None:
-        return path if path is None else os.path.abspath(path)
+    def absolute(uri: str | None) -> str | None:
+        return uri if uri is None or "://" in uri else os.path.abspath(uri)
 
     data, fit_settings = settings.data, settings.fit
     return replace(
         settings,
-        output=os.path.abspath(settings.output),
+        output=absolute(settings.output) or "",
         data=replace(
             data,
             data=absolute(data.data),
@@ -89,6 +114,30 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     )
 
 
+def _refuse_other_settings(folder: str, settings: TrainSettings) -> None:
+    before, now = yaml.safe_load(storage.read(storage.join(folder, SETTINGS))), to_mapping(settings)
+    names = [name for name in now if name not in FREE and before.get(name) != now[name]]
+    if names:
+        changed = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
+        raise RequestError(f"--name {settings.name}: was run with other settings ({changed}); take another")
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What the run trains on."""
+    keys = [[pair.key for pair in part] for part in (run.labelled.train, run.labelled.val)]
+    decisive = json.dumps([keys, run.labels.to_json()]).encode()
+    return {"train": len(keys[0]), "val": len(keys[1]), "digest": hashlib.sha256(decisive).hexdigest()}
+
+
+def _refuse_other_set(run: Run, identity: dict[str, Any]) -> None:
+    before = json.loads(storage.read(storage.join(run.folder, IDENTITY)))
+    if before != identity:
+        then, now = (f"{part['train']} training and {part['val']} validation images" for part in (before, identity))
+        raise RequestError(
+            f"--name {run.settings.name}: began on another labelled set or label file ({then}; {now} now); take another"
+        )
+
+
 def _prepare(settings: TrainSettings, folder: str) -> Run:
     labels = read_labels(settings.data.classes or "camvid")
     if settings.data.score_ignore:
@@ -96,8 +145,8 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
     source = None
     if settings.data.data is None and settings.data.images is None:
         source = storage.join(settings.output, "sample-set")
-        print(f"no --data: training on the generated sample set in {source}")
-        write_sample_set(Path(source))
+        print(f"no --data: training on the generated sample set in {source}", flush=True)
+        write_sample_set(source)
     labelled = find_labelled_set(settings.data, source)
     batch = settings.fit.batch_size
     if batch > len(labelled.train):
@@ -149,58 +198,26 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) ->
     return weights
 
 
-def _trainer(run: Run) -> ray.train.torch.TorchTrainer:
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
-    trainer = _LocalTrainer if connect(worker_output=True) else ray.train.torch.TorchTrainer
-    resources = ray.cluster_resources()
-    if run.settings.gpu and not resources.get("GPU"):
-        raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
-    cpus = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])  # of the largest node
-    data_cpus = max(cpus / 2, cpus - run.settings.workers) if run.settings.gpu else min(max(1.0, cpus / 8), cpus / 2)
-    reserved = {"CPU": (cpus - data_cpus) / run.settings.workers} | ({"GPU": 1.0} if run.settings.gpu else {})
-    return trainer(
+def _trainer(run: Run, scratch: str, *, local: bool) -> Trainer:
+    least, most = run.settings.worker_range
+    workers: Any = most if least == most else (least, most)
+    reserved = resources(most, gpu=run.settings.gpu, local=local)
+    return Trainer(
         fit,
-        train_loop_config={"run": replace(run, data_cpus=data_cpus, threads=max(1, int(cpus)))},
+        train_loop_config={"run": replace(run, worker_cpus=reserved["CPU"])},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=run.settings.workers, use_gpu=run.settings.gpu, resources_per_worker=reserved
+            num_workers=workers,
+            use_gpu=run.settings.gpu,
+            resources_per_worker=reserved,
+            placement_strategy="PACK" if run.settings.gpu else "SPREAD",
         ),
         run_config=ray.train.RunConfig(
             name=run.settings.name,
-            storage_path=os.path.dirname(run.folder),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
         ),
     )
-
-
-class _LocalTrainer(ray.train.torch.TorchTrainer):
-    """Without the actor that outlives a driver to free its workers: local Ray ends with its driver, and without a
-    dashboard that actor does nothing but complain."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
-
-
-def _finished(folder: str, settings: TrainSettings) -> bool:
-    """Whether the run is done. Raises RequestError if there is one of that name with other settings."""
-    uri = storage.join(folder, SETTINGS)
-    if not storage.exists(uri) or not read_entries(folder):
-        return False
-    before, now = yaml.safe_load(storage.read(uri)), to_mapping(settings)
-    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
-    if changed:
-        raise RequestError(f"--name {settings.name}: was run with other settings ({'; '.join(changed)}); take another")
-    return storage.exists(storage.join(folder, "report/index.html"))
-
-
-def _known_fault(error: ray.train.TrainingFailedError) -> str | None:
-    """The message of a fault that ends a run for a reason we know."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, RequestError):
-            return str(cause)
-    return None
 
 
 def _write_report(run: Run) -> None:

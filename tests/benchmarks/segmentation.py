@@ -218,7 +218,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         if given.images is None:
-            write_sample_set(Path(folder, "sample"))
+            write_sample_set(f"{folder}/sample")
         images = sorted((given.images or Path(folder, "sample", "train")).iterdir())
         root = Path(folder, "server")
         root.mkdir()

@@ -192,7 +192,7 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             if given.data is None:
-                write_sample_set(Path(folder))
+                write_sample_set(folder)
             compare(given.data or folder, "default", 32, 80, given.rounds)
             compare(given.data or folder, "classic", 16, 40, given.rounds)
 

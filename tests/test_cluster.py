@@ -1,0 +1,127 @@
+"""Jobs submitted to a Ray cluster with token authentication, from and to S3."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_resume import flags_of
+from unet import storage
+from unet.journal import read_entries
+
+RAY = str(Path(sys.executable).with_name("ray"))
+CANARY = "canary-of-the-cluster-tests"
+
+
+@dataclass
+class Cluster:
+    """One machine, or several raylets that stand for machines. `folder` holds its logs."""
+
+    folder: Path
+    environment: dict[str, str]
+    address: str
+    dashboard: str
+
+    def ray(self, *arguments: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [RAY, *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        )
+
+    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+        where = ("--address", self.dashboard, "--working-dir", ".")
+        for _ in range(15):
+            ended = self.ray("job", "submit", *where, *options, "--", "python", *entrypoint)
+            if "No available agent to submit job" not in ended.stderr:  # it comes up after `ray start`
+                return ended
+            time.sleep(0.5)
+        raise TimeoutError(ended.stderr)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: str) -> Iterator[Cluster]:
+    """A head of two CPUs, as `ray start --head` makes it, whose processes may use the S3 server of the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="unet-"))  # short: sockets lie in it
+    token = secrets.token_hex(16)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "AWS_SECRET_ACCESS_KEY": CANARY}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # whose python runs the jobs
+    gcs, dashboard = free_port(), free_port()
+    made = Cluster(folder, environment, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
+    head = ["start", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+    ports = [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    begun = made.ray(*head, *ports, f"--temp-dir={folder}", "--disable-usage-stats")
+    assert begun.returncode == 0, begun.stderr
+    yield made
+    for process in processes_below(folder):
+        with suppress(OSError):
+            os.kill(process, 9)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes_below(folder: Path) -> list[int]:
+    """The processes that have `folder` on their command line or in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            text = process.joinpath("cmdline").read_bytes() + process.joinpath("environ").read_bytes()
+            if str(folder).encode() in text and int(process.name) != os.getpid():
+                found.append(int(process.name))
+    return found
+
+
+def test_a_submitted_run_trains_from_and_to_s3_and_promise_25_no_secret_is_written(
+    cluster: Cluster, boxes: Path, bucket: str
+) -> None:
+    for file in boxes.rglob("*.png"):
+        storage.write(f"{bucket}/boxes/{file.relative_to(boxes)}", file.read_bytes())
+    shutil.copy(boxes / "classes.csv", cluster.folder / "classes.csv")
+    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv")
+    ended = cluster.submit("jobs/train.py", *arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "images/s" in ended.stdout
+    assert "epoch 3/3" in ended.stdout
+    assert len(read_entries(f"{bucket}/runs/run")) == 3
+    assert storage.exists(f"{bucket}/runs/run/report/index.html")
+    written = [storage.read(f"{bucket}/{name}") for name in storage.list_files(bucket)]
+    logs = [file.read_bytes() for file in cluster.folder.glob("session_*/logs/**/*") if file.is_file()]
+    assert len(logs) > 5
+    for data in (*written, *logs, ended.stdout.encode(), ended.stderr.encode()):
+        assert CANARY.encode() not in data
+
+    again = cluster.submit("jobs/train.py", *arguments)
+    assert "this run is finished" in again.stdout
+    refused = cluster.submit("jobs/train.py", *arguments, "--lr", "9")
+    assert refused.returncode == 1  # of `ray job submit`, whatever the driver's is
+    assert "lr 0.004 -> 9" in refused.stdout
+
+
+def test_a_submitted_run_without_flags_trains_on_the_sample_set_until_it_is_stopped(cluster: Cluster) -> None:
+    submitted = cluster.submit("jobs/train.py", options=("--no-wait", "--submission-id", "plain"))
+    assert submitted.returncode == 0, submitted.stderr
+    where = ("--address", cluster.dashboard)
+    deadline = time.monotonic() + 120
+    while "step 1/" not in (log := cluster.ray("job", "logs", *where, "plain").stdout):
+        assert time.monotonic() < deadline, log
+    assert "no --data: training on the generated sample set" in log
+    assert "Ray removes" in log
+    assert cluster.ray("job", "stop", *where, "plain").returncode == 0
+    assert "was stopped" in cluster.ray("job", "status", *where, "plain").stdout
+    log = cluster.ray("job", "logs", *where, "plain").stdout
+    assert "stopped by SIGTERM; the same command goes on" in log

@@ -1,0 +1,77 @@
+"""Where a training run goes on: files in its `checkpoints/`, each the whole state after some step.
+
+A checkpoint is one object, whole or absent, and its name carries the digest of its bytes: a damaged one is passed over
+for the one before it. Two are kept. Files are written beside training, one at a time.
+"""
+
+import hashlib
+import io
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from unet import storage
+
+KEPT = 2
+
+State = dict[str, Any]
+
+_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
+
+
+class Checkpoints:
+    """The checkpoints of the run in `folder`. As a context it waits at the end for what is being written."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = storage.join(folder, "checkpoints")
+        self._pool = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._wait()
+        self._pool.shutdown()
+
+    def begun(self) -> bool:
+        """Whether there is any. Raises: StorageError."""
+        return bool(self._names())
+
+    def save(self, step: int, state: State) -> None:
+        """Begins to write the state after `step`; `state` may change as soon as this returns.
+
+        Raises:
+            StorageError: the one before could not be written.
+        """
+        self._wait()
+        file = io.BytesIO()
+        torch.save(state, file)
+        self._writing = self._pool.submit(self._write, step, file.getvalue())
+
+    def load(self, device: torch.device | str = "cpu") -> State | None:
+        """The latest whole state, its tensors on `device`; None if there is none. Raises: StorageError."""
+        for name, (_, digest) in sorted(self._names().items(), reverse=True):
+            data = storage.read(storage.join(self._folder, name))
+            if hashlib.sha256(data).hexdigest()[:16] == digest:
+                return dict(torch.load(io.BytesIO(data), weights_only=True, map_location=device))
+            print(f"{storage.join(self._folder, name)}: is damaged; going on from the one before it")
+        return None
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, data: bytes) -> None:
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        storage.write(storage.join(self._folder, f"step-{step:09}-{digest}.pt"), data)
+        names = sorted(self._names())
+        storage.open_store(self._folder).delete(names[:-KEPT])
+
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        matches = {name: _NAME.fullmatch(name) for name in storage.list_files(self._folder)}
+        return {name: match.groups() for name, match in matches.items() if match}

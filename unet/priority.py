@@ -1,0 +1,38 @@
+"""Who gets the processors where training itself runs on them.
+
+A step is as slow as its slowest thread: a process of equal priority beside it costs the step several times its own
+time. Linux's SCHED_IDLE runs a process only where nothing else wants to; on other systems nothing is done.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+TRAINS = b"RayTrainWorker"
+"""In the title of Ray's processes that train."""
+
+
+def yield_to_training() -> None:
+    """Lets this process run only on processors that nothing else wants; training out of batches leaves enough."""
+    if hasattr(os, "SCHED_IDLE") and os.sched_getscheduler(0) != os.SCHED_IDLE:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def take_precedence() -> None:
+    """Lets this process, which may have made batches for an earlier attempt, compete for processors again."""
+    if hasattr(os, "SCHED_IDLE"):
+        for thread in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # not everybody may
+                os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
+
+
+def silence_siblings() -> None:
+    """Lets Ray's other workers on this machine yield too: each wakes a hundred times a second to do nothing."""
+    if not hasattr(os, "SCHED_IDLE"):
+        return
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getppid() and TRAINS not in process.joinpath("cmdline").read_bytes():
+                for thread in process.joinpath("task").iterdir():
+                    os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))

@@ -1,0 +1,35 @@
+"""Sums over the workers that train together, its ranks. Where there is one alone, all is as it was given."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """How many workers train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this worker, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The sum of each tensor over all ranks, without gradient. One message; all must be of one dtype and device."""
+    values = [tensor.detach() for tensor in tensors]
+    if world_size() == 1:
+        return values
+    flat = torch.cat([value.flatten() for value in values])
+    dist.all_reduce(flat)
+    parts = flat.split([value.numel() for value in values])
+    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
+
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Replaces each tensor by its mean over all ranks."""
+    if tensors and world_size() > 1:
+        for tensor, total in zip(tensors, summed(tensors), strict=True):
+            tensor.copy_(total / world_size())

@@ -1,0 +1,80 @@
+"""Ray Train as this project uses it: how workers are laid out on machines, and which failures end a run.
+
+A worker that dies is replaced and all go on from the last checkpoint. A fault that would come again, of the data or the
+request, ends the run at once.
+"""
+
+import os
+from typing import Any
+
+import ray
+import ray.train.torch
+import torch
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from unet.settings import RequestError
+
+
+class Trainer(ray.train.torch.TorchTrainer):
+    """A TorchTrainer that knows a lasting fault, and leaves out what only troubles a Ray without a dashboard."""
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
+        failures: Any = self.run_config.failure_config
+        parts["failure_policy"] = _Policy(failures)
+        # The actor that frees workers whose driver died asks the dashboard for it once a second. Ray frees them too.
+        parts["callbacks"] = [
+            callback for callback in parts["callbacks"] if not isinstance(callback, PlacementGroupCleanerCallback)
+        ]
+        return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
+
+
+class _Policy(DefaultFailurePolicy):
+    """Ray Train's own, but for lasting faults."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        if fault_of(training_failed_error) is not None:
+            return FailureDecision.RAISE
+        decision = super().make_decision(training_failed_error)
+        if decision == FailureDecision.RETRY:
+            reason = str(training_failed_error).strip().splitlines()[-1]
+            print(f"workers are lost, going on from the last checkpoint ({reason})", flush=True)
+        return decision
+
+
+def fault_of(error: TrainingFailedError) -> str | None:
+    """The message of a fault that would come again; None if another attempt may do better."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, RequestError):
+            return str(cause)
+        if isinstance(cause, torch.OutOfMemoryError):
+            return "a step does not fit in the memory of a GPU; lower --batch-size, or raise --accumulate"
+    return None
+
+
+def resources(workers: int, *, gpu: bool, local: bool) -> dict[str, float]:
+    """What each of `workers` reserves of its machine. The rest of the CPUs is Ray Data's.
+
+    Raises:
+        RequestError: the cluster cannot hold so many.
+    """
+    kind = "GPU" if gpu else "CPU"
+    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+    there = int(sum(host[kind] for host in hosts))
+    if gpu and not there and local:
+        raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
+    if workers > there and (local or not gpu):
+        raise RequestError(
+            f"--workers: {workers} workers need a {kind} each, and the cluster has {there}; give at most {there}"
+        )
+    if workers > there:
+        print(f"waiting for {workers} GPUs: the cluster has {there}", flush=True)
+    cpus = min((host.get("CPU", 1.0) for host in hosts), default=2.0)  # of the smallest machine
+    of_a_machine = -(-workers // max(1, len(hosts)))
+    data = max(cpus / 2, cpus - of_a_machine) if gpu else min(max(1.0, cpus / 8), cpus / 2)
+    reserved = {"CPU": (cpus - data) / of_a_machine}
+    return reserved | {"GPU": 1.0} if gpu else reserved
