@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_resume import flags_of
+from tests.test_resume import descendants, flags_of
 from unet import storage
 from unet.journal import read_entries
 
@@ -125,3 +125,43 @@ def test_a_submitted_run_without_flags_trains_on_the_sample_set_until_it_is_stop
     assert "was stopped" in cluster.ray("job", "status", *where, "plain").stdout
     log = cluster.ray("job", "logs", *where, "plain").stdout
     assert "stopped by SIGTERM; the same command goes on" in log
+
+
+@pytest.mark.slow
+def test_an_elastic_run_goes_on_with_the_worker_that_is_left(cluster: Cluster, boxes: Path, bucket: str) -> None:
+    """A second raylet stands for a machine, which is lost in the middle of a run of `1:2` workers."""
+    for file in boxes.rglob("*.png"):
+        storage.write(f"{bucket}/boxes/{file.relative_to(boxes)}", file.read_bytes())
+    shutil.copy(boxes / "classes.csv", cluster.folder / "classes.csv")
+    member = ["start", f"--address={cluster.address}", "--num-cpus=2", "--resources", '{"second": 1}']
+    member.append(f"--dashboard-agent-listen-port={free_port()}")
+    before = set(raylets(cluster.folder))
+    assert cluster.ray(*member).returncode == 0
+    (second,) = set(raylets(cluster.folder)) - before
+    flags = {"workers": "1:2", "steps_per_epoch": 60, "batch_size": 5}
+    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv", **flags)
+    where = ("--address", cluster.dashboard)
+    submitted = cluster.submit("jobs/train.py", *arguments, options=("--no-wait", "--submission-id", "elastic"))
+    assert submitted.returncode == 0, submitted.stderr
+    deadline = time.monotonic() + 120
+    while not any("step-" in name for name in storage.list_files(f"{bucket}/runs")):
+        assert time.monotonic() < deadline, cluster.ray("job", "logs", *where, "elastic").stdout
+        time.sleep(0.2)
+    for process in [second, *descendants(second)]:
+        with suppress(OSError):
+            os.kill(process, 9)
+    while "succeeded" not in (status := cluster.ray("job", "status", *where, "elastic").stdout):
+        assert "failed" not in status, cluster.ray("job", "logs", *where, "elastic").stdout
+        assert time.monotonic() < deadline + 60, cluster.ray("job", "logs", *where, "elastic").stdout
+    assert [entry["step"] for entry in read_entries(f"{bucket}/runs/run")] == [60, 120, 180]
+    log = cluster.ray("job", "logs", *where, "elastic").stdout
+    assert "going on from the last checkpoint" in log
+    assert "going on after step" in log
+
+
+def raylets(folder: Path) -> list[int]:
+    return [
+        process
+        for process in processes_below(folder)
+        if Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")
+    ]

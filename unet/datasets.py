@@ -8,13 +8,13 @@ naming the file, and not a traceback from somewhere in the cluster.
 import itertools
 import logging
 import math
+import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import ray
 import ray.data
 from ray.data.block import BlockAccessor
@@ -44,9 +44,6 @@ KEPT_BYTES = 384 << 20
 _kept: dict[Pair, tuple[Array, Array]] = {}
 """The decoded pairs of this process. A process works for one run, hence for one label set."""
 
-TASK_CPUS = 0.5
-"""CPU share of a task that makes a batch."""
-
 
 @dataclass(frozen=True)
 class View:
@@ -74,16 +71,19 @@ class Batch:
     masks: Array
 
 
-def batches(work: Iterable[Work], view: View, *, workers: int = 1, worker_cpus: float = 0.0) -> Iterator[Batch]:
-    """The batches of `work`, in its order, made by Ray tasks.
+def batches(
+    work: Iterable[Work], view: View, *, tasks: int, workers: int = 1, anywhere: bool = False
+) -> Iterator[Batch]:
+    """The batches of `work`, in its order, made by up to `tasks` Ray tasks at a time, for one of `workers`.
 
-    They run on the CPUs that `workers` of `worker_cpus` CPUs leave, and on this worker's share of those.
+    Tasks run on this machine, on what training leaves of its processors; or `anywhere`, on a CPU of their own each.
 
     Raises:
         RequestError: a file that cannot be used; names it.
     """
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    feeder: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Feeder).remote(view, workers, worker_cpus)
+    place = {"num_cpus": 1} if anywhere else {"num_cpus": 0, "scheduling_strategy": here}
+    feeder: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Feeder).remote(view, tasks, place)
     store = ray.cluster_resources().get("object_store_memory", math.inf)
     limit = min(SPAN_BYTES, int(store / STORE_SHARE / workers))
     making = (feeder.make.remote(span) for span in _spans(work, view, limit))
@@ -113,24 +113,20 @@ class _Feeder:
     """Runs the plans, in a process of its own: Ray's executor would take much of a processor, and Python's lock, from
     the process that trains."""
 
-    def __init__(self, view: View, workers: int, worker_cpus: float) -> None:
+    def __init__(self, view: View, tasks: int, place: dict[str, Any]) -> None:
         yield_to_training()
-        self.view = view
-        self.workers, self.worker_cpus = workers, worker_cpus
+        self.view, self.tasks, self.place = view, tasks, place
 
     def make(self, span: list[Work]) -> list[Any]:
         """The batches of `span`, one block each, as references to the object store."""
-        cpus = max(TASK_CPUS, ray.cluster_resources().get("CPU", 0.0) / self.workers - self.worker_cpus)
-        plan = ray.data.from_arrow([_row(item) for item in span]).map_batches(
-            _Maker(self.view),
-            batch_size=1,
-            num_cpus=TASK_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=max(1, int(cpus / TASK_CPUS))),
+        # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
+        rows = ray.data.from_items([{"work": pickle.dumps(item)} for item in span], override_num_blocks=len(span))
+        plan = rows.map_batches(
+            _Maker(self.view), batch_size=1, compute=ray.data.TaskPoolStrategy(size=self.tasks), **self.place
         )
         plan.context.enable_progress_bars = False
         plan.context.print_on_execution_start = False
         plan.context.execution_options.preserve_order = True
-        plan.context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=cpus)
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
         return [ref for bundle in plan.materialize().iter_internal_ref_bundles() for ref in bundle.block_refs]
 
@@ -170,10 +166,8 @@ class _Maker:
 
     def __call__(self, row: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         yield_to_training()
-        pairs = tuple(Pair(*names) for names in row["pairs"][0])
-        work = Work(pairs, tuple(Draw(int(p), int(r)) for p, r in row["draws"][0]))
         try:
-            batch = make_batch(work, self.view)
+            batch = make_batch(pickle.loads(row["work"][0]), self.view)
         except ImageError as error:
             nothing = Batch(np.zeros((1, 1, 1, 3), np.uint8), np.zeros((1, 1, 1), np.uint8))
             return _columns(nothing, str(error))
@@ -182,12 +176,3 @@ class _Maker:
 
 def _columns(batch: Batch, fault: str) -> dict[str, npt.NDArray[Any]]:
     return {"images": batch.images[None], "masks": batch.masks[None], "fault": np.array([fault])}
-
-
-def _row(work: Work) -> pa.Table:
-    return pa.table(
-        {
-            "pairs": [[[pair.key, pair.image, pair.mask] for pair in work.pairs]],
-            "draws": pa.array([list(map(list, work.draws))], pa.list_(pa.list_(pa.int64()))),
-        }
-    )

@@ -45,8 +45,8 @@ class Run:
     labelled: LabelledSet
     labels: LabelSet
     class_weights: tuple[float, ...] | None
-    worker_cpus: float = 1.0
-    """CPUs that each worker reserves; what all leave is Ray Data's."""
+    data_cpus: int = 0
+    """CPUs that each worker's data tasks have to themselves; 0 where they run beside training."""
     terminal: bool = False
 
     @property
@@ -100,15 +100,22 @@ def fit(config: dict[str, Run]) -> None:
     run = config["run"]
     keep_freed_memory()
     take_precedence()
+    threads = _threads()
     if not run.settings.gpu:
-        torch.set_num_threads(_threads())
+        torch.set_num_threads(threads)
     learner = _learner(run)
     with Checkpoints(run.folder) as checkpoints:
         position = _restore(learner, checkpoints)
         first = len(position.entries)
         journal = Journal(run.folder, position.entries) if rank() == 0 else None
         view = View(run.labels, run.settings.geometry, run.settings.augment, run.settings.fit.seed)
-        stream = batches(run.work(first, learner.step), view, worker_cpus=run.worker_cpus, workers=world_size())
+        stream = batches(
+            run.work(first, learner.step),
+            view,
+            tasks=run.data_cpus or threads,
+            workers=world_size(),
+            anywhere=run.data_cpus > 0,
+        )
         progress = Progress(run.total_steps, run.epochs, run.settings.fit.batch_size, _audience(run))
         for epoch in range(first, run.epochs):
             if _out_of_patience(position.entries, run.settings.fit.patience):

@@ -47,7 +47,7 @@ class Learner:
         self._dtype = next(network.parameters()).dtype
         self.class_weights = class_weights if class_weights is None else class_weights.to(self.device)
         self.optimizer = Optimizer(self.network, settings)
-        self._replica = DistributedDataParallel(network, broadcast_buffers=False) if world_size() > 1 else None
+        self._replica = DistributedDataParallel(network, forward_sync_buffers=False) if world_size() > 1 else None
         self._forward: Any = self._replica or network
         if settings.compile:
             self._forward = torch.compile(self._forward)

@@ -7,6 +7,7 @@ Settings come from the standard AWS environment and nowhere else.
 """
 
 import base64
+import logging
 import os
 import random
 import threading
@@ -380,6 +381,7 @@ def _client() -> "S3Client":
 
 @lru_cache(maxsize=4)
 def _made(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells every process where it found credentials
     session = boto3.Session()
     client: S3Client = session.client(
         "s3",

@@ -4,6 +4,7 @@ A worker that dies is replaced and all go on from the last checkpoint. A fault t
 request, ends the run at once.
 """
 
+import math
 import os
 from typing import Any
 
@@ -56,14 +57,18 @@ def fault_of(error: TrainingFailedError) -> str | None:
     return None
 
 
-def resources(workers: int, *, gpu: bool, local: bool) -> dict[str, float]:
-    """What each of `workers` reserves of its machine. The rest of the CPUs is Ray Data's.
+def resources(workers: int, *, gpu: bool, local: bool) -> tuple[dict[str, float], int]:
+    """What each of `workers` reserves of its machine, and how many CPUs are left for the data of each.
+
+    On GPUs a worker reserves one CPU, and Ray Data has the others. On CPUs workers reserve them all, so that there are
+    never more on a machine than it should have; what makes their batches runs beside them.
 
     Raises:
         RequestError: the cluster cannot hold so many.
     """
     kind = "GPU" if gpu else "CPU"
-    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    hosts = [machine for machine in machines if machine.get(kind)]
     there = int(sum(host[kind] for host in hosts))
     if gpu and not there and local:
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
@@ -71,10 +76,17 @@ def resources(workers: int, *, gpu: bool, local: bool) -> dict[str, float]:
         raise RequestError(
             f"--workers: {workers} workers need a {kind} each, and the cluster has {there}; give at most {there}"
         )
+    if not gpu:
+        of_a_machine = -(-workers // len(hosts))
+        cpus = min(host["CPU"] for host in hosts)
+        return {"CPU": math.floor(1e4 * cpus / of_a_machine) / 1e4}, 0  # Ray counts in ten-thousandths
+    cpus = sum(machine.get("CPU", 0.0) for machine in machines)
+    data = int(cpus / workers) - 1
     if workers > there:
         print(f"waiting for {workers} GPUs: the cluster has {there}", flush=True)
-    cpus = min((host.get("CPU", 1.0) for host in hosts), default=2.0)  # of the smallest machine
-    of_a_machine = -(-workers // max(1, len(hosts)))
-    data = max(cpus / 2, cpus - of_a_machine) if gpu else min(max(1.0, cpus / 8), cpus / 2)
-    reserved = {"CPU": (cpus - data) / of_a_machine}
-    return reserved | {"GPU": 1.0} if gpu else reserved
+    elif data < 1:
+        raise RequestError(
+            f"--workers: {workers} workers on GPUs and the making of their batches need 2 CPUs each, and the cluster "
+            f"has {cpus:g}; give fewer workers, or add machines with CPUs"
+        )
+    return {"GPU": 1.0, "CPU": 1.0}, max(1, data)

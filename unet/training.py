@@ -201,10 +201,10 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) ->
 def _trainer(run: Run, scratch: str, *, local: bool) -> Trainer:
     least, most = run.settings.worker_range
     workers: Any = most if least == most else (least, most)
-    reserved = resources(most, gpu=run.settings.gpu, local=local)
+    reserved, data_cpus = resources(most, gpu=run.settings.gpu, local=local)
     return Trainer(
         fit,
-        train_loop_config={"run": replace(run, worker_cpus=reserved["CPU"])},
+        train_loop_config={"run": replace(run, data_cpus=data_cpus)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=run.settings.gpu,

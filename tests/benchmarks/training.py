@@ -4,6 +4,9 @@ Three programs train the same network on the same images with the same steps (Ad
 channels-last), taking turns: (a) our job; (b) a hand-written loop around PyTorch's DataLoader; (c) the bound, (b)'s
 steps on one batch that is already a tensor. Printed are the medians of their steady rates, their ratios, the job's
 seconds from the command to its first step, and the share of the measured bf16 matrix peak.
+
+Then two workers with half the processors each against one with all (`--workers-only`), and how fast Ray Data alone
+reads, decodes and augments (`--data-only`), which is what can feed a GPU.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,14 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
 from unet.augment import augment
+from unet.datasets import View, Work, batches, make_batch
 from unet.labelled_set import find_labelled_set, read_pair
 from unet.labels import IGNORE, read_labels
 from unet.memory import keep_freed_memory
 from unet.model import UNet, architecture, channels_last, normalise
 from unet.sample import write_sample_set
+from unet.schedule import Draw
+from unet.session import connect
 from unet.settings import AugmentSettings, DataSettings, Geometry, ModelSettings, Preset
 
 SIZE = (128, 128)
@@ -91,7 +98,7 @@ def loop(data: str, preset: Preset, batch: int, steps: int, *, in_memory: bool) 
     return steps * batch / (time.perf_counter() - started)
 
 
-def job(data: str, preset: Preset, batch: int, steps: int) -> tuple[float, float]:
+def job(data: str, preset: Preset, batch: int, steps: int, workers: int = 1) -> tuple[float, float]:
     """Images per second of (a) after its first epoch, and its seconds to the first step.
 
     (b) neither validates nor saves; (a) does, between epochs, which its rate leaves out.
@@ -109,6 +116,7 @@ def job(data: str, preset: Preset, batch: int, steps: int) -> tuple[float, float
             "ema": 0,
             "clip": 0,
             "class-weights": "none",
+            "workers": workers,
             "output": output,
             "name": "benchmark",
         }
@@ -175,11 +183,45 @@ def compare(data: str, preset: Preset, batch: int, steps: int, rounds: int) -> N
     print(f"  share of the bf16 matrix peak: {a * flops(preset) / alone('--peak'):.2f}", flush=True)
 
 
+def compare_workers(data: str, rounds: int) -> None:
+    """Prints what two workers lose against one on the same processors."""
+    rates = [[job(data, "default", 32, 60, workers)[0] for workers in (1, 2)] for _ in range(rounds)]
+    one, two = (statistics.median(rate) for rate in zip(*rates, strict=True))
+    print(f"default, batches of 32: one worker {one:.2f} images/s, two with half the processors each {two:.2f}")
+    print(f"  two / one {statistics.median(b / a for a, b in rates):.3f} (goal 0.9)", flush=True)
+
+
+def feed(data: str, geometry: Geometry, goal: int) -> None:
+    """Prints how fast batches of 16 come from Ray Data, every image decoded anew."""
+    view = View(read_labels("camvid"), geometry, AugmentSettings(), seed=0)
+    # Under many names, since a process keeps what it has decoded by name.
+    pairs = tuple(replace(pair, key=f"{turn}/{pair.key}") for turn in range(7) for pair in Pairs(data).pairs)
+    work = [
+        Work(pairs[first : first + 16], tuple(Draw(first, row) for row in range(16)))
+        for first in range(0, len(pairs) - 15, 16)
+    ]
+    through_ray, alone = work[:-20], work[-20:]
+    began, seen = 0.0, 0
+    for place, batch in enumerate(batches(through_ray, view, tasks=os.cpu_count() or 1)):
+        torch.tensor(batch.images), torch.tensor(batch.masks)
+        if place == len(through_ray) // 3:
+            began, seen = time.perf_counter(), -len(batch.images)
+        seen += len(batch.images)
+    rate, cores = seen / (time.perf_counter() - began), os.cpu_count() or 1
+    started = time.process_time()
+    made = sum(len(make_batch(item, view).images) for item in alone)
+    by_itself = made / (time.process_time() - started)
+    print(f"data alone, {geometry.kind} {geometry.size[0]}x{geometry.size[1]}: {rate:.0f} images/s")
+    print(f"  per core {rate / cores:.0f} (goal {goal}); without Ray {by_itself:.0f}", flush=True)
+
+
 def main() -> None:
     """Parses the arguments and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="labelled set in CamVid's layout; default: the generated sample set")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers-only", action="store_true")
+    parser.add_argument("--data-only", action="store_true")
     parser.add_argument("--loop", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -193,8 +235,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if given.data is None:
                 write_sample_set(folder)
-            compare(given.data or folder, "default", 32, 80, given.rounds)
-            compare(given.data or folder, "classic", 16, 40, given.rounds)
+            if not given.workers_only and not given.data_only:
+                compare(given.data or folder, "default", 32, 80, given.rounds)
+                compare(given.data or folder, "classic", 16, 40, given.rounds)
+            if not given.data_only:
+                compare_workers(given.data or folder, given.rounds)
+            if not given.workers_only:
+                connect(worker_output=False)
+                feed(given.data or folder, Geometry("resize", SIZE), 250)
+                feed(given.data or folder, Geometry("native", (320, 320)), 100)
 
 
 if __name__ == "__main__":
