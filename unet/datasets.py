@@ -82,8 +82,9 @@ def batches(
         RequestError: a file that cannot be used; names it.
     """
     here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    place = {"num_cpus": 1} if anywhere else {"num_cpus": 0, "scheduling_strategy": here}
-    feeder: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Feeder).remote(view, tasks, place)
+    feeder: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Feeder).remote(
+        view, tasks, None if anywhere else here
+    )
     store = ray.cluster_resources().get("object_store_memory", math.inf)
     limit = min(SPAN_BYTES, int(store / STORE_SHARE / workers))
     making = (feeder.make.remote(span) for span in _spans(work, view, limit))
@@ -113,7 +114,7 @@ class _Feeder:
     """Runs the plans, in a process of its own: Ray's executor would take much of a processor, and Python's lock, from
     the process that trains."""
 
-    def __init__(self, view: View, tasks: int, place: dict[str, Any]) -> None:
+    def __init__(self, view: View, tasks: int, place: Any) -> None:
         yield_to_training()
         self.view, self.tasks, self.place = view, tasks, place
 
@@ -122,8 +123,13 @@ class _Feeder:
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
         rows = ray.data.from_items([{"work": pickle.dumps(item)} for item in span], override_num_blocks=len(span))
         plan = rows.map_batches(
-            _Maker(self.view), batch_size=1, compute=ray.data.TaskPoolStrategy(size=self.tasks), **self.place
+            _Maker(self.view),
+            batch_size=1,
+            compute=ray.data.TaskPoolStrategy(size=self.tasks),
+            num_cpus=1 if self.place is None else 0,
         )
+        if self.place is not None:
+            plan.context.scheduling_strategy = self.place
         plan.context.enable_progress_bars = False
         plan.context.print_on_execution_start = False
         plan.context.execution_options.preserve_order = True
