@@ -9,13 +9,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_pair
 from tests.test_resume import descendants, flags_of
 from unet import storage
 from unet.journal import read_entries
@@ -54,25 +55,32 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def cluster(s3: str) -> Iterator[Cluster]:
+@contextmanager
+def started(*options: str) -> Iterator[Cluster]:
     """A head of two CPUs, as `ray start --head` makes it, whose processes may use the S3 server of the tests."""
     folder = Path(tempfile.mkdtemp(prefix="unet-"))  # short: sockets lie in it
-    token = secrets.token_hex(16)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "AWS_SECRET_ACCESS_KEY": CANARY}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "AWS_SECRET_ACCESS_KEY": CANARY}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # whose python runs the jobs
     gcs, dashboard = free_port(), free_port()
     made = Cluster(folder, environment, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
-    head = ["start", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+    head = ["start", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--disable-usage-stats"]
     ports = [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
-    begun = made.ray(*head, *ports, f"--temp-dir={folder}", "--disable-usage-stats")
-    assert begun.returncode == 0, begun.stderr
-    yield made
-    for process in processes_below(folder):
-        with suppress(OSError):
-            os.kill(process, 9)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        begun = made.ray(*head, *ports, f"--temp-dir={folder}", *options)
+        assert begun.returncode == 0, begun.stderr
+        yield made
+    finally:
+        for process in processes_below(folder):
+            with suppress(OSError):
+                os.kill(process, 9)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: str) -> Iterator[Cluster]:
+    with started() as made:
+        yield made
 
 
 def processes_below(folder: Path) -> list[int]:
@@ -161,8 +169,56 @@ def test_an_elastic_run_goes_on_with_the_worker_that_is_left(cluster: Cluster, b
 
 
 def raylets(folder: Path) -> list[int]:
-    return [
-        process
-        for process in processes_below(folder)
-        if Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")
-    ]
+    return [process for process in processes_below(folder) if title_of(process).split(b"\0")[0].endswith(b"/raylet")]
+
+
+@pytest.mark.slow
+def test_a_set_of_ten_times_the_object_store_trains_in_a_flat_memory(s3: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for place in range(300):
+        image = rng.integers(0, 256, (1000, 900, 3)).astype(np.uint8)  # noise does not compress: 2.7 MB
+        mask = (image[..., 0] > 100).astype(np.uint8)
+        write_pair(tmp_path / "set" / ("val" if place < 4 else "train"), f"{place:03}", image, mask)
+    (tmp_path / "classes.csv").write_text("index,name,red,green,blue\n0,dark,0,0,0\n1,light,255,0,0\n")
+    assert sum(file.stat().st_size for file in (tmp_path / "set").rglob("*.png")) > 800e6
+    given = {"classes": tmp_path / "classes.csv", "steps_per_epoch": 74, "epochs": 4, "check_limit": 20}
+    arguments = flags_of(str(tmp_path / "set"), str(tmp_path / "out"), **given)
+    place = arguments.index("--size")
+    arguments[place : place + 3] = ["--crop", "64", "64"]
+    seen: list[tuple[int, float]] = []
+    with started("--object-store-memory=80000000") as small:
+        where = {**small.environment, "RAY_ADDRESS": small.address}
+        with (tmp_path / "log").open("wb") as log:
+            job = subprocess.Popen([sys.executable, "jobs/train.py", *arguments], cwd=ROOT, env=where, stdout=log)
+        while job.poll() is None:
+            finished = len(read_entries(str(tmp_path / "out/run")))
+            seen.append((finished, sum(map(anonymous_memory, ray_workers(small.folder)))))
+            time.sleep(0.3)
+        spilled = list(small.folder.glob("session_*/ray_spilled_objects*/*"))
+    assert job.returncode == 0, (tmp_path / "log").read_text()
+    second, last = (max(memory for finished, memory in seen if finished == epoch) for epoch in (1, 3))
+    print(
+        f"private memory of Ray's workers: {second / 1e6:.0f} MB in the second epoch, {last / 1e6:.0f} MB in the last"
+    )
+    assert last < 1.1 * second
+    assert not spilled
+
+
+def ray_workers(folder: Path) -> list[int]:
+    """Every process that Ray started for work, idle ones too."""
+    return [process for process in processes_below(folder) if title_of(process).startswith(b"ray::")]
+
+
+def title_of(process: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""
+
+
+def anonymous_memory(process: int) -> float:
+    """Bytes of a process that are neither a file's nor the object store's."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return 1024.0 * int(line.split()[1])
+    return 0.0

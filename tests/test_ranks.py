@@ -52,9 +52,9 @@ def train_share(folder: Path, dtype: torch.dtype, accumulate: int, options: dict
     learner = Learner(network, settings, total_steps=STEPS, class_weights=weights)
     losses = []
     for step in range(STEPS):
-        draws = share(
-            draws_of_step(step, seed=3, rows=len(labelled.train), batch=BATCH * accumulate), rank(), world_size()
-        )
+        drawn = draws_of_step(step, seed=3, rows=len(labelled.train), batch=BATCH * accumulate)
+        parts = [drawn[first : first + BATCH] for first in range(0, len(drawn), BATCH)]
+        draws = [draw for part in parts for draw in share(part, rank(), world_size())]
         batch = make_batch(Work(tuple(labelled.train[draw.row] for draw in draws), tuple(draws)), view)
         losses.append(float(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks))))
     matrix, sums = ConfusionMatrix.empty(2), LossSums.zeros(2)
@@ -73,6 +73,7 @@ CASES = [
     (torch.float64, 1e-9, 1, {"loss": "ce"}),
     (torch.float64, 1e-9, 1, {"loss": "ce+dice"}),
     (torch.float64, 1e-9, 2, {"loss": "ce"}),
+    (torch.float64, 1e-9, 2, {"loss": "ce+dice"}),
 ]
 
 

@@ -8,18 +8,20 @@ import hashlib
 import io
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 import torch
 
 from unet import storage
+from unet.storage import Damaged, Denied, StorageError, Vanished
 
 KEPT = 2
 
 State = dict[str, Any]
 
-_NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"step-\d{9}-[0-9a-f]{16}\.pt")
 
 
 class Checkpoints:
@@ -34,8 +36,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._wait()
-        self._pool.shutdown()
+        try:
+            with suppress(*(() if kind is None else (StorageError,))):  # what ended the run is what is said
+                self._wait()
+        finally:
+            self._pool.shutdown()
 
     def begun(self) -> bool:
         """Whether there is any. Raises: StorageError."""
@@ -52,14 +57,28 @@ class Checkpoints:
         torch.save(state, file)
         self._writing = self._pool.submit(self._write, step, file.getvalue())
 
-    def load(self, device: torch.device | str = "cpu") -> State | None:
-        """The latest whole state, its tensors on `device`; None if there is none. Raises: StorageError."""
-        for name, (_, digest) in sorted(self._names().items(), reverse=True):
-            data = storage.read(storage.join(self._folder, name))
-            if hashlib.sha256(data).hexdigest()[:16] == digest:
-                return dict(torch.load(io.BytesIO(data), weights_only=True, map_location=device))
-            print(f"{storage.join(self._folder, name)}: is damaged; going on from the one before it")
+    def latest(self) -> str | None:
+        """The name of the latest whole checkpoint; None if there is none. Raises: StorageError."""
+        for name in sorted(self._names(), reverse=True):
+            if self._read(name) is not None:
+                return name
+            print(f"{storage.join(self._folder, name)}: is damaged; going on from the one before it", flush=True)
         return None
+
+    def load(self, name: str, device: torch.device | str = "cpu") -> State:
+        """The state of a name, its tensors on `device`. Raises: StorageError."""
+        data = self._read(name)
+        if data is None:
+            raise StorageError(storage.join(self._folder, name), "is damaged, or seen by some workers only")
+        return dict(torch.load(io.BytesIO(data), weights_only=True, map_location=device))
+
+    def _read(self, name: str) -> bytes | None:
+        """The bytes of a checkpoint, if they are what its name says."""
+        try:
+            data = storage.read(storage.join(self._folder, name))
+        except (Damaged, Vanished):
+            return None
+        return data if hashlib.sha256(data).hexdigest()[:16] == name[-19:-3] else None
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
@@ -69,9 +88,8 @@ class Checkpoints:
     def _write(self, step: int, data: bytes) -> None:
         digest = hashlib.sha256(data).hexdigest()[:16]
         storage.write(storage.join(self._folder, f"step-{step:09}-{digest}.pt"), data)
-        names = sorted(self._names())
-        storage.open_store(self._folder).delete(names[:-KEPT])
+        with suppress(Denied):  # to remove files is a right that no job needs
+            storage.open_store(self._folder).delete(sorted(self._names())[:-KEPT])
 
-    def _names(self) -> dict[str, tuple[str, ...]]:
-        matches = {name: _NAME.fullmatch(name) for name in storage.list_files(self._folder)}
-        return {name: match.groups() for name, match in matches.items() if match}
+    def _names(self) -> list[str]:
+        return [name for name in storage.list_files(self._folder) if _NAME.fullmatch(name)]

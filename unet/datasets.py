@@ -5,7 +5,6 @@ for. images: NHWC uint8; masks: NHW uint8 class indices. A faulty file becomes t
 naming the file, and not a traceback from somewhere in the cluster.
 """
 
-import itertools
 import logging
 import math
 import pickle
@@ -38,6 +37,9 @@ to make the second."""
 FIRST_SPAN, LONGEST_SPAN = 4, 1024
 """Batches of the first plan, which is waited for, and of the longest. Each plan is up to four times its predecessor."""
 
+TOGETHER = 4
+"""Batches that a task makes one after the other: to start a task takes as long as to make a small batch."""
+
 KEPT_BYTES = 384 << 20
 """Decoded pairs that a process which makes batches keeps, at most."""
 
@@ -53,6 +55,13 @@ class View:
     geometry: Geometry
     augment: AugmentSettings
     seed: int
+    largest: tuple[int, int] = (0, 0)
+    """Height and width of the largest image that is validated whole."""
+
+    def bytes_of(self, work: "Work") -> int:
+        """About how many bytes a batch has: RGB and mask."""
+        whole = self.geometry.kind == "native" and not work.draws
+        return 4 * len(work.pairs) * math.prod(self.largest if whole else self.geometry.size)
 
 
 @dataclass(frozen=True)
@@ -102,12 +111,15 @@ def batches(
 
 def _spans(work: Iterable[Work], view: View, limit: int) -> Iterator[list[Work]]:
     """`work` in pieces of `limit` bytes at most. Spans cross epochs and validations: short ones pay no start-up."""
-    todo = iter(work)
-    length = FIRST_SPAN
-    while span := list(itertools.islice(todo, length)):
+    length, span, size = FIRST_SPAN, list[Work](), 0
+    for item in work:
+        if len(span) == length or (span and size + view.bytes_of(item) > limit):
+            yield span
+            length, span, size = min(4 * length, LONGEST_SPAN), [], 0
+        span.append(item)
+        size += view.bytes_of(item)
+    if span:
         yield span
-        batch_bytes = 4 * max(len(item.pairs) for item in span) * math.prod(view.geometry.size)  # RGB and mask
-        length = max(FIRST_SPAN, min(4 * length, limit // batch_bytes, LONGEST_SPAN))
 
 
 class _Feeder:
@@ -121,7 +133,10 @@ class _Feeder:
     def make(self, span: list[Work]) -> list[Any]:
         """The batches of `span`, one block each, as references to the object store."""
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
-        rows = ray.data.from_items([{"work": pickle.dumps(item)} for item in span], override_num_blocks=len(span))
+        rows = ray.data.from_items(
+            [{"work": pickle.dumps(item)} for item in span],
+            override_num_blocks=max(len(span) // TOGETHER, min(len(span), self.tasks)),
+        )
         plan = rows.map_batches(
             _Maker(self.view),
             batch_size=1,
@@ -130,6 +145,7 @@ class _Feeder:
         )
         if self.place is not None:
             plan.context.scheduling_strategy = self.place
+        plan.context.target_max_block_size = 1  # a batch is a block
         plan.context.enable_progress_bars = False
         plan.context.print_on_execution_start = False
         plan.context.execution_options.preserve_order = True

@@ -31,7 +31,7 @@ from unet.model import UNet, architecture
 from unet.optimizer import learning_rate
 from unet.priority import silence_siblings, take_precedence
 from unet.progress import Audience, Progress
-from unet.ranks import rank, summed, world_size
+from unet.ranks import rank, said_by_first, summed, world_size
 from unet.schedule import draws_of_step, share
 from unet.settings import RequestError, TrainSettings, to_mapping
 
@@ -48,6 +48,10 @@ class Run:
     data_cpus: int = 0
     """CPUs that each worker's data tasks have to themselves; 0 where they run beside training."""
     terminal: bool = False
+    local: bool = False
+    """Ray was started for this run alone."""
+    largest: tuple[int, int] = (0, 0)
+    """Height and width of the largest validation image seen."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,7 +84,9 @@ class Run:
         for later in range(epoch, self.epochs):
             for number in self.steps_of(later, step):
                 draws = draws_of_step(number, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
-                mine = share(draws, rank(), world_size())
+                part = settings.batch_size // settings.accumulate  # of which each rank has its share
+                parts = [draws[first : first + part] for first in range(0, len(draws), part)]
+                mine = [draw for drawn in parts for draw in share(drawn, rank(), world_size())]
                 yield Work(tuple(pairs[draw.row] for draw in mine), tuple(mine))
             yield from self.validation()
 
@@ -103,12 +109,13 @@ def fit(config: dict[str, Run]) -> None:
     threads = _threads()
     if not run.settings.gpu:
         torch.set_num_threads(threads)
-    learner = _learner(run)
     with Checkpoints(run.folder) as checkpoints:
-        position = _restore(learner, checkpoints)
+        latest = said_by_first(checkpoints.latest() if rank() == 0 else None)  # all go on from one and the same
+        learner = _learner(run, begun=latest is not None)
+        position = _restore(learner, checkpoints, latest)
         first = len(position.entries)
         journal = Journal(run.folder, position.entries) if rank() == 0 else None
-        view = View(run.labels, run.settings.geometry, run.settings.augment, run.settings.fit.seed)
+        view = View(run.labels, run.settings.geometry, run.settings.augment, run.settings.fit.seed, run.largest)
         stream = batches(
             run.work(first, learner.step),
             view,
@@ -162,7 +169,7 @@ def _train_epoch(
     progress: Progress,
 ) -> float:
     """Takes the steps that remain of an epoch; returns images per second."""
-    if not run.settings.gpu:
+    if run.local and not run.settings.gpu:
         silence_siblings()
     epoch, every, started = len(position.entries), run.settings.checkpoint_every, time.monotonic()
     steps = run.steps_of(epoch, learner.step)
@@ -192,10 +199,10 @@ def _validate(learner: Learner, stream: Iterable[Batch], run: Run) -> tuple[floa
     return loss, ConfusionMatrix(summed([counts])[0].cpu().numpy())
 
 
-def _restore(learner: Learner, checkpoints: Checkpoints) -> Position:
-    state = checkpoints.load(learner.device)
-    if state is None:
+def _restore(learner: Learner, checkpoints: Checkpoints, name: str | None) -> Position:
+    if name is None:
         return Position([])
+    state = checkpoints.load(name, learner.device)
     learner.load_state_dict(state["learner"])
     if rank() == 0:
         print(f"going on after step {learner.step}, {len(state['entries'])} epochs finished", flush=True)
@@ -213,11 +220,11 @@ def _save(learner: Learner, position: Position, checkpoints: Checkpoints) -> Non
         checkpoints.save(learner.step, state)
 
 
-def _learner(run: Run) -> Learner:
+def _learner(run: Run, *, begun: bool) -> Learner:
     settings = run.settings
     torch.manual_seed(settings.fit.seed)
     network = UNet(classes=len(run.labels.classes), **architecture(settings.model))
-    if settings.fit.init_from is not None:
+    if settings.fit.init_from is not None and not begun:
         fitting = fitting_tensors(Model.load(settings.fit.init_from, "--init-from"), network, run.labels)
         print(f"--init-from: {len(fitting)} of {len(network.state_dict())} tensors taken")
         network.load_state_dict(fitting, strict=False)

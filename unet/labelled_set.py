@@ -230,6 +230,8 @@ def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], 
 def _look(pair: Pair, labels: LabelSet) -> tuple[tuple[int, int], npt.NDArray[np.int64]] | ImageError:
     try:
         mask = read_pair(pair, labels)[1]
+    except storage.Unreachable as error:
+        return ImageError(str(error))
     except ImageError as error:
         return error
     return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256)
@@ -240,6 +242,8 @@ def _decode(uri: str, decode: Callable[[bytes], Array]) -> Array:
         return decode(storage.read(uri))
     except ImageError as error:
         raise ImageError(f"{uri}: {error}") from None
+    except storage.Unreachable:
+        raise  # says nothing of the file
     except OSError as error:
         raise ImageError(f"{uri}: cannot be read ({error.strerror})") from None
 

@@ -40,7 +40,8 @@ class Learner:
         self.settings = settings
         self.total_steps = total_steps
         self.step = 0
-        if self.device.type == "cuda" and settings.batch_size // settings.accumulate < SMALL_BATCH * world_size() > 1:
+        of_a_rank = settings.batch_size / settings.accumulate / world_size()
+        if self.device.type == "cuda" and world_size() > 1 and of_a_rank < SMALL_BATCH:
             network = SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = channels_last(network.to(self.device)).train()
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema else network

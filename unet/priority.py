@@ -8,8 +8,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-TRAINS = b"RayTrainWorker"
-"""In the title of Ray's processes that train."""
+SPARED = b"RayTrainWorker", b"ray::IDLE"
+"""In the titles of Ray's processes that train, or may be asked to."""
 
 
 def yield_to_training() -> None:
@@ -20,10 +20,15 @@ def yield_to_training() -> None:
 
 def take_precedence() -> None:
     """Lets this process, which may have made batches for an earlier attempt, compete for processors again."""
-    if hasattr(os, "SCHED_IDLE"):
+    if hasattr(os, "SCHED_IDLE") and os.sched_getscheduler(0) == os.SCHED_IDLE:
         for thread in Path("/proc/self/task").iterdir():
-            with suppress(OSError):  # not everybody may
+            try:
                 os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
+            except PermissionError:
+                print(
+                    "warning: this worker may not raise its priority again; training shares with the making of batches"
+                )
+                return
 
 
 def silence_siblings() -> None:
@@ -33,6 +38,8 @@ def silence_siblings() -> None:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             parent = int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getppid() and TRAINS not in process.joinpath("cmdline").read_bytes():
+            if parent == os.getppid() and not any(
+                title in process.joinpath("cmdline").read_bytes() for title in SPARED
+            ):
                 for thread in process.joinpath("task").iterdir():
                     os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))

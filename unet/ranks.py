@@ -1,10 +1,13 @@
 """Sums over the workers that train together, its ranks. Where there is one alone, all is as it was given."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -26,6 +29,15 @@ def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
     dist.all_reduce(flat)
     parts = flat.split([value.numel() for value in values])
     return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
+
+def said_by_first(value: T) -> T:
+    """What rank 0 calls this with."""
+    if world_size() == 1:
+        return value
+    said = [value]
+    dist.broadcast_object_list(said)
+    return said[0]
 
 
 def average_(tensors: Sequence[Tensor]) -> None:

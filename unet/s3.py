@@ -37,6 +37,9 @@ T = TypeVar("T")
 RETRY_FOR = 120.0
 """Seconds for which a request that fails is repeated."""
 
+ATTEMPTS = 3
+"""How often a request is made at least, however long each takes."""
+
 LONGEST_PAUSE = 10.0
 """Seconds between two attempts, at most."""
 
@@ -294,7 +297,8 @@ class S3Store:
             except Unreachable as error:
                 pause = random.uniform(0, min(LONGEST_PAUSE, 0.1 * 2**attempt))
                 lasting = isinstance(error, Damaged) and attempt == BODIES
-                if lasting or time.monotonic() + pause > deadline:
+                late = attempt >= ATTEMPTS and time.monotonic() + pause > deadline
+                if lasting or late:
                     raise type(error)(uri, f"{error.strerror}, {attempt} times") from None
                 time.sleep(pause)
         raise AssertionError("count never ends")

@@ -10,6 +10,7 @@ from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet.settings import RequestError
+from unet.stop import keeping_handlers
 
 
 def connect(*, worker_output: bool) -> bool:
@@ -27,7 +28,8 @@ def connect(*, worker_output: bool) -> bool:
     named = os.environ.get("RAY_ADDRESS")
     if address := named or read_ray_address():
         try:
-            ray.init(address=address, logging_level=logging.WARNING)
+            with keeping_handlers():
+                ray.init(address=address, logging_level=logging.WARNING)
         except ConnectionError:
             if named:
                 raise RequestError(f"RAY_ADDRESS {named}: no cluster answers there; start it, or unset it") from None
@@ -41,7 +43,8 @@ def connect(*, worker_output: bool) -> bool:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see unet.memory; in a worker tensors come before our code
     if not worker_output:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors are told off as errors
-    ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False, log_to_driver=worker_output)
+    with keeping_handlers():
+        ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False, log_to_driver=worker_output)
     return True
 
 

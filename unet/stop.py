@@ -41,6 +41,18 @@ def ending_on_signals() -> Iterator[None]:
         os.close(write)
 
 
+@contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Undoes what the block does to the handlers of signals; Ray's print a stack before a job ends."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def _watch(read: int) -> None:
     while number := os.read(read, 1)[0]:
         if number in SIGNALS:

@@ -14,9 +14,10 @@ import torch
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from unet.settings import RequestError
+from unet.storage import Denied, NoSuchFolder
 
 
 class Trainer(ray.train.torch.TorchTrainer):
@@ -40,7 +41,9 @@ class _Policy(DefaultFailurePolicy):
         if fault_of(training_failed_error) is not None:
             return FailureDecision.RAISE
         decision = super().make_decision(training_failed_error)
-        if decision == FailureDecision.RETRY:
+        if decision == FailureDecision.RETRY and isinstance(training_failed_error, ControllerError):
+            print("still waiting for machines", flush=True)
+        elif decision == FailureDecision.RETRY:
             reason = str(training_failed_error).strip().splitlines()[-1]
             print(f"workers are lost, going on from the last checkpoint ({reason})", flush=True)
         return decision
@@ -50,21 +53,22 @@ def fault_of(error: TrainingFailedError) -> str | None:
     """The message of a fault that would come again; None if another attempt may do better."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, RequestError):
+        if isinstance(cause, RequestError | Denied | NoSuchFolder):
             return str(cause)
         if isinstance(cause, torch.OutOfMemoryError):
             return "a step does not fit in the memory of a GPU; lower --batch-size, or raise --accumulate"
     return None
 
 
-def resources(workers: int, *, gpu: bool, local: bool) -> tuple[dict[str, float], int]:
-    """What each of `workers` reserves of its machine, and how many CPUs are left for the data of each.
+def resources(workers: int, *, least: int, gpu: bool, local: bool) -> tuple[dict[str, float], int]:
+    """What each of up to `workers` reserves of its machine, and how many CPUs are left for the data of each.
 
     On GPUs a worker reserves one CPU, and Ray Data has the others. On CPUs workers reserve them all, so that there are
-    never more on a machine than it should have; what makes their batches runs beside them.
+    never more on a machine than it should have; what makes their batches runs beside them. A cluster may still grow;
+    this machine (`local`) does not.
 
     Raises:
-        RequestError: the cluster cannot hold so many.
+        RequestError: so many cannot be had, or nothing is left to make batches on.
     """
     kind = "GPU" if gpu else "CPU"
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -72,19 +76,17 @@ def resources(workers: int, *, gpu: bool, local: bool) -> tuple[dict[str, float]
     there = int(sum(host[kind] for host in hosts))
     if gpu and not there and local:
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
-    if workers > there and (local or not gpu):
-        raise RequestError(
-            f"--workers: {workers} workers need a {kind} each, and the cluster has {there}; give at most {there}"
-        )
+    if workers > there and local:
+        raise RequestError(f"--workers: {workers} workers need a {kind} each, and this machine has {there}; give fewer")
+    if least > there:
+        print(f"--workers: waiting for {least} {kind}s; the cluster has {there}", flush=True)
     if not gpu:
-        of_a_machine = -(-workers // len(hosts))
-        cpus = min(host["CPU"] for host in hosts)
+        of_a_machine = -(-workers // max(1, len(hosts)))
+        cpus = max(of_a_machine, min((host["CPU"] for host in hosts), default=1.0))
         return {"CPU": math.floor(1e4 * cpus / of_a_machine) / 1e4}, 0  # Ray counts in ten-thousandths
     cpus = sum(machine.get("CPU", 0.0) for machine in machines)
     data = int(cpus / workers) - 1
-    if workers > there:
-        print(f"waiting for {workers} GPUs: the cluster has {there}", flush=True)
-    elif data < 1:
+    if data < 1 and least <= there:
         raise RequestError(
             f"--workers: {workers} workers on GPUs and the making of their batches need 2 CPUs each, and the cluster "
             f"has {cpus:g}; give fewer workers, or add machines with CPUs"

@@ -11,6 +11,8 @@ import math
 import os
 import sys
 import tempfile
+import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ def train(settings: TrainSettings) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="unet-train-") as scratch:
             trainer = _trainer(run, scratch, local=local)
-            check_shared({"--output": settings.output, "--data": run.labelled.train[0].image})
+            _check_shared(run)
             storage.write(storage.join(folder, IDENTITY), json.dumps(identity).encode())
             storage.write(
                 storage.join(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode()
@@ -120,6 +122,19 @@ def _refuse_other_settings(folder: str, settings: TrainSettings) -> None:
     if names:
         changed = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
         raise RequestError(f"--name {settings.name}: was run with other settings ({changed}); take another")
+
+
+def _check_shared(run: Run) -> None:
+    """Raises RequestError if a machine of the cluster does not see what the run reads and writes."""
+    seen = f".seen-{uuid.uuid4().hex}"  # a name that no other folder has
+    storage.write(storage.join(run.folder, seen), b"")
+    first, last = run.labelled.train[0], run.labelled.val[-1]
+    paths = {"--output": storage.join(run.folder, seen), "--data": first.image, "--masks": first.mask}
+    try:
+        check_shared(paths | {"--val-data": last.image})
+    finally:
+        with suppress(storage.Denied):
+            storage.open_store(run.folder).delete([seen])
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -170,6 +185,7 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
         labelled=labelled,
         labels=labels,
         class_weights=_class_weights(settings, labels, census[0]),
+        largest=max(census[1].sizes, key=math.prod, default=(0, 0)),
         terminal=sys.stderr.isatty(),
     )
 
@@ -201,10 +217,10 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) ->
 def _trainer(run: Run, scratch: str, *, local: bool) -> Trainer:
     least, most = run.settings.worker_range
     workers: Any = most if least == most else (least, most)
-    reserved, data_cpus = resources(most, gpu=run.settings.gpu, local=local)
+    reserved, data_cpus = resources(most, least=least, gpu=run.settings.gpu, local=local)
     return Trainer(
         fit,
-        train_loop_config={"run": replace(run, data_cpus=data_cpus)},
+        train_loop_config={"run": replace(run, data_cpus=data_cpus, local=local)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=run.settings.gpu,
