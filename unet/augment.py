@@ -6,6 +6,7 @@ nearest neighbour, straight from the source; what lies outside the source is `IG
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -145,16 +146,12 @@ def _warp(
     filter: Image.Resampling,
     fill: tuple[int, ...] | int,
 ) -> Image.Image:
-    columns = np.linspace(0, size[1], CELLS + 1).round().astype(int)
-    rows = np.linspace(0, size[0], CELLS + 1).round().astype(int)
-    mesh = [
-        (
-            (int(columns[j]), int(rows[i]), int(columns[j + 1]), int(rows[i + 1])),
-            tuple(corners[[i, i + 1, i + 1, i], [j, j, j + 1, j + 1]].ravel().tolist()),  # NW, SW, SE, NE
-        )
-        for i in range(CELLS)
-        for j in range(CELLS)
-    ]
+    columns, rows = (np.linspace(0, length, CELLS + 1).round().astype(int).tolist() for length in size[::-1])
+    boxes = [(left, top, right, bottom) for top, bottom in pairwise(rows) for left, right in pairwise(columns)]
+    northwest, southwest = corners[:-1, :-1], corners[1:, :-1]
+    southeast, northeast = corners[1:, 1:], corners[:-1, 1:]
+    quads = np.stack([northwest, southwest, southeast, northeast], axis=2).reshape(-1, 8).tolist()
+    mesh = list(zip(boxes, quads, strict=True))
     return picture.transform((size[1], size[0]), Image.Transform.MESH, mesh, filter, fillcolor=fill)
 
 

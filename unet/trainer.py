@@ -74,7 +74,7 @@ def resources(workers: int, *, least: int, gpu: bool, local: bool) -> tuple[dict
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     hosts = [machine for machine in machines if machine.get(kind)]
     there = int(sum(host[kind] for host in hosts))
-    if gpu and not there and local:
+    if gpu and not there:
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
     if workers > there and local:
         raise RequestError(f"--workers: {workers} workers need a {kind} each, and this machine has {there}; give fewer")
