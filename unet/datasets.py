@@ -96,12 +96,12 @@ def batches(
     )
     store = ray.cluster_resources().get("object_store_memory", math.inf)
     limit = min(SPAN_BYTES, int(store / STORE_SHARE / workers))
-    making = (feeder.make.options(num_returns="streaming").remote(span) for span in _spans(work, view, limit))
+    making = (feeder.make.remote(span) for span in _spans(work, view, limit))
     coming = next(making, None)
     while coming is not None:
-        made, coming = coming, next(making, None)
-        for reference in made:
-            (block,) = ray.get(reference)
+        made = ray.get(coming)
+        coming = next(making, None)
+        for block in made:
             row = BlockAccessor.for_block(ray.get(block)).to_batch_format("numpy")
             assert len(row["fault"]) == 1, "a block is one batch"
             if row["fault"][0]:
@@ -130,8 +130,8 @@ class _Feeder:
         yield_to_training()
         self.view, self.tasks, self.place = view, tasks, place
 
-    def make(self, span: list[Work]) -> Iterator[list[Any]]:
-        """The batches of `span` as they come, each a reference to a block in the object store."""
+    def make(self, span: list[Work]) -> list[Any]:
+        """The batches of `span`, one block each, as references to the object store."""
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
         rows = ray.data.from_items(
             [{"work": pickle.dumps(item)} for item in span],
@@ -150,9 +150,7 @@ class _Feeder:
         plan.context.print_on_execution_start = False
         plan.context.execution_options.preserve_order = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
-        for bundle in plan.iter_internal_ref_bundles():
-            for reference in bundle.block_refs:
-                yield [reference]
+        return [ref for bundle in plan.materialize().iter_internal_ref_bundles() for ref in bundle.block_refs]
 
 
 def make_batch(work: Work, view: View) -> Batch:
