@@ -120,6 +120,7 @@ def test_a_submitted_run_trains_from_and_to_s3_and_promise_25_no_secret_is_writt
     assert "lr 0.004 -> 9" in refused.stdout
 
 
+@pytest.mark.slow
 def test_a_submitted_run_without_flags_trains_on_the_sample_set_until_it_is_stopped(cluster: Cluster) -> None:
     submitted = cluster.submit("jobs/train.py", options=("--no-wait", "--submission-id", "plain"))
     assert submitted.returncode == 0, submitted.stderr
