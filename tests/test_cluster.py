@@ -13,10 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.conftest import ROOT, write_pair
+from tests.conftest import ROOT
 from tests.test_resume import descendants, flags_of
 from unet import storage
 from unet.journal import read_entries
@@ -171,55 +170,3 @@ def test_an_elastic_run_goes_on_with_the_worker_that_is_left(cluster: Cluster, b
 
 def raylets(folder: Path) -> list[int]:
     return [process for process in processes_below(folder) if title_of(process).split(b"\0")[0].endswith(b"/raylet")]
-
-
-@pytest.mark.slow
-def test_a_set_of_ten_times_the_object_store_trains_in_a_flat_memory(s3: str, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for place in range(300):
-        image = rng.integers(0, 256, (1000, 900, 3)).astype(np.uint8)  # noise does not compress: 2.7 MB
-        mask = (image[..., 0] > 100).astype(np.uint8)
-        write_pair(tmp_path / "set" / ("val" if place < 4 else "train"), f"{place:03}", image, mask)
-    (tmp_path / "classes.csv").write_text("index,name,red,green,blue\n0,dark,0,0,0\n1,light,255,0,0\n")
-    assert sum(file.stat().st_size for file in (tmp_path / "set").rglob("*.png")) > 800e6
-    given = {"classes": tmp_path / "classes.csv", "steps_per_epoch": 74, "epochs": 4, "check_limit": 20}
-    arguments = flags_of(str(tmp_path / "set"), str(tmp_path / "out"), **given)
-    place = arguments.index("--size")
-    arguments[place : place + 3] = ["--crop", "64", "64"]
-    seen: list[tuple[int, float]] = []
-    with started("--object-store-memory=80000000") as small:
-        where = {**small.environment, "RAY_ADDRESS": small.address}
-        with (tmp_path / "log").open("wb") as log:
-            job = subprocess.Popen([sys.executable, "jobs/train.py", *arguments], cwd=ROOT, env=where, stdout=log)
-        while job.poll() is None:
-            finished = len(read_entries(str(tmp_path / "out/run")))
-            seen.append((finished, sum(map(anonymous_memory, ray_workers(small.folder)))))
-            time.sleep(0.3)
-        spilled = list(small.folder.glob("session_*/ray_spilled_objects*/*"))
-    assert job.returncode == 0, (tmp_path / "log").read_text()
-    second, last = (max(memory for finished, memory in seen if finished == epoch) for epoch in (1, 3))
-    print(
-        f"private memory of Ray's workers: {second / 1e6:.0f} MB in the second epoch, {last / 1e6:.0f} MB in the last"
-    )
-    assert last < 1.1 * second
-    assert not spilled
-
-
-def ray_workers(folder: Path) -> list[int]:
-    """Every process that Ray started for work, idle ones too."""
-    return [process for process in processes_below(folder) if title_of(process).startswith(b"ray::")]
-
-
-def title_of(process: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    return b""
-
-
-def anonymous_memory(process: int) -> float:
-    """Bytes of a process that are neither a file's nor the object store's."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return 1024.0 * int(line.split()[1])
-    return 0.0
