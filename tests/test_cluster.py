@@ -170,3 +170,9 @@ def test_an_elastic_run_goes_on_with_the_worker_that_is_left(cluster: Cluster, b
 
 def raylets(folder: Path) -> list[int]:
     return [process for process in processes_below(folder) if title_of(process).split(b"\0")[0].endswith(b"/raylet")]
+
+
+def title_of(process: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""
