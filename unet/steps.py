@@ -40,10 +40,12 @@ Row = dict[str, Any]
 
 
 def packed(chunk: Any) -> Row:
+    """What travels, as the one row that Ray Data sees."""
     return {"chunk": np.array([pickle.dumps(chunk, protocol=5)], object)}
 
 
 def unpacked(row: Row) -> Any:
+    """The inverse of `packed`."""
     return pickle.loads(row["chunk"][0])
 
 
@@ -134,5 +136,6 @@ def tell(request: Request, what: str, value: Any) -> None:
 
 
 def told(request: Request, what: str, default: Any) -> Any:
+    """What was last told in the run; `default` if nothing was."""
     told = internal_kv._internal_kv_get(f"unet/{request.run}/{what}")
     return json.loads(told) if told else default
