@@ -50,6 +50,8 @@ class Proxy(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[tuple[str, str]] = []
         self.rules: list[Rule] = []
+        self.refused_keys: set[str] = set()
+        """Access keys that are told that they have expired."""
         self.lock = threading.Lock()
         self.holds, self.release = threading.Event(), threading.Event()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -57,9 +59,11 @@ class Proxy(ThreadingHTTPServer):
     def add(self, *, verb: str = "*", path: str = "*", nth: range | None = None, action: Action) -> None:
         self.rules.append(Rule(verb, path, nth, action))
 
-    def action(self, verb: str, path: str) -> Action | None:
+    def action(self, verb: str, path: str, authorization: str) -> Action | None:
         with self.lock:
             self.requests.append((verb, path))
+            if any(f"Credential={key}/" in authorization for key in self.refused_keys):
+                return "403"
             return next((rule.action for rule in self.rules if rule.means(verb, path)), None)
 
     def __exit__(self, *_: object) -> None:
@@ -77,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        action = self.server.action(self.command, self.path)
+        action = self.server.action(self.command, self.path, self.headers.get("Authorization", ""))
         if action == "reset":
             self.hang_up()
         elif action == "hold":

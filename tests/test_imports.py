@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = (
     {"training", "segmentation"},
     {"fitting", "trainer", "recorder", "steps"},
+    {"quarantine"},
     {"segmenter"},
     {"listing"},
     {"manifest"},
@@ -19,6 +20,7 @@ ROWS = (
         "predict",
         "artifact",
         "ledger",
+        "lease",
         "checkpoint",
         "journal",
         "learner",
@@ -30,13 +32,14 @@ ROWS = (
     {"plots"},
     {"storage", "schedule", "page", "scene", "memory", "priority", "stop"},
     {"s3"},
+    {"stored"},
     {"model", "loss", "metrics", "augment", "tiling", "optimizer", "ranks", "scenery"},
     {"image", "canvas"},
     {"palette"},
     {"labels"},
     {"settings"},
 )
-"""Modules of unet/, highest first: each imports only from rows below its own, or within the fourth."""
+"""Modules of unet/, highest first: each imports only from rows below its own, or within its own where SIDEWAYS says."""
 
 RAY = {"training", "trainer", "segmentation", "steps", "fitting", "datasets", "progress", "session"}
 SIDEWAYS = {("predict", "artifact")}

@@ -25,7 +25,8 @@ from tests.servers import rclone
 from unet.artifact import Model
 from unet.image import decode_image, encode
 from unet.labels import Label, LabelSet
-from unet.listing import Chunk, chunks, make_rows
+from unet.lease import acquire
+from unet.listing import LEASE, Chunk, chunks, make_rows
 from unet.model import UNet
 from unet.predict import Predictor
 from unet.recorder import Recorder
@@ -502,6 +503,7 @@ def test_the_steps_on_cpus_that_feed_gpus_make_the_same_masks(tmp_path: Path, on
     settings = bench.settings(output=f"{bench.masks}-2", write="mask,confidence")
     _, request = _prepare(settings)
     shared = ray.put(model)
+    lease = acquire(settings.output, LEASE, run=request.run, lifetime=60, fence=1)
     fetch, predict, write = Fetch(request), Predict(request, shared, "cpu"), Write(request, shared)
     done = [
         unpacked(write(predict(part))) for chunk in chunks(request) for part in fetch(packed(chunk))
@@ -510,6 +512,7 @@ def test_the_steps_on_cpus_that_feed_gpus_make_the_same_masks(tmp_path: Path, on
     assert sorted(row["key"] for row in rows) == sorted([*(f"{i}.png" for i in range(20)), "broken.png"])
     bench.masks = settings.output
     assert bench.all_masks() == expected
+    lease.release()
 
 
 def test_the_job_itself_on_ray_and_s3(bucket: str, one_ray: None, capsys: pytest.CaptureFixture[str]) -> None:

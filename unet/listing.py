@@ -28,6 +28,9 @@ TODO = "todo"
 OWN = "_segment/"
 """What keys of our own in the output begin with."""
 
+LEASE = f"{OWN}lease"
+"""Who may write to the output."""
+
 REASONS = {
     NEW: "new",
     CHANGED: "changed",
@@ -74,6 +77,8 @@ class Request:
     """Name of the run's folder."""
     fence: int
     """Number of this run among those of the output; the highest has the last word on a key."""
+    conditional: bool = False
+    """Whether the output makes or replaces an object on condition of what is there."""
 
     @property
     def failed_fingerprint(self) -> str:

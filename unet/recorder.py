@@ -7,8 +7,10 @@ the rest only a bounded sample is kept. summary.json is written last: it marks a
 import json
 import mimetypes
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,14 @@ REPORT = pa.schema(
 
 
 class Recorder:
-    """Call `add` with every chunk, then `finish`."""
+    """Call `add` with every chunk, then `finish`; `record` may be called from another thread at any time.
 
-    def __init__(self, request: Request, labels: LabelSet) -> None:
-        self.request, self.labels = request, labels
+    `permit` is called before each write, and returns once this run may write.
+    """
+
+    def __init__(self, request: Request, labels: LabelSet, permit: Callable[[], None] = lambda: None) -> None:
+        self.request, self.labels, self.permit = request, labels, permit
+        self._lock = threading.RLock()
         self.target = request.target
         self.counts: Counter[str] = Counter()
         self.totals: Counter[str] = Counter()
@@ -80,6 +86,10 @@ class Recorder:
 
     def add(self, chunk: Chunk) -> None:
         """Takes settled rows."""
+        with self._lock:
+            self._add(chunk)
+
+    def _add(self, chunk: Chunk) -> None:
         rows = chunk.rows
         self.totals += chunk.totals
         for count in rows["status"].value_counts().to_pylist():
@@ -103,6 +113,10 @@ class Recorder:
 
     def record(self) -> None:
         """Writes what is finished to the ledger."""
+        with self._lock:
+            self._record()
+
+    def _record(self) -> None:
         rows = pa.concat_tables(self._waiting) if self._waiting else None
         if rows is not None and len(rows):
             request = self.request
@@ -111,6 +125,7 @@ class Recorder:
             )
             part = rows.select(["key", "etag", "size", "status", "error", "mask_etag"])
             part = part.append_column("fingerprint", prints)
+            self.permit()
             request.ledger.append(part.append_column("time", pa.array([time.time()] * len(rows))), request.fence)
         self._waiting, self._written = [], time.monotonic()
 
@@ -119,6 +134,7 @@ class Recorder:
         self.record()
         self._report_all()
         self._report.close()
+        self.permit()
         if complete:
             self.request.ledger.compact(self.request.fence)
         folder = f"{OWN}runs/{self.request.run}/"
@@ -126,6 +142,7 @@ class Recorder:
         self._folder.cleanup()
         summary = self._summary(complete)
         for name, data in self._page(summary).items():
+            self.permit()
             self.target.put(folder + name, data, content_type=mimetypes.guess_type(name)[0] or "")
         self.target.put(
             folder + "summary.json", json.dumps(summary, indent=1).encode(), content_type="application/json"

@@ -1,4 +1,4 @@
-"""A bucket of S3, and the words that it shares with a local folder: what a listing shows and how storage fails.
+"""A bucket of S3.
 
 Keys are relative to the prefix of the URI and never normalised: `a//b`, `/a` and `../a` are three keys like any other.
 Every foreign exception becomes a StorageError here, and no message of ours holds a secret. A body that came cut short
@@ -15,7 +15,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count, islice
 from pathlib import Path
@@ -28,6 +27,20 @@ from botocore import exceptions
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
+
+from unet.stored import (
+    BadCredentials,
+    Changed,
+    Damaged,
+    Denied,
+    Full,
+    Listed,
+    NoSuchFolder,
+    Page,
+    StorageError,
+    Unreachable,
+    Vanished,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -78,6 +91,9 @@ PASSING = {
 }
 """Error codes of requests that may do better a little later; so may all with a status of 429 or from 500 on."""
 
+FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
+"""Error codes of servers without room."""
+
 INTERRUPTED = (
     exceptions.ConnectionClosedError,
     exceptions.ReadTimeoutError,
@@ -103,62 +119,6 @@ BODY_FAULTS = (
     HTTPError,
 )
 """What botocore raises while a body is read, and does not retry itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """An object as a listing shows it."""
-
-    key: str
-    """Relative to the URI of the store."""
-    size: int
-    """Bytes."""
-    etag: str
-    """Changes whenever the bytes do; without quotes."""
-    storage_class: str = "STANDARD"
-
-
-Page = list[Listed]
-
-
-class StorageError(OSError):
-    """Something stored could not be listed, read or written; the message is one line that names its URI."""
-
-    def __init__(self, uri: str, reason: str) -> None:
-        super().__init__(uri, reason)  # the arguments that unpickling calls it with again
-        self.errno, self.strerror = None, reason
-
-    def __str__(self) -> str:
-        uri = str(self.args[0])
-        return f"{uri if uri.isprintable() else repr(uri)}: {self.strerror}"
-
-
-class Vanished(StorageError):  # noqa: N818
-    """There is no such object."""
-
-
-class Changed(StorageError):  # noqa: N818
-    """The object is no longer the one with the etag that was asked for."""
-
-
-class Denied(StorageError):  # noqa: N818
-    """This is not allowed."""
-
-
-class Unreachable(StorageError):  # noqa: N818
-    """The storage server does not answer as it should, but may a little later."""
-
-
-class Damaged(Unreachable):
-    """A body came cut short or altered."""
-
-
-class BadCredentials(Denied):
-    """Credentials are missing, wrong or expired: no request will do better."""
-
-
-class NoSuchFolder(StorageError):  # noqa: N818
-    """There is no such bucket, or what should be a folder is none."""
 
 
 class S3Store:
@@ -219,9 +179,17 @@ class S3Store:
         *,
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
+        over: str | None = None,
     ) -> str:
-        """Makes or replaces an object, whole or not at all; returns its etag. Raises: StorageError."""
+        """Makes or replaces an object, whole or not at all; returns its etag. Raises: Changed, StorageError.
+
+        `over`: only an object with this etag is replaced, and for "" only one made that is not there yet; Changed
+        if it is otherwise, which it is too if the first answer to this very request was lost on its way.
+        """
         self._check(key)
+        condition: dict[str, Any] = {}
+        if over is not None:
+            condition = {"IfMatch": f'"{over}"'} if over else {"IfNoneMatch": "*"}
         # Given by us it travels as a header, which older servers take too; botocore would send a trailer.
         checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
 
@@ -234,10 +202,16 @@ class S3Store:
                 Metadata=metadata,
                 ChecksumAlgorithm="CRC32",
                 ChecksumCRC32=checksum,
+                **condition,
             )
             return answer["ETag"].strip('"')
 
-        return self._persist(self._uri(key), send)
+        try:
+            return self._persist(self._uri(key), send)
+        except Vanished:
+            if over:
+                raise Changed(self._uri(key), "is no longer there") from None
+            raise
 
     def put_file(self, key: str, path: Path) -> None:
         """Makes or replaces an object from a file, in parts where it is large. Raises: StorageError, OSError."""
@@ -288,12 +262,19 @@ class S3Store:
         """What `ask` returns, which is called again while it fails for a passing reason.
 
         Pauses grow and vary, so that workers do not come back all at once ("full jitter", AWS Architecture Blog, 2015).
+        Refused credentials are looked for anew, once: their file may hold newer ones by now.
         """
         deadline = time.monotonic() + self.retry_for
+        renewed = False
         for attempt in count(1):
             try:
                 with translated(uri):
                     return ask()
+            except BadCredentials:
+                if renewed:
+                    raise
+                renewed = True
+                _forget_client()
             except Unreachable as error:
                 pause = random.uniform(0, min(LONGEST_PAUSE, 0.1 * 2**attempt))
                 lasting = isinstance(error, Damaged) and attempt == BODIES
@@ -362,6 +343,12 @@ def _from_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageError:
         return NoSuchFolder(uri, "there is no such bucket")
     if status == 404 or code == "NoSuchKey":
         return Vanished(uri, "there is no such object")
+    if code in FULL or status == 507:
+        return Full(uri, "there is no room left on the storage server")
+    if code == "NotImplemented" or status == 501:  # as servers say that do not know conditions
+        return StorageError(uri, "the storage server cannot do this")
+    if code == "ConditionalRequestConflict":  # another write was under way
+        return Unreachable(uri, "was written at the same time")
     if status == 412:
         return Changed(uri, "is no longer what was listed")
     reason = f"{' '.join(str(error.get('Message', '')).split())} ({code})".lstrip()
@@ -381,6 +368,11 @@ def _client() -> "S3Client":
     """One for each process and AWS environment: threads share it, a store in another process makes its own."""
     with _LOCK:
         return _made(os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+
+
+def _forget_client() -> None:
+    with _LOCK:
+        _made.cache_clear()
 
 
 @lru_cache(maxsize=4)

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,15 +26,17 @@ import yaml
 
 from unet import storage
 from unet.artifact import Model
-from unet.listing import LARGEST_CHUNK, OWN, TODO, Chunk, Request, chunks
+from unet.lease import Held, Lease, acquire
+from unet.listing import LARGEST_CHUNK, LEASE, OWN, TODO, Chunk, Request, chunks
 from unet.manifest import check_manifest
 from unet.predict import Predictor
 from unet.recorder import Recorder
 from unet.session import connect
 from unet.settings import RequestError, SegmentSettings, to_mapping
-from unet.steps import Fetch, List, Predict, Segment, Write, tell, told
+from unet.steps import Fetch, List, Predict, Segment, Write, announcing, tell, told
+from unet.stop import ending_after, saying_farewell
 
-FAILED, TOO_MANY_FAILED = 1, 3
+FAILED, TOO_MANY_FAILED, HELD = 1, 3, 4
 
 IN_FLIGHT = 2
 """Chunks that a worker has at a time: one is read and written while the other is predicted."""
@@ -56,25 +59,68 @@ def segment(settings: SegmentSettings) -> int:
     model, request = _prepare(settings)
     if settings.dry_run:
         return _dry_run(request)
-    recorder = Recorder(request, model.labels)
-    idle = _nothing_to_do(request)
-    if idle is None:
-        connect(worker_output=False)
-        workers = _workers(settings)
+    output = request.settings.output
+    try:
+        lease = acquire(output, LEASE, run=request.run, lifetime=settings.lease, fence=request.fence)
         try:
-            with _Progress(recorder, request):
-                for chunk in _pipeline(request, model, workers):
-                    recorder.add(chunk)
-                    tell(request, "worked", recorder.worked)
+            return _run(model, replace(request, fence=lease.fence, conditional=lease.conditional), lease)
+        finally:
+            with suppress(storage.StorageError):  # then it ends by itself
+                lease.release()
+    except Held as error:
+        said = str(getattr(error, "cause", error))
+        print(f"error: --output {output}: {said}; nothing more is written, try again when it is done", file=sys.stderr)
+        return HELD
+    except storage.StorageError as error:
+        print(f"error: {_said(error)}", file=sys.stderr)
+        return FAILED
+
+
+def _run(model: Model, request: Request, lease: Lease) -> int:
+    """The job of the run that holds the output."""
+    recorder = Recorder(request, model.labels, lease.confirm)
+
+    def farewell() -> None:
+        with suppress(storage.StorageError, Held):
+            recorder.record()
+            lease.release()
+
+    with saying_farewell(farewell), ending_after(request.settings.time_limit, "--time-limit"):
+        idle = _nothing_to_do(request)
+        settled = _worked(request, model, _workers(request.settings), recorder, lease) if idle is None else idle
+        try:
+            _write_settings(request)
+            for chunk in settled:
+                lease.confirm()
+                recorder.add(chunk)
+            summary = recorder.finish(complete=True)
         except (storage.StorageError, RequestError) as error:
-            recorder.finish(complete=False)
-            print(f"error: {_said(error)}; what is finished is recorded, the same command goes on", file=sys.stderr)
-            return FAILED
-    else:
-        for chunk in idle:
-            recorder.add(chunk)
-    summary = recorder.finish(complete=True)
-    return _conclude(settings, request, summary)
+            return _give_up(recorder, error)
+        except ray.exceptions.RayError:
+            recorder.record()
+            raise
+    return _conclude(request, summary)
+
+
+def _worked(
+    request: Request, model: Model, workers: tuple[int, int], recorder: Recorder, lease: Lease
+) -> Iterator[Chunk]:
+    """The chunks as workers settle them."""
+    with _Progress(recorder, request), announcing(request, lease.left):
+        for chunk in _pipeline(request, model, workers):
+            yield chunk
+            tell(request, "worked", recorder.worked)
+
+
+def _give_up(recorder: Recorder, error: Exception) -> int:
+    """Says why the run ends before its end, and records what it can."""
+    recorded = "what is finished is recorded"
+    try:
+        recorder.finish(complete=False)
+    except storage.StorageError:
+        recorded = "what could not be recorded is done again"
+    print(f"error: {_said(error)}; {recorded}, the same command goes on", file=sys.stderr)
+    return FAILED
 
 
 def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
@@ -93,11 +139,12 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
         storage.check_writable(settings.output, "--output")
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
     request = Request(settings, _fingerprint(settings, model), run, fence=0)
-    request = Request(settings, request.fingerprint, run, request.ledger.next_fence())
-    if not settings.dry_run:
-        uri = storage.join(settings.output, f"{OWN}runs/{run}/settings.yaml")
-        storage.write(uri, yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
-    return model, request
+    return model, replace(request, fence=request.ledger.next_fence())
+
+
+def _write_settings(request: Request) -> None:
+    uri = storage.join(request.settings.output, f"{OWN}runs/{request.run}/settings.yaml")
+    storage.write(uri, yaml.safe_dump(to_mapping(request.settings), sort_keys=False).encode())
 
 
 def _with_absolute_paths(settings: SegmentSettings) -> SegmentSettings:
@@ -150,11 +197,12 @@ def _nothing_to_do(request: Request) -> list[Chunk] | None:
 
 
 def _workers(settings: SegmentSettings) -> tuple[int, int]:
-    """Least and most workers: what --workers says, or up to one for each CPU or GPU.
+    """Connects; returns least and most workers: what --workers says, or up to one for each CPU or GPU.
 
     Raises:
         RequestError: --gpu without a GPU.
     """
+    connect(worker_output=False)
     kind = "GPU" if settings.gpu else "CPU"
     there = int(ray.cluster_resources().get(kind, 0))
     if settings.gpu and not there and settings.worker_range is None:
@@ -242,8 +290,8 @@ class _Progress:
             print(text, flush=True)
 
 
-def _conclude(settings: SegmentSettings, request: Request, summary: dict[str, Any]) -> int:
-    counts = summary["counts"]
+def _conclude(request: Request, summary: dict[str, Any]) -> int:
+    settings, counts = request.settings, summary["counts"]
     said = ", ".join(f"{number:,} {status.replace('_', ' ')}" for status, number in counts.items()) or "nothing listed"
     print(f"{said} in {summary['seconds']:.1f} s")
     print(f"report: {storage.join(settings.output, OWN)}runs/{request.run}/index.html")

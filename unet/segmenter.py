@@ -8,7 +8,7 @@ A bad object becomes a row with a reason; it never stops the others.
 import heapq
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -19,10 +19,10 @@ import torch
 
 from unet.artifact import Model
 from unet.image import Array, ImageError, decode_image, encode, encode_mask, overlay, resize_image, resize_mask, size_of
-from unet.ledger import hash_of
-from unet.listing import TODO, Chunk, Request, make_rows, output_keys
+from unet.ledger import NEW, hash_of
+from unet.listing import REASONS, TODO, Chunk, Request, make_rows, output_keys
 from unet.predict import Predictor
-from unet.storage import BadCredentials, Changed, StorageError, Vanished
+from unet.storage import BadCredentials, Changed, Full, StorageError, Vanished
 
 IO_THREADS = 16
 """Requests at a time, of reading and of writing each."""
@@ -36,6 +36,12 @@ GPU_BATCH = 8
 SHEETS, SHEET_SIDE = 24, 320
 """Images of the contact sheet, and their longest side in pixels."""
 
+OVERWRITES = 3
+"""How often a mask is put over one that was not expected there."""
+
+FOR_ALL = (BadCredentials, Full)
+"""Faults that no other object would be spared: they end the run."""
+
 
 @dataclass
 class Item:
@@ -44,6 +50,8 @@ class Item:
     key: str
     etag: str
     size: int
+    reason: str | None = None
+    """Why it is segmented."""
     began: float = field(default_factory=time.time)
     image: Array | None = None
     mask: Array | None = None
@@ -108,19 +116,24 @@ class Fetcher:
             return item.end("changed", "was replaced after it was listed; the next run takes it")
         except ImageError as error:
             return item.end("failed", str(error), permanent=True)
-        except BadCredentials:
+        except FOR_ALL:
             raise
         except StorageError as error:
             return item.end("failed", str(error))
+        except MemoryError:
+            return item.end("failed", "does not fit in memory beside the others; lower --max-pixels, or add memory")
         return item
 
 
 class Writer:
-    """Encodes and writes; keeps count of classes and candidates for the contact sheet."""
+    """Encodes and writes; keeps count of classes and candidates for the contact sheet.
 
-    def __init__(self, request: Request, model: Model) -> None:
+    `permit` is called before each write, and returns once this run may write.
+    """
+
+    def __init__(self, request: Request, model: Model, permit: Callable[[], None] = lambda: None) -> None:
         self.settings, self.labels, self.digest = request.settings, model.labels, model.digest
-        self.target = request.target
+        self.target, self.conditional, self.permit = request.target, request.conditional, permit
         self._lock = threading.Lock()
         self._shown: list[int] = []
         """Ranks of the candidates so far, negated, as a heap: a random sample has the lowest ranks."""
@@ -133,10 +146,13 @@ class Writer:
         pixels = np.bincount(item.mask.reshape(-1), minlength=len(self.labels.classes))
         try:
             for key, kind in zip(output_keys(item.key, self.settings.outputs), self.settings.outputs, strict=True):
-                etag = self.target.put(key, self._encode(item, kind), content_type="image/png", metadata=metadata)
+                data = self._encode(item, kind)
                 if kind == "mask":
-                    item.mask_etag = etag
-        except BadCredentials:
+                    item.mask_etag = self._put_mask(key, data, metadata, new=item.reason == REASONS[NEW])
+                else:
+                    self.permit()
+                    self.target.put(key, data, content_type="image/png", metadata=metadata)
+        except FOR_ALL:
             raise
         except StorageError as error:
             return item.end("failed", str(error))
@@ -145,6 +161,26 @@ class Writer:
             chunk.class_pixels = pixels if chunk.class_pixels is None else chunk.class_pixels + pixels
             chunk.sheets += sheet
         return item.end("done")
+
+    def _put_mask(self, key: str, data: bytes, metadata: Mapping[str, str], *, new: bool) -> str:
+        """Puts a mask where none is or over the one that is seen there: never over one that another run puts there
+        in between. A `new` one is not looked for first."""
+        over = "" if new or not self.conditional else self._etag_of(key)
+        for _ in range(OVERWRITES):
+            self.permit()
+            try:
+                return self.target.put(
+                    key, data, content_type="image/png", metadata=metadata, over=over if self.conditional else None
+                )
+            except Changed:  # an earlier run's that it did not record, or our own whose answer was lost
+                over = self._etag_of(key)
+        raise Changed(key, "is written by another program at the same time")
+
+    def _etag_of(self, key: str) -> str:
+        try:
+            return self.target.head(key).etag
+        except Vanished:
+            return ""
 
     def _encode(self, item: Item, kind: str) -> bytes:
         assert item.image is not None
@@ -177,12 +213,20 @@ class Writer:
 class Segmenter:
     """All steps in one process. Called from several threads, it overlaps their chunks."""
 
-    def __init__(self, request: Request, model: Model, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self,
+        request: Request,
+        model: Model,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        permit: Callable[[], None] = lambda: None,
+    ) -> None:
         self.request = request
         self.device = device
         self.budget = Budget(PIXELS_IN_FLIGHT)
         self.fetch = Fetcher(request, self.budget)
-        self.write = Writer(request, model)
+        self.write = Writer(request, model, permit)
         self.predictor = make_predictor(request, model, device)
         self.batch_size = request.settings.batch_size or (1 if device == "cpu" else GPU_BATCH)
         self.reading, self.writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
@@ -192,12 +236,16 @@ class Segmenter:
     def __call__(self, chunk: Chunk) -> Chunk:
         """`chunk` with every object settled."""
         items = take_items(chunk)
+        self.settle(items, chunk)
+        return put_items(chunk, items)
+
+    def settle(self, items: list[Item], chunk: Chunk) -> None:
+        """Ends every item; counts go to `chunk`."""
         reading = {self.reading.submit(self.fetch, item) for item in items}
         predicting = [self.predicting.submit(self._predict, batch, chunk) for batch in self._batches(reading)]
         for predicted in predicting:
             for written in predicted.result():
                 written.result()
-        return put_items(chunk, items)
 
     def _batches(self, reading: set[Future[Item]]) -> Iterator[list[Item]]:
         """Fetched images of one shape, at most a batch; a part of a batch where nothing else is at hand."""
@@ -220,16 +268,17 @@ class Segmenter:
         yield from groups.values()
 
     def _predict(self, batch: list[Item], chunk: Chunk) -> list[Future[Item]]:
+        pixels = [item.image.size // 3 for item in batch if item.image is not None]
         predict(batch, self.predictor, confidence="confidence" in self.request.settings.outputs)
-        return [self.writing.submit(self._write, item, chunk) for item in batch]
+        return [
+            self.writing.submit(self._write, item, count, chunk) for item, count in zip(batch, pixels, strict=True)
+        ]
 
-    def _write(self, item: Item, chunk: Chunk) -> Item:
-        assert item.image is not None
-        height, width, _ = item.image.shape
+    def _write(self, item: Item, pixels: int, chunk: Chunk) -> Item:
         try:
-            return self.write(item, chunk)
+            return item if item.status else self.write(item, chunk)
         finally:
-            self.budget.give_back(height * width)
+            self.budget.give_back(pixels)
 
 
 def make_predictor(request: Request, model: Model, device: str) -> Predictor:
@@ -239,10 +288,20 @@ def make_predictor(request: Request, model: Model, device: str) -> Predictor:
 
 
 def predict(batch: list[Item], predictor: Predictor, *, confidence: bool) -> None:
-    """Gives each image of a batch, which are of one shape, its mask."""
+    """Gives each image of a batch, which are of one shape, its mask; in halves where a GPU's memory is too small."""
     images = [item.image for item in batch if item.image is not None]
-    for item, made in zip(batch, predictor.predict_batch(images, confidence=confidence), strict=True):
-        item.mask, item.confidence = made.mask, made.confidence
+    try:
+        for item, made in zip(batch, predictor.predict_batch(images, confidence=confidence), strict=True):
+            item.mask, item.confidence = made.mask, made.confidence
+        return
+    except torch.OutOfMemoryError:
+        pass  # and on below, where the failed attempt holds no memory any more
+    if len(batch) == 1:
+        batch[0].end("failed", "does not fit in the memory of the GPU; lower --tile, or use a larger one")
+        return
+    torch.cuda.empty_cache()
+    for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+        predict(half, predictor, confidence=confidence)
 
 
 def by_shape(items: Iterable[Item], predictor: Predictor, batch_size: int) -> Iterator[list[Item]]:
@@ -261,7 +320,8 @@ def by_shape(items: Iterable[Item], predictor: Predictor, batch_size: int) -> It
 def take_items(chunk: Chunk) -> list[Item]:
     """Takes what is to be done out of `chunk`, which keeps the rows that are settled."""
     todo = pc.equal(chunk.rows["status"], TODO)
-    taken = chunk.rows.filter(todo).select(["key", "etag", "size"]).to_pylist()
+    taken = chunk.rows.filter(todo).select(["key", "etag", "size", "error"])
+    taken = taken.rename_columns(["key", "etag", "size", "reason"]).to_pylist()
     chunk.rows = chunk.rows.filter(pc.invert(todo))
     return [Item(**row) for row in taken]
 

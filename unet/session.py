@@ -9,6 +9,7 @@ import ray
 from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from unet.memory import KEEPING
 from unet.settings import RequestError
 from unet.stop import keeping_handlers
 
@@ -40,7 +41,8 @@ def connect(*, worker_output: bool) -> bool:
         os.environ.setdefault(name, "0")
     # Processes that make batches keep what they have loaded and decoded while training uses up a plan's.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see unet.memory; in a worker tensors come before our code
+    for name, value in KEEPING.items():
+        os.environ.setdefault(name, value)
     if not worker_output:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors are told off as errors
     with keeping_handlers():

@@ -286,6 +286,10 @@ class SegmentSettings:
     """Objects of more bytes are skipped."""
     retry_for: float = 120.0
     """Seconds for which a request to S3 is repeated that fails for a passing reason, before the object fails."""
+    time_limit: float | None = None
+    """Seconds after which the run ends itself as SIGTERM would, with exit code 143; the same command goes on."""
+    lease: float = 60.0
+    """Seconds for which nothing is seen of a run on S3 before another may take its output over. At least 2."""
     max_failed: str = "0"
     """Exit with 3 if more objects fail than this number, or share as in 5%."""
     retry_failed: bool = False
@@ -311,6 +315,9 @@ class SegmentSettings:
                 _at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         _at_least("--tile", self.tile, 64)
         _at_least("--retry-for", self.retry_for, 0)
+        _at_least("--lease", self.lease, 2)
+        if self.time_limit is not None:
+            _at_least("--time-limit", self.time_limit, 0)
         partial = [flag for flag in ("include", "exclude", "manifest", "limit") if getattr(self, flag)]
         if self.prune and partial:
             raise RequestError(f"--prune needs a whole listing; leave --{' and --'.join(partial)} out")

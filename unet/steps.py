@@ -7,9 +7,12 @@ far they are, goes through Ray's key-value store.
 import gc
 import json
 import pickle
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,10 @@ import pyarrow.compute as pc
 import ray
 from ray.experimental import internal_kv
 
-from unet.listing import TODO, Chunk, Request, chunks
+from unet.lease import Held, holds
+from unet.listing import LEASE, TODO, Chunk, Request, chunks
 from unet.memory import keep_freed_memory
+from unet.quarantine import Trials
 from unet.segmenter import (
     GPU_BATCH,
     IO_THREADS,
@@ -32,6 +37,9 @@ from unet.segmenter import (
     put_items,
     take_items,
 )
+
+ANNOUNCE, LISTEN = 1.0, 0.25
+"""Seconds between what the driver says of its lease, and between a worker's looks at it."""
 
 SLICE_BYTES = 8 << 20
 """Bytes of encoded images that go from CPUs to GPUs together; decoded they are about ten times as much."""
@@ -73,10 +81,14 @@ class Segment:
 
     def __init__(self, request: Request, model: Any) -> None:
         keep_freed_memory()
-        self.segmenter = Segmenter(request, ray.get(model))
+        self.segmenter = Segmenter(request, ray.get(model), permit=Permit(request))
+        self.trials = trials(request, "segment")
 
     def __call__(self, row: Row) -> Row:
-        return packed(self.segmenter(unpacked(row)))
+        chunk = unpacked(row)
+        items = take_items(chunk)
+        self.trials(items, lambda some: self.segmenter.settle(some, chunk))
+        return packed(put_items(chunk, items))
 
 
 class Fetch:
@@ -84,11 +96,13 @@ class Fetch:
 
     def __init__(self, request: Request) -> None:
         self.fetch, self.threads = Fetcher(request), ThreadPoolExecutor(IO_THREADS)
+        self.trials = trials(request, "fetch")
 
     def __call__(self, row: Row) -> Iterator[Row]:
         chunk = unpacked(row)
         for items in _slices(take_items(chunk)) or [[]]:
-            yield packed((chunk, list(self.threads.map(self.fetch, items))))
+            self.trials(items, lambda some: [*self.threads.map(self.fetch, some)])
+            yield packed((chunk, items))
             chunk = Chunk(chunk.rows.slice(0, 0))
 
 
@@ -97,24 +111,91 @@ class Predict:
 
     def __init__(self, request: Request, model: Any, device: str = "cuda") -> None:
         self.settings, self.predictor = request.settings, make_predictor(request, ray.get(model), device)
+        self.trials = trials(request, "predict")
 
     def __call__(self, row: Row) -> Row:
         chunk, items = unpacked(row)
+        self.trials(items, self._predict)
+        return packed((chunk, items))
+
+    def _predict(self, items: list[Item]) -> None:
         for batch in by_shape(items, self.predictor, self.settings.batch_size or GPU_BATCH):
             predict(batch, self.predictor, confidence="confidence" in self.settings.outputs)
-        return packed((chunk, items))
 
 
 class Write:
     """Encode and write, on CPUs."""
 
     def __init__(self, request: Request, model: Any) -> None:
-        self.write, self.threads = Writer(request, ray.get(model)), ThreadPoolExecutor(IO_THREADS)
+        self.write = Writer(request, ray.get(model), Permit(request))
+        self.threads = ThreadPoolExecutor(IO_THREADS)
+        self.trials = trials(request, "write")
 
     def __call__(self, row: Row) -> Row:
         chunk, items = unpacked(row)
-        list(self.threads.map(lambda item: self.write(item, chunk), [item for item in items if not item.status]))
+        self.trials(items, lambda some: [*self.threads.map(lambda item: self.write(item, chunk), some)])
         return packed(put_items(chunk, items))
+
+
+class Permit:
+    """Called before a write: returns once it is sure that this run still holds its output.
+
+    The clocks of machines are not compared. A new announcement was made after the look before it.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._remote = request.settings.output.startswith("s3://")
+        self._until = -1.0
+        self._heard = threading.Condition()
+        if self._remote:
+            threading.Thread(target=self._listen, daemon=True).start()
+
+    def __call__(self) -> None:
+        if not self._remote and not holds(self._request.settings.output, LEASE, self._request.run):
+            raise Held("another run has taken the output over")
+        while self._remote and time.monotonic() >= self._until:
+            with self._heard:
+                self._heard.wait(1.0)
+
+    def _listen(self) -> None:
+        looked = time.monotonic()
+        before = told(self._request, "lease", None)
+        while True:
+            time.sleep(LISTEN if self._until < 0 else ANNOUNCE)
+            looking = time.monotonic()
+            if (said := told(self._request, "lease", None)) != before:
+                before, self._until = said, looked + said["left"]
+                with self._heard:
+                    self._heard.notify_all()
+            looked = looking
+
+
+@contextmanager
+def announcing(request: Request, left: Callable[[], float]) -> Iterator[None]:
+    """Lets the workers know for how many seconds the lease is sure, again and again."""
+    over = threading.Event()
+
+    def announce() -> None:
+        number = 0
+        while not over.wait(ANNOUNCE if number else 0):
+            number += 1
+            tell(request, "lease", {"number": number, "left": left()})
+
+    thread = threading.Thread(target=announce, daemon=True)
+    if request.settings.output.startswith("s3://"):
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if thread.ident is not None:
+            thread.join()
+
+
+def trials(request: Request, step: str) -> Trials:
+    """The trials of a step, which survive its workers."""
+    return Trials(step, partial(tell, request), lambda name: told(request, name, None))
 
 
 def _slices(items: list[Item]) -> list[list[Item]]:
@@ -131,7 +212,10 @@ def _slices(items: list[Item]) -> list[list[Item]]:
 
 
 def tell(request: Request, what: str, value: Any) -> None:
-    """Tells the other processes of the run."""
+    """Tells the other processes of the run; None: takes it back."""
+    if value is None:
+        internal_kv._internal_kv_del(f"unet/{request.run}/{what}")
+        return
     internal_kv._internal_kv_put(f"unet/{request.run}/{what}", json.dumps(value))
 
 

@@ -1,4 +1,5 @@
-"""How a job ends early: SIGTERM, which `ray job stop` sends too, and SIGINT end it within two seconds, wherever it is.
+"""How a job ends early: SIGTERM, which `ray job stop` sends too, SIGINT and a time limit end it within two seconds,
+wherever it is.
 
 What is finished is recorded by then, and what is in flight is given up: the same command goes on.
 """
@@ -7,10 +8,42 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+FAREWELL_SECONDS = 1.6
+"""How long the last words of a job may take: `ray job stop` kills soon after."""
+
+_farewells: list[Callable[[], None]] = []
+"""What this process has to say before it ends early, in order."""
+
+
+@contextmanager
+def saying_farewell(farewell: Callable[[], None]) -> Iterator[None]:
+    """Calls `farewell`, from another thread, if the job is ended early within the block."""
+    _farewells.append(farewell)
+    try:
+        yield
+    finally:
+        _farewells.remove(farewell)
+
+
+@contextmanager
+def ending_after(seconds: float | None, flag: str) -> Iterator[None]:
+    """Ends the job early, as SIGTERM does, if the block takes longer; None: never."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, _end, (f"stopped by {flag}", 128 + signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
@@ -56,5 +89,14 @@ def keeping_handlers() -> Iterator[None]:
 def _watch(read: int) -> None:
     while number := os.read(read, 1)[0]:
         if number in SIGNALS:
-            print(f"stopped by {signal.Signals(number).name}; the same command goes on", file=sys.stderr, flush=True)
-            os._exit(128 + number)
+            _end(f"stopped by {signal.Signals(number).name}", 128 + number)
+
+
+def _end(said: str, code: int) -> None:
+    print(f"{said}; the same command goes on", file=sys.stderr, flush=True)
+    deadline = time.monotonic() + FAREWELL_SECONDS
+    for farewell in list(_farewells):
+        speaker = threading.Thread(target=farewell, daemon=True)  # it may wait for a storage server
+        speaker.start()
+        speaker.join(max(0.0, deadline - time.monotonic()))
+    os._exit(code)

@@ -4,6 +4,7 @@ A URI is a local path or s3://bucket/prefix. Keys are relative to a folder and u
 absent, and a read is whole or raises: no reader ever sees half a file. No key names a path outside its folder.
 """
 
+import errno
 import os
 import shutil
 import stat
@@ -14,22 +15,21 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from unet.s3 import (
-    RETRY_FOR,
+from unet.s3 import RETRY_FOR, S3Store, split
+from unet.settings import RequestError
+from unet.stored import (
     BadCredentials,
     Changed,
     Damaged,
     Denied,
+    Full,
     Listed,
     NoSuchFolder,
     Page,
-    S3Store,
     StorageError,
     Unreachable,
     Vanished,
-    split,
 )
-from unet.settings import RequestError
 
 __all__ = [
     "RETRY_FOR",
@@ -37,6 +37,7 @@ __all__ = [
     "Changed",
     "Damaged",
     "Denied",
+    "Full",
     "Listed",
     "LocalStore",
     "NoSuchFolder",
@@ -96,8 +97,12 @@ class Store(Protocol):
         *,
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
+        over: str | None = None,
     ) -> str:
-        """Makes or replaces an object, whole or not at all; returns its etag. Raises: StorageError."""
+        """Makes or replaces an object, whole or not at all; returns its etag. Raises: Changed, StorageError.
+
+        `over`: only an object with this etag is replaced, and for "" only one made that is not there yet.
+        """
 
     def put_file(self, key: str, path: Path) -> None:
         """Makes or replaces an object from a file that may be large. Raises: StorageError, OSError."""
@@ -149,8 +154,14 @@ class LocalStore:
         *,
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
+        over: str | None = None,
     ) -> str:
-        """Makes or replaces a file and the folders above it; a file keeps neither content type nor metadata."""
+        """Makes or replaces a file and the folders above it; a file keeps neither content type nor metadata.
+
+        `over` is looked at before, not in the same moment: local outputs have a lock.
+        """
+        if over is not None and self._etag(key) != over:
+            raise Changed(join(self.uri, key), "is no longer what was seen")
         return self._replace(key, lambda file: file.write(data))
 
     def put_file(self, key: str, path: Path) -> None:
@@ -223,6 +234,12 @@ class LocalStore:
         if (reason := self.refusal(key)) is not None:
             raise StorageError(join(self.uri, key), reason)
         return os.path.join(self._folder, key)
+
+    def _etag(self, key: str) -> str:
+        try:
+            return self.head(key).etag
+        except Vanished:
+            return ""
 
     def _listed(self, key: str, status: os.stat_result) -> Listed:
         if not stat.S_ISREG(status.st_mode):
@@ -353,4 +370,5 @@ def _translated(
     except PermissionError as error:
         raise Denied(uri, error.strerror or "permission denied") from None
     except OSError as error:
-        raise StorageError(uri, error.strerror or type(error).__name__) from None
+        kind = Full if error.errno in (errno.ENOSPC, errno.EDQUOT) else StorageError
+        raise kind(uri, error.strerror or type(error).__name__) from None

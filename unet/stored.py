@@ -1,0 +1,63 @@
+"""What is stored, as a listing shows it, and how storage fails: the words that folders and buckets share."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object as a listing shows it."""
+
+    key: str
+    """Relative to the URI of the store."""
+    size: int
+    """Bytes."""
+    etag: str
+    """Changes whenever the bytes do; without quotes."""
+    storage_class: str = "STANDARD"
+
+
+Page = list[Listed]
+
+
+class StorageError(OSError):
+    """Something stored could not be listed, read or written; the message is one line that names its URI."""
+
+    def __init__(self, uri: str, reason: str) -> None:
+        super().__init__(uri, reason)  # the arguments that unpickling calls it with again
+        self.errno, self.strerror = None, reason
+
+    def __str__(self) -> str:
+        uri = str(self.args[0])
+        return f"{uri if uri.isprintable() else repr(uri)}: {self.strerror}"
+
+
+class Vanished(StorageError):  # noqa: N818
+    """There is no such object."""
+
+
+class Changed(StorageError):  # noqa: N818
+    """The object is no longer the one with the etag that was asked for."""
+
+
+class Denied(StorageError):  # noqa: N818
+    """This is not allowed."""
+
+
+class Unreachable(StorageError):  # noqa: N818
+    """The storage server does not answer as it should, but may a little later."""
+
+
+class Damaged(Unreachable):
+    """A body came cut short or altered."""
+
+
+class Full(StorageError):  # noqa: N818
+    """There is no room left: no write will do better."""
+
+
+class BadCredentials(Denied):
+    """Credentials are missing, wrong or expired: no request will do better."""
+
+
+class NoSuchFolder(StorageError):  # noqa: N818
+    """There is no such bucket, or what should be a folder is none."""
