@@ -5,7 +5,6 @@ import random
 import resource
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -91,22 +90,19 @@ def test_every_damaged_image_is_decoded_to_its_own_size_or_refused_with_a_reason
     rng = random.Random(0)
     images = list(originals().values())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    counts: Counter[str] = Counter()
+    reasons: list[str] = []
     for number in range(2000):
         data = MUTATIONS[number % len(MUTATIONS)](rng.choice(images), rng)
         try:
-            size = size_of(data, max_pixels=MAX_PIXELS)
+            height, width = size_of(data, max_pixels=MAX_PIXELS)
             image = decode_image(data, max_pixels=MAX_PIXELS)
         except ImageError as error:
-            assert str(error)
-            assert "\n" not in str(error)
-            counts["refused"] += 1
+            reasons.append(str(error))
         else:
-            assert image.shape == (*size, 3)
+            assert image.shape in ((height, width, 3), (width, height, 3))
             assert image.dtype == np.uint8
-            counts["decoded"] += 1
-    assert counts["refused"] > 500
-    assert counts["decoded"] > 200
+    assert 500 < len(reasons) < 1800
+    assert all(reason and reason.isprintable() for reason in reasons)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GROWTH
 
 

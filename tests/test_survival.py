@@ -161,9 +161,7 @@ def test_promise_06_twenty_random_kills(on_s3: Bench, proxy: Proxy, tmp_path: Pa
     assert len(again) <= 180
 
 
-def test_promise_07_sigterm_records_what_is_done_within_two_seconds(
-    on_s3: Bench, proxy: Proxy, tmp_path: Path
-) -> None:
+def test_promise_07_sigterm_records_what_is_done_within_two_seconds(on_s3: Bench, proxy: Proxy, tmp_path: Path) -> None:
     save_model(on_s3.model)
     fill(on_s3.images, [f"{i:03}.png" for i in range(60)])
     proxy.add(verb="GET", path="*/images/05*", action="hold")  # they are in flight when the signal comes
@@ -211,9 +209,7 @@ def test_promise_08_a_run_refuses_an_output_that_another_holds(
     assert segment(on_s3.settings()) == 0
 
 
-def test_promise_08_a_stopped_holder_that_wakes_up_writes_nothing_more(
-    on_s3: Bench, s3: str, tmp_path: Path
-) -> None:
+def test_promise_08_a_stopped_holder_that_wakes_up_writes_nothing_more(on_s3: Bench, s3: str, tmp_path: Path) -> None:
     save_model(on_s3.model, width=16)
     fill(on_s3.images, [f"{i:03}.png" for i in range(300)])
     with Proxy(s3) as of_first, Proxy(s3) as of_second:
@@ -267,9 +263,7 @@ def test_promise_09_a_server_that_falls_silent_is_asked_again(on_s3: Bench, prox
     assert time.monotonic() - began < 90
 
 
-def test_promise_12_expired_credentials_end_a_run_with_one_message(
-    on_s3: Bench, proxy: Proxy, tmp_path: Path
-) -> None:
+def test_promise_12_expired_credentials_end_a_run_with_one_message(on_s3: Bench, proxy: Proxy, tmp_path: Path) -> None:
     save_model(on_s3.model)
     fill(on_s3.images, [f"{i:03}.png" for i in range(60)])
     proxy.add(verb="GET", path="*/images/*.png*", nth=range(20, 10**6), action="403")
@@ -372,7 +366,9 @@ def test_promise_21_a_full_disk_ends_the_run_clearly_and_the_same_command_goes_o
 ) -> None:
     disk = tmp_path / "place" / "masks"
     disk.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("a small disk needs the right to mount one")
     try:

@@ -79,14 +79,13 @@ def decode_mask(data: bytes, labels: LabelSet, *, max_pixels: int = MAX_PIXELS) 
 
 
 def size_of(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width as displayed, from the header alone.
+    """Height and width as stored, from the header alone: EXIF, which may turn them, can lie behind the pixels.
 
     Raises:
         ImageError: not an image, or larger than `max_pixels`.
     """
     with _open(data, max_pixels) as picture:
-        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (picture.width, picture.height) if turned else (picture.height, picture.width)
+        return picture.height, picture.width
 
 
 def resize_image(image: Array, size: tuple[int, int]) -> Array:

@@ -1,9 +1,9 @@
 """Who may write to an output: one run at a time.
 
-On S3 the lease is an object that its holder replaces every few seconds, on condition that it is still its own. Who finds
-it held watches it for one lifetime on a clock of its own: if it changes the holder lives, if not it is taken over. So
-a holder that could not renew it for a lifetime must not write, and learns at the next renewal whether it may again. In
-a local folder the lease is the kernel's lock on a file, which ends with the process. No clocks are compared.
+On S3 the lease is an object that its holder replaces every few seconds, on condition that it is still its own. Who
+finds it held watches it for one lifetime on a clock of its own: if it changes the holder lives, if not it is taken
+over. So a holder that could not renew it for a lifetime must not write, and learns at the next renewal whether it may
+again. In a local folder the lease is the kernel's lock on a file, which ends with the process. No clocks are compared.
 """
 
 import fcntl
@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,10 +158,8 @@ class _BucketLease:
         self._thread.join()
         if not self._lost:
             self._claim = replace(self._claim, released=True)
-            try:
+            with suppress(Held):  # then it was no longer ours to release
                 self._renew()
-            except Held:
-                pass  # it was no longer ours to release
 
     def _take(self) -> str:
         """Makes the object ours, after a look at whose it is; returns its etag."""

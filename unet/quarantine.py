@@ -25,7 +25,7 @@ class Trials:
         self._step, self._note, self._noted = step, note, noted
         self._turns = _Turns()
 
-    def __call__(self, items: list[Item], work: Callable[[list[Item]], None]) -> None:
+    def __call__(self, items: list[Item], work: Callable[[list[Item]], object]) -> None:
         """Calls `work` with the items that have not ended, together or one by one; a fatal one is ended as failed."""
         items = [item for item in items if not item.status]
         if not items:
@@ -41,7 +41,7 @@ class Trials:
         self._note(name, None)
 
     def _one_by_one(
-        self, name: str, before: Mapping[str, Any], items: list[Item], work: Callable[[list[Item]], None]
+        self, name: str, before: Mapping[str, Any], items: list[Item], work: Callable[[list[Item]], object]
     ) -> None:
         strikes: dict[str, int] = dict(before.get("strikes", {}))
         if last := before.get("at"):
@@ -57,7 +57,7 @@ class Trials:
 
 
 class _Turns:
-    """Work together and work alone, which excludes all other of this process: else a strike could hit the wrong item."""
+    """Work together, and work alone, which excludes all other of this process: a strike must hit the right item."""
 
     def __init__(self) -> None:
         self._free = threading.Condition()

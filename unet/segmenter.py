@@ -270,9 +270,7 @@ class Segmenter:
     def _predict(self, batch: list[Item], chunk: Chunk) -> list[Future[Item]]:
         pixels = [item.image.size // 3 for item in batch if item.image is not None]
         predict(batch, self.predictor, confidence="confidence" in self.request.settings.outputs)
-        return [
-            self.writing.submit(self._write, item, count, chunk) for item, count in zip(batch, pixels, strict=True)
-        ]
+        return [self.writing.submit(self._write, item, count, chunk) for item, count in zip(batch, pixels, strict=True)]
 
     def _write(self, item: Item, pixels: int, chunk: Chunk) -> Item:
         try:
