@@ -68,8 +68,7 @@ def segment(settings: SegmentSettings) -> int:
             with suppress(storage.StorageError):  # then it ends by itself
                 lease.release()
     except Held as error:
-        said = str(getattr(error, "cause", error))
-        print(f"error: --output {output}: {said}; nothing more is written, try again when it is done", file=sys.stderr)
+        print(f"error: --output {output}: {_said(error)}; nothing is written", file=sys.stderr)
         return HELD
     except storage.StorageError as error:
         print(f"error: {_said(error)}", file=sys.stderr)
@@ -254,8 +253,9 @@ def _configure(context: ray.data.DataContext) -> None:
     context.target_max_block_size = 1  # a chunk is a block: it flows as soon as it is made
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = -1  # nodes may be long in coming
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is raised, and said once
 
 
 class _Progress:

@@ -16,7 +16,7 @@ from unet.stop import keeping_handlers
 
 def connect(*, worker_output: bool) -> bool:
     """Connects to the cluster that RAY_ADDRESS names or `ray start` began on this machine, or starts a Ray that ends
-    with this process. Returns whether Ray was started here.
+    with this process (RAY_ADDRESS=local: in any case). Returns whether Ray was started here.
 
     `worker_output`: shows what a local worker prints. Without it Ray's own remarks, which it would be mixed with, are
     kept in Ray's log files too.
@@ -27,7 +27,8 @@ def connect(*, worker_output: bool) -> bool:
     if ray.is_initialized():
         return False
     named = os.environ.get("RAY_ADDRESS")
-    if address := named or read_ray_address():
+    address = named or read_ray_address()
+    if address and address != "local":
         try:
             with keeping_handlers():
                 ray.init(address=address, logging_level=logging.WARNING)
