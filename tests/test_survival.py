@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from tests.conftest import ROOT
@@ -26,6 +27,7 @@ from tests.test_resume import descendants
 from tests.test_segmentation import Bench, fill, image_bytes, save_model
 from unet import segmentation
 from unet.artifact import Model
+from unet.command_line import run
 from unet.image import Array, decode_image
 from unet.lease import acquire
 from unet.ledger import Ledger
@@ -33,6 +35,7 @@ from unet.listing import LEASE, OWN
 from unet.predict import Prediction, Predictor
 from unet.segmentation import segment
 from unet.segmenter import Item, predict
+from unet.settings import SegmentSettings
 from unet.steps import Segment
 from unet.storage import join, open_store
 
@@ -52,8 +55,8 @@ def on_s3(bucket: str) -> Bench:
     return Bench(bucket)
 
 
-class Run:
-    """The job as a process of its own, with a Ray of its own."""
+class Job:
+    """The job as a process of its own, and with a Ray of its own if `environment` names none."""
 
     def __init__(self, bench: Bench, log: Path, *flags: str, **environment: str) -> None:
         self.log = log
@@ -125,26 +128,33 @@ def kill_and_go_on(bench: Bench, proxy: Proxy, tmp_path: Path, victims: list[tup
     expected = clean_masks(bench)
     proxy.requests.clear()
     for number, (victim, masks, seconds) in enumerate(victims):
-        run = Run(bench, tmp_path / f"log-{number}", "--workers", "2")
-        run.wait_for_masks(bench, masks)
+        job = Job(bench, tmp_path / f"log-{number}", "--workers", "2")
+        job.wait_for_masks(bench, masks)
         time.sleep(seconds)
-        run.kill(victim)
-        code = run.end()
+        job.kill(victim)
+        code = job.end()
         assert code == 0 if victim == "worker" else code != 0
-    assert Run(bench, tmp_path / "log", "--workers", "2").end() == 0
+    assert Job(bench, tmp_path / "log", "--workers", "2").end() == 0
     assert bench.all_masks() == expected
     rows = last_rows(bench)
     assert {f"{key}.png" for key in rows} == expected.keys()
     assert {row["status"] for row in rows.values()} <= {"done", "unchanged"}
 
 
-def test_promise_06_a_killed_worker_is_replaced_and_a_killed_driver_may_be_run_again(
-    on_s3: Bench, proxy: Proxy, tmp_path: Path
+def test_promise_06_after_a_kill_of_the_driver_the_same_command_goes_on(
+    on_s3: Bench, one_ray: None, tmp_path: Path
 ) -> None:
     save_model(on_s3.model)
-    fill(on_s3.images, [f"{i:03}.png" for i in range(120)])
-    kill_and_go_on(on_s3, proxy, tmp_path, [("driver", 10, 0.0)])
-    assert sum(image_gets(proxy).values()) <= 2 * 120
+    fill(on_s3.images, [f"{i:03}.png" for i in range(200)])
+    expected = clean_masks(on_s3)
+    job = Job(on_s3, tmp_path / "log", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    job.wait_for_masks(on_s3, 20)
+    job.kill("driver")
+    job.end()
+    assert len(on_s3.all_masks()) < 200
+    assert segment(on_s3.settings()) == 0
+    assert on_s3.all_masks() == expected
+    assert {f"{key}.png" for key in last_rows(on_s3)} == expected.keys()
 
 
 @pytest.mark.slow
@@ -161,38 +171,35 @@ def test_promise_06_twenty_random_kills(on_s3: Bench, proxy: Proxy, tmp_path: Pa
     assert len(again) <= 180
 
 
-def test_promise_07_sigterm_records_what_is_done_within_two_seconds(on_s3: Bench, proxy: Proxy, tmp_path: Path) -> None:
+def test_promise_07_sigterm_records_what_is_done_within_two_seconds(
+    on_s3: Bench, one_ray: None, proxy: Proxy, tmp_path: Path
+) -> None:
     save_model(on_s3.model)
-    fill(on_s3.images, [f"{i:03}.png" for i in range(60)])
-    proxy.add(verb="GET", path="*/images/05*", action="hold")  # they are in flight when the signal comes
-    run = Run(on_s3, tmp_path / "log")
-    run.wait_for_masks(on_s3, 40)
-    time.sleep(1.0)
-    masks = set(on_s3.all_masks())
+    fill(on_s3.images, [f"{i:03}.png" for i in range(300)])
+    job = Job(on_s3, tmp_path / "log", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    job.wait_for_masks(on_s3, 40)
+    masks = {key.removesuffix(".png") for key in on_s3.all_masks()}
     began = time.monotonic()
-    run.process.send_signal(signal.SIGTERM)
-    assert run.end() == 128 + signal.SIGTERM
-    assert time.monotonic() - began < 2.5  # of which half a second is Python's own end
-    assert "stopped by SIGTERM; the same command goes on" in run.log.read_text()
-    done = {key.removesuffix(".png") for key in masks}
-    assert len(done - recorded(on_s3)) <= 20  # of chunks that were not settled
-    assert len(recorded(on_s3)) >= 20
-    proxy.rules.clear()
-    proxy.release.set()
+    job.process.send_signal(signal.SIGTERM)
+    assert job.end() == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 2.0
+    assert "stopped by SIGTERM; the same command goes on" in job.log.read_text()
     kept = recorded(on_s3)
+    assert len(masks - kept) <= 2 * 2 * 9  # of the chunks under way: two workers, two each, a 32nd of what is listed
     proxy.requests.clear()
     statuses = on_s3.statuses()
-    assert Counter(statuses.values()) == {"unchanged": len(kept), "done": 60 - len(kept)}
-    assert len(image_gets(proxy)) == 60 - len(kept)
+    assert Counter(statuses.values()) == {"unchanged": len(kept), "done": 300 - len(kept)}
+    assert len(image_gets(proxy)) == 300 - len(kept)
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_a_run_as_a_signal_does(on_s3: Bench, proxy: Proxy, tmp_path: Path) -> None:
     save_model(on_s3.model)
     fill(on_s3.images, [f"{i:03}.png" for i in range(40)])
     proxy.add(verb="GET", path="*/images/03*", action="hold")
-    run = Run(on_s3, tmp_path / "log", "--time-limit", "12")
-    assert run.end() == 143
-    assert "stopped by --time-limit" in run.log.read_text()
+    job = Job(on_s3, tmp_path / "log", "--time-limit", "12")
+    assert job.end() == 143
+    assert "stopped by --time-limit" in job.log.read_text()
     proxy.release.set()
     acquire(on_s3.masks, LEASE, run="next", lifetime=60, fence=1).release()  # it is free at once
 
@@ -209,14 +216,15 @@ def test_promise_08_a_run_refuses_an_output_that_another_holds(
     assert segment(on_s3.settings()) == 0
 
 
+@pytest.mark.slow
 def test_promise_08_a_stopped_holder_that_wakes_up_writes_nothing_more(on_s3: Bench, s3: str, tmp_path: Path) -> None:
     save_model(on_s3.model, width=16)
     fill(on_s3.images, [f"{i:03}.png" for i in range(300)])
     with Proxy(s3) as of_first, Proxy(s3) as of_second:
-        first = Run(on_s3, tmp_path / "first", "--workers", "1", AWS_ENDPOINT_URL=of_first.url)
+        first = Job(on_s3, tmp_path / "first", "--workers", "1", AWS_ENDPOINT_URL=of_first.url)
         first.wait_for_masks(on_s3, 5)
         first.process.send_signal(signal.SIGSTOP)  # the driver alone: its workers live on
-        second = Run(on_s3, tmp_path / "second", "--workers", "1", "--tta", AWS_ENDPOINT_URL=of_second.url)
+        second = Job(on_s3, tmp_path / "second", "--workers", "1", "--tta", AWS_ENDPOINT_URL=of_second.url)
         deadline = time.monotonic() + 60
         while not any(verb == "PUT" and path.endswith("/lease") for verb, path in of_second.requests):
             assert time.monotonic() < deadline, second.log.read_text()
@@ -267,9 +275,9 @@ def test_promise_12_expired_credentials_end_a_run_with_one_message(on_s3: Bench,
     save_model(on_s3.model)
     fill(on_s3.images, [f"{i:03}.png" for i in range(60)])
     proxy.add(verb="GET", path="*/images/*.png*", nth=range(20, 10**6), action="403")
-    run = Run(on_s3, tmp_path / "log")
-    assert run.end() == 1
-    said = run.log.read_text()
+    job = Job(on_s3, tmp_path / "log")
+    assert job.end() == 1
+    said = job.log.read_text()
     assert said.count("ExpiredToken") == 1
     assert "Traceback" not in said
     proxy.rules.clear()
@@ -396,20 +404,20 @@ class Canary:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
-def test_promise_27_a_pickle_in_place_of_a_model_is_refused_unread(tmp_path: Path, name: str) -> None:
+def test_promise_27_a_pickle_in_place_of_a_model_is_refused_unread(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench = Bench(str(tmp_path))
     save_model(bench.model)
     fill(bench.images, ["a.png"])
-    for kind, data in (("pickle", pickle.dumps(Canary(tmp_path / "hatched"))), ("torch", None)):
-        path = Path(bench.model) / name
-        if data is None:
-            torch.save(Canary(tmp_path / "hatched"), path)
-        else:
-            path.write_bytes(data)
-        done = Run(bench, tmp_path / kind)
-        assert done.end() == 2
-        assert "error: --model" in done.log.read_text()
-        assert done.log.read_text().count("\n") == 1
+    flags = ["--input", bench.images, "--output", bench.masks, "--model", bench.model]
+    canary, path = Canary(tmp_path / "hatched"), Path(bench.model) / name
+    for write in (lambda: path.write_bytes(pickle.dumps(canary)), lambda: torch.save(canary, path)):
+        write()
+        assert run(segment, SegmentSettings, flags) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: --model")
+        assert said.count("\n") == 1
         assert not (tmp_path / "hatched").exists()
 
 

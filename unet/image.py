@@ -26,8 +26,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 MAX_PIXELS = 1 << 28
 """Default limit on height x width, checked between header and decoding."""
 
-BAND = 256
-"""Rows that are converted at once."""
+BAND = 1 << 20
+"""Pixels that are converted at once."""
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit, which is an error and not a warning, stands in for Pillow's
 
@@ -50,8 +50,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
         try:
             ImageOps.exif_transpose(picture, in_place=True)
             image = np.empty((picture.height, picture.width, 3), np.uint8)
-            for top in range(0, picture.height, BAND):  # Pillow's own copy is all that is ever held beside the image
-                rows = image[top : top + BAND]
+            height = max(1, BAND // picture.width)
+            for top in range(0, picture.height, height):  # Pillow's own copy is all that is held beside the image
+                rows = image[top : top + height]
                 rows[:] = np.asarray(_as_rgb(picture.crop((0, top, picture.width, top + len(rows)))))
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
@@ -189,7 +190,7 @@ def _classes_of_values(values: npt.NDArray[np.generic], labels: LabelSet) -> Arr
         if wide.min(initial=0) < 0 or wide.max(initial=0) > 255:
             raise ImageError(_unknown_values(np.unique(wide), labels))
         values = wide.astype(np.uint8)
-    mask: Array = labels.value_to_class[values]
+    mask: Array = labels.value_to_class.take(values.astype(np.uint8, copy=False))
     if (mask == INVALID).any():
         raise ImageError(_unknown_values(np.unique(values), labels))
     return mask
