@@ -133,7 +133,11 @@ def kill_and_go_on(bench: Bench, proxy: Proxy, tmp_path: Path, victims: list[tup
         time.sleep(seconds)
         job.kill(victim)
         code = job.end()
-        assert code == 0 if victim == "worker" else code != 0
+        if code == 0:  # a run whose raylet is killed late may still come to its end
+            assert victim != "driver"
+            assert bench.all_masks() == expected
+        else:
+            assert victim != "worker"
     assert Job(bench, tmp_path / "log", "--workers", "2").end() == 0
     assert bench.all_masks() == expected
     rows = last_rows(bench)
