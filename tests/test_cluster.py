@@ -17,8 +17,10 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.test_resume import descendants, flags_of
+from tests.test_segmentation import Bench, fill, save_model
 from unet import storage
 from unet.journal import read_entries
+from unet.storage import open_store
 
 RAY = str(Path(sys.executable).with_name("ray"))
 CANARY = "canary-of-the-cluster-tests"
@@ -93,6 +95,16 @@ def processes_below(folder: Path) -> list[int]:
     return found
 
 
+def assert_no_secret(cluster: Cluster, bucket: str, ended: "subprocess.CompletedProcess[str]") -> None:
+    """In no object of the bucket, no log of Ray and no output of the job is the secret key of the machines."""
+    written = [storage.read(f"{bucket}/{item.key}") for page in open_store(bucket).list() for item in page]
+    logs = [file.read_bytes() for file in cluster.folder.glob("session_*/logs/**/*") if file.is_file()]
+    assert len(logs) > 5
+    assert len(written) > 5
+    for data in (*written, *logs, ended.stdout.encode(), ended.stderr.encode()):
+        assert CANARY.encode() not in data
+
+
 def test_a_submitted_run_trains_from_and_to_s3_and_promise_25_no_secret_is_written(
     cluster: Cluster, boxes: Path, bucket: str
 ) -> None:
@@ -106,17 +118,25 @@ def test_a_submitted_run_trains_from_and_to_s3_and_promise_25_no_secret_is_writt
     assert "epoch 3/3" in ended.stdout
     assert len(read_entries(f"{bucket}/runs/run")) == 3
     assert storage.exists(f"{bucket}/runs/run/report/index.html")
-    written = [storage.read(f"{bucket}/{name}") for name in storage.list_files(bucket)]
-    logs = [file.read_bytes() for file in cluster.folder.glob("session_*/logs/**/*") if file.is_file()]
-    assert len(logs) > 5
-    for data in (*written, *logs, ended.stdout.encode(), ended.stderr.encode()):
-        assert CANARY.encode() not in data
+    assert_no_secret(cluster, bucket, ended)
 
     again = cluster.submit("jobs/train.py", *arguments)
     assert "this run is finished" in again.stdout
     refused = cluster.submit("jobs/train.py", *arguments, "--lr", "9")
     assert refused.returncode == 1  # of `ray job submit`, whatever the driver's is
     assert "lr 0.004 -> 9" in refused.stdout
+
+
+def test_a_submitted_run_segments_a_bucket_and_promise_25_no_secret_is_written(cluster: Cluster, bucket: str) -> None:
+    bench = Bench(bucket)
+    save_model(bench.model)
+    fill(bench.images, [f"{i:02}.png" for i in range(20)])
+    places = ["--input", bench.images, "--output", bench.masks, "--model", bench.model]
+    ended = cluster.submit("jobs/segment.py", *places)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "20 done" in ended.stdout
+    assert len(bench.all_masks()) == 20
+    assert_no_secret(cluster, bucket, ended)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ ROWS = (
     {"plots"},
     {"storage", "schedule", "page", "scene", "memory", "priority", "stop"},
     {"s3"},
+    {"s3_faults"},
     {"stored"},
     {"model", "loss", "metrics", "augment", "tiling", "optimizer", "ranks", "scenery"},
     {"image", "canvas"},

@@ -141,10 +141,8 @@ class _Feeder:
             _Maker(self.view),
             batch_size=1,
             compute=ray.data.TaskPoolStrategy(size=self.tasks),
-            num_cpus=1 if self.place is None else 0,
+            **({"num_cpus": 1} if self.place is None else {"num_cpus": 0, "scheduling_strategy": self.place}),
         )
-        if self.place is not None:
-            plan.context.scheduling_strategy = self.place
         plan.context.target_max_block_size = 1  # a batch is a block
         plan.context.enable_progress_bars = False
         plan.context.print_on_execution_start = False
