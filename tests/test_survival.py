@@ -1,6 +1,7 @@
 """Segmentation under fire: kills, signals, failing storage, objects that end their worker, two runs at once."""
 
 import errno
+import gc
 import io
 import json
 import os
@@ -23,6 +24,7 @@ import torch
 
 from tests.conftest import ROOT
 from tests.proxy import Action, Proxy
+from tests.test_cluster import title_of
 from tests.test_resume import descendants
 from tests.test_segmentation import Bench, fill, image_bytes, save_model
 from unet import segmentation
@@ -48,6 +50,17 @@ def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with Proxy(s3) as between:
         monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
         yield between
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    """Whatever happened to a run, the Ray that it shared with others has its processors again."""
+    yield
+    gc.collect()  # a failed plan, and with it the handles of its workers, lies in cycles
+    deadline = time.monotonic() + 20
+    while left := [process for process in descendants(os.getpid()) if b"MapWorker" in title_of(process)]:
+        assert time.monotonic() < deadline, [title_of(process) for process in left]
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -153,6 +166,8 @@ def test_promise_06_after_a_kill_of_the_driver_the_same_command_goes_on(
     expected = clean_masks(on_s3)
     job = Job(on_s3, tmp_path / "log", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
     job.wait_for_masks(on_s3, 20)
+    job.process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5 * LEASE_SECONDS)  # by now its workers wait for word from it
     job.kill("driver")
     job.end()
     assert len(on_s3.all_masks()) < 200

@@ -1,8 +1,8 @@
 """Random views of a labelled image: image and mask moved together, then the image's colours changed.
 
-image: HWC uint8 RGB, mask: HW uint8 class indices. A view is a box of the source (cropped, scaled, maybe reaching past
-its borders), warped by a small rotation and an elastic deformation, maybe mirrored. The mask is sampled once, by
-nearest neighbour, straight from the source; what lies outside the source is `IGNORE` and grey.
+image: HWC uint8 RGB, or Pillow's own; mask: HW uint8 class indices. A view is a box of the source (cropped, scaled,
+maybe reaching past its borders), warped by a small rotation and an elastic deformation, maybe mirrored. The mask is
+sampled once, by nearest neighbour, straight from the source; what lies outside the source is `IGNORE` and grey.
 """
 
 import math
@@ -30,7 +30,7 @@ Points = npt.NDArray[np.float64]
 
 
 def augment(
-    image: Array,
+    image: Image.Image | Array,
     mask: Array,
     *,
     geometry: Geometry,
@@ -45,7 +45,8 @@ def augment(
     source = (mask.shape[0], mask.shape[1])
     box = _draw_box(source, size if geometry.kind == "native" else source, settings, rng)
     corners = _draw_warp(size, settings, rng)
-    picture, labels = Image.fromarray(image), Image.fromarray(mask)
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    labels = Image.fromarray(mask)
     if corners is None:
         seen = _cut(picture, box, size, Image.Resampling.BILINEAR, GREY)
         truth = _cut(labels, box, size, Image.Resampling.NEAREST, IGNORE)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import ray.data
+from PIL import Image
 from ray.data.block import BlockAccessor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -43,7 +44,10 @@ TOGETHER = 4
 KEPT_BYTES = 384 << 20
 """Decoded pairs that a process which makes batches keeps, at most."""
 
-_kept: dict[Pair, tuple[Array, Array]] = {}
+BYTES_OF_PIXEL = 5
+"""Of a decoded pair: Pillow keeps RGB in four, and a mask has one."""
+
+_kept: dict[Pair, tuple[Image.Image, Array]] = {}
 """The decoded pairs of this process. A process works for one run, hence for one label set."""
 
 
@@ -164,15 +168,15 @@ def make_batch(work: Work, view: View) -> Batch:
             rng = np.random.default_rng((view.seed, *work.draws[place]))
             made.append(augment(image, mask, geometry=view.geometry, settings=view.augment, rng=rng))
         else:
-            made.append((fit_image(image, view.geometry), fit_mask(mask, view.geometry)))
+            made.append((fit_image(np.asarray(image), view.geometry), fit_mask(mask, view.geometry)))
     return Batch(np.stack([image for image, _ in made]), np.stack([mask for _, mask in made]))
 
 
-def _read_once(pair: Pair, labels: LabelSet) -> tuple[Array, Array]:
+def _read_once(pair: Pair, labels: LabelSet) -> tuple[Image.Image, Array]:
     """`read_pair`, which is most of the work of a batch, remembered as far as `KEPT_BYTES` go."""
     if pair not in _kept:
         image, mask = read_pair(pair, labels)
-        if sum(a.nbytes + b.nbytes for a, b in _kept.values()) + image.nbytes + mask.nbytes > KEPT_BYTES:
+        if BYTES_OF_PIXEL * (sum(kept.size for _, kept in _kept.values()) + mask.size) > KEPT_BYTES:
             return image, mask
         _kept[pair] = image, mask
     return _kept[pair]

@@ -45,8 +45,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
         ImageError: not an image, truncated, or larger than `max_pixels`.
     """
     with _open(data, max_pixels) as picture:
-        if picture.mode == "F":
-            raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
+        _refuse_floats(picture)
         try:
             ImageOps.exif_transpose(picture, in_place=True)
             image = np.empty((picture.height, picture.width, 3), np.uint8)
@@ -57,6 +56,17 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
     return image
+
+
+def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """What `decode_image` gives, as Pillow's own RGB image: to be worked on by Pillow, it need not become an array."""
+    with _open(data, max_pixels) as picture:
+        _refuse_floats(picture)
+        try:
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _as_rgb(picture)
+        except _DECODING_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {error}") from None
 
 
 def decode_mask(data: bytes, labels: LabelSet, *, max_pixels: int = MAX_PIXELS) -> Array:
@@ -173,6 +183,11 @@ def _saved(picture: Image.Image, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def _refuse_floats(picture: Image.Image) -> None:
+    if picture.mode == "F":
+        raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -12,14 +12,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from unet import storage
-from unet.image import SUFFIXES, Array, ImageError, decode_image, decode_mask
+from unet.image import SUFFIXES, Array, ImageError, decode_mask, decode_picture
 from unet.labels import IGNORE, LabelSet
 from unet.settings import DataSettings, RequestError
+
+T = TypeVar("T")
 
 LAYOUTS = (
     # training images, training masks, validation images, validation masks
@@ -97,17 +101,18 @@ def find_labelled_set(settings: DataSettings, folder: str | None = None) -> Labe
     return LabelledSet(train, val)
 
 
-def read_pair(pair: Pair, labels: LabelSet) -> tuple[Array, Array]:
-    """Image (HWC uint8 RGB) and mask (HW uint8 class indices), of one size.
+def read_pair(pair: Pair, labels: LabelSet) -> tuple[Image.Image, Array]:
+    """Image (Pillow's, RGB) and mask (HW uint8 class indices), of one size.
 
     Raises:
         ImageError: names the file, what is wrong with it and the remedy.
     """
-    image = _decode(pair.image, decode_image)
+    image = _decode(pair.image, decode_picture)
     mask = _decode(pair.mask, lambda data: decode_mask(data, labels))
-    if image.shape[:2] != mask.shape:
+    size = (image.height, image.width)
+    if size != mask.shape:
         raise ImageError(
-            f"{pair.mask}: the mask has {_by(mask.shape)} pixels, its image {pair.image} has {_by(image.shape)}; "
+            f"{pair.mask}: the mask has {_by(mask.shape)} pixels, its image {pair.image} has {_by(size)}; "
             "export both at one size"
         )
     return image, mask
@@ -237,7 +242,7 @@ def _look(pair: Pair, labels: LabelSet) -> tuple[tuple[int, int], npt.NDArray[np
     return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256)
 
 
-def _decode(uri: str, decode: Callable[[bytes], Array]) -> Array:
+def _decode(uri: str, decode: Callable[[bytes], T]) -> T:
     try:
         return decode(storage.read(uri))
     except ImageError as error:

@@ -38,8 +38,8 @@ from unet.segmenter import (
     take_items,
 )
 
-ANNOUNCE, LISTEN = 1.0, 0.25
-"""Seconds between what the driver says of its lease, and between a worker's looks at it."""
+ANNOUNCE, LISTEN = 1.0, 0.2
+"""Seconds between what the driver says of its lease, and between the looks of a worker that waits for it."""
 
 SLICE_BYTES = 8 << 20
 """Bytes of encoded images that go from CPUs to GPUs together; decoded they are about ten times as much."""
@@ -140,35 +140,37 @@ class Write:
 class Permit:
     """Called before a write: returns once it is sure that this run still holds its output.
 
-    The clocks of machines are not compared. A new announcement was made after the look before it.
+    The clocks of machines are not compared: what is new in an announcement was said after the look before it. There is
+    no thread that listens: it would be in the middle of a call when its process ends.
     """
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._remote = request.settings.output.startswith("s3://")
-        self._until = -1.0
-        self._heard = threading.Condition()
-        if self._remote:
-            threading.Thread(target=self._listen, daemon=True).start()
+        self._until, self._looked = 0.0, time.monotonic()
+        self._heard: Any = told(request, "lease", None) if self._remote else None
+        self._lock = threading.Lock()
 
     def __call__(self) -> None:
-        if not self._remote and not holds(self._request.settings.output, LEASE, self._request.run):
-            raise Held("another run has taken the output over")
-        while self._remote and time.monotonic() >= self._until:
-            with self._heard:
-                self._heard.wait(1.0)
+        if not self._remote:
+            if not holds(self._request.settings.output, LEASE, self._request.run):
+                raise Held("another run has taken the output over")
+            return
+        with self._lock:
+            if time.monotonic() - self._looked > ANNOUNCE:
+                self._look()
+            while time.monotonic() >= self._until:
+                if not threading.main_thread().is_alive():
+                    raise Held("the run has ended")
+                time.sleep(LISTEN)
+                self._look()
 
-    def _listen(self) -> None:
-        looked = time.monotonic()
-        before = told(self._request, "lease", None)
-        while True:
-            time.sleep(LISTEN if self._until < 0 else ANNOUNCE)
-            looking = time.monotonic()
-            if (said := told(self._request, "lease", None)) != before:
-                before, self._until = said, looked + said["left"]
-                with self._heard:
-                    self._heard.notify_all()
-            looked = looking
+    def _look(self) -> None:
+        looking = time.monotonic()
+        said = told(self._request, "lease", None)
+        if said != self._heard:
+            self._heard, self._until = said, self._looked + said["left"]
+        self._looked = looking
 
 
 @contextmanager

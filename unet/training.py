@@ -243,7 +243,8 @@ def _write_report(run: Run) -> None:
     chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
     samples = []
     for pair in chosen:
-        image, truth = read_pair(pair, run.labels)
+        picture, truth = read_pair(pair, run.labels)
+        image = np.asarray(picture)
         samples.append(Sample(name=pair.key, image=image, truth=truth, prediction=predictor.predict(image)))
     entries = read_entries(run.folder)
     files = training_report(

@@ -59,10 +59,10 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image, mask = read_pair(self.pairs[index], self.labels)
+        picture, truth = read_pair(self.pairs[index], self.labels)
         view = Geometry("resize", SIZE)
         rng = np.random.default_rng(int(torch.randint(1 << 40, ())))
-        image, mask = augment(image, mask, geometry=view, settings=AugmentSettings(), rng=rng)
+        image, mask = augment(picture, truth, geometry=view, settings=AugmentSettings(), rng=rng)
         return torch.tensor(image), torch.tensor(mask)
 
 
