@@ -39,7 +39,11 @@ def write_pair(folder: Path, name: str, image: Array, mask: Array) -> None:
 @pytest.fixture
 def boxes(tmp_path: Path) -> Path:
     """A labelled set of 12 training and 5 validation pairs, with its label file classes.csv."""
-    folder = tmp_path / "boxes"
+    return write_boxes(tmp_path / "boxes")
+
+
+def write_boxes(folder: Path) -> Path:
+    """The same set wherever it is written."""
     for part, first, count in (("train", 0, 12), ("val", 100, 5)):
         for seed in range(first, first + count):
             write_pair(folder / part, f"{seed:03}", *make_pair(seed))

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import ray
 import torch
 
-from tests.conftest import ROOT, make_pair, write_pair
+from tests.conftest import ROOT, make_pair, write_boxes, write_pair
 from tests.proxy import Action, Proxy
 from unet import storage
 from unet.artifact import Model
@@ -140,12 +141,24 @@ def assert_same_runs(one: str, other: str) -> None:
     assert same(states[0], states[1])
 
 
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory: pytest.TempPathFactory, one_ray: None) -> Path:
+    """The output of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("once")
+    arguments = with_output(flags_on(write_boxes(folder / "boxes")), folder / "output")
+    assert run(train, TrainSettings, arguments) == 0
+    return folder / "output"
+
+
 @pytest.fixture
-def undisturbed(boxes: Path, tmp_path: Path, one_ray: None) -> list[str]:
-    """A run that nothing happened to: its flags, but for --output. It is in tmp_path/undisturbed."""
-    arguments = [part if part != "CLASSES" else str(boxes / "classes.csv") for part in flags_of(str(boxes), "OUTPUT")]
-    assert run(train, TrainSettings, with_output(arguments, tmp_path / "undisturbed")) == 0
-    return arguments
+def undisturbed(boxes: Path, tmp_path: Path, run_once: Path) -> list[str]:
+    """The flags of such a run, but for --output. It is in tmp_path/undisturbed."""
+    shutil.copytree(run_once, tmp_path / "undisturbed")
+    return flags_on(boxes)
+
+
+def flags_on(boxes: Path) -> list[str]:
+    return [part if part != "CLASSES" else str(boxes / "classes.csv") for part in flags_of(str(boxes), "OUTPUT")]
 
 
 def with_output(arguments: list[str], output: object) -> list[str]:
@@ -218,6 +231,7 @@ def test_promise_28_killed_at_any_write_of_an_epoch_the_run_goes_on(
     assert_same_runs(str(tmp_path / "undisturbed/run"), f"{bucket}/run")
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_where_a_tenth_of_all_requests_fails_ends_as_on_a_disk(
     undisturbed: list[str], boxes: Path, bucket: str, proxy: Proxy, tmp_path: Path
 ) -> None:

@@ -92,8 +92,8 @@ class Job:
             time.sleep(0.05)
 
     def kill(self, victim: str) -> None:
-        """Kills the driver, a worker or the raylet; what is killed may be gone already."""
-        title = {"worker": b"Segment", "raylet": b"/raylet"}.get(victim)
+        """Kills the driver, a worker, the lister or the raylet; what is killed may be gone already."""
+        title = {"worker": b"Segment", "lister": b"List", "raylet": b"/raylet"}.get(victim)
         for process in descendants(self.process.pid) if title else [self.process.pid]:
             with suppress(OSError):
                 if title is None or title in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0]:
@@ -188,6 +188,25 @@ def test_promise_06_twenty_random_kills(on_s3: Bench, proxy: Proxy, tmp_path: Pa
     assert max(again.values(), default=1) <= 3
     # Two workers with two chunks each, of six objects at most, and what was done since the last ledger part.
     assert len(again) <= 180
+
+
+@pytest.mark.slow
+def test_promise_06_a_run_whose_lister_is_killed_says_so_and_the_same_command_goes_on(
+    on_s3: Bench, proxy: Proxy, tmp_path: Path
+) -> None:
+    save_model(on_s3.model)
+    fill(on_s3.images, [f"{i:04}.png" for i in range(1500)])
+    proxy.add(verb="GET", path="*list-type=2*images*continuation-token*", action="hold")  # the second page
+    job = Job(on_s3, tmp_path / "log")
+    job.wait_for_masks(on_s3, 20)
+    job.kill("lister")
+    proxy.rules.clear()
+    proxy.release.set()
+    assert job.end() == 1
+    assert "the process that lists it was killed; what is finished is recorded" in job.log.read_text()
+    proxy.requests.clear()
+    assert set(on_s3.statuses().values()) == {"done", "unchanged"}
+    assert len(on_s3.all_masks()) == 1500
 
 
 def test_promise_07_sigterm_records_what_is_done_within_two_seconds(
@@ -385,7 +404,7 @@ def test_promise_20_out_of_memory_halves_the_batch_and_goes_on(on_s3: Bench) -> 
     large = items(1, (120, 56))
     predict(large, predictor, confidence=False)
     assert large[0].status == "failed"
-    assert "does not fit in the memory of the GPU" in (large[0].error or "")
+    assert "does not fit in memory, or in that of the GPU" in (large[0].error or "")
 
 
 def test_promise_21_a_full_disk_ends_the_run_clearly_and_the_same_command_goes_on(

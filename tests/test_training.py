@@ -117,11 +117,13 @@ def test_score_ignore_makes_void_a_class_and_max_steps_ends_the_run(job: Job, bo
     assert read_entries(str(folder))[-1]["step"] == 2
 
 
+@pytest.mark.slow
 def test_training_stops_when_patience_runs_out(job: Job, folder: Path) -> None:
     assert job(epochs=9, patience=1, lr=1e-12, warmup_steps=0) == 0
     assert len(read_entries(str(folder))) < 9
 
 
+@pytest.mark.slow
 def test_options_of_the_network_the_loss_and_the_step_work(job: Job) -> None:
     network = {"norm": "group", "upsample": "bilinear", "dropout": 0.1, "compile": True}
     assert job(epochs=1, class_weights="none", accumulate=2, loss="ce", lr_schedule="cosine", **network) == 0

@@ -8,6 +8,7 @@ naming the file, and not a traceback from somewhere in the cluster.
 import logging
 import math
 import pickle
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -145,8 +146,12 @@ class _Feeder:
             _Maker(self.view),
             batch_size=1,
             compute=ray.data.TaskPoolStrategy(size=self.tasks),
-            **({"num_cpus": 1} if self.place is None else {"num_cpus": 0, "scheduling_strategy": self.place}),
+            num_cpus=1 if self.place is None else 0,
         )
+        if self.place is not None:
+            with warnings.catch_warnings():  # Ray deprecates this, and has nothing in its place
+                warnings.simplefilter("ignore", DeprecationWarning)
+                plan.context.scheduling_strategy = self.place
         plan.context.target_max_block_size = 1  # a batch is a block
         plan.context.enable_progress_bars = False
         plan.context.print_on_execution_start = False

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from unet import storage
 from unet.s3 import S3Store
-from unet.stored import Changed, Denied, StorageError, Unreachable, Vanished
+from unet.stored import Changed, Denied, StorageError, Unsupported, Vanished
 
 BEATS = 6
 """Renewals in a lifetime."""
@@ -35,6 +35,10 @@ NOWHERE = "0" * 32
 
 class Held(Exception):  # noqa: N818
     """Another run holds the output, or has taken it over."""
+
+
+class Unsure(StorageError):  # noqa: N818
+    """The lease could not be renewed for so long that this run must not go on."""
 
 
 class Lease(Protocol):
@@ -51,8 +55,11 @@ class Lease(Protocol):
     def left(self) -> float:
         """For how many seconds nobody else can hold the output; 0 or less while that is not sure."""
 
+    def trouble(self) -> str | None:
+        """Why that will not become sure again; None while it may."""
+
     def confirm(self) -> None:
-        """Returns once it is sure that nobody else holds the output. Raises: Held."""
+        """Returns once it is sure that nobody else holds the output. Raises: Held, Unsure."""
 
     def release(self) -> None:
         """Lets others have the output at once. Raises: StorageError."""
@@ -72,6 +79,11 @@ def acquire(output: str, key: str, *, run: str, lifetime: float, fence: int) -> 
     return _FolderLease(storage.join(output, key), run, fence)
 
 
+def now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 def holds(output: str, key: str, run: str) -> bool:
     """Whether this run has the lock of a local output. Raises: StorageError."""
     try:
@@ -87,19 +99,29 @@ class _FolderLease:
 
     def __init__(self, path: str, run: str, fence: int) -> None:
         self.fence = fence
-        self._file = os.open(_made(path), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._lock(path)
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{run} on {_here()}\n".encode(), 0)
+        except OSError as error:
+            raise StorageError(path, f"cannot be locked ({error.strerror})") from None
+
+    def _lock(self, path: str) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._file, 1000, 0).decode(errors="replace").strip()
             raise Held(f"another run holds it ({holder})") from None
-        except OSError as error:
+        except OSError as error:  # some network file systems have no locks
             print(f"warning: {path} cannot be locked ({error.strerror}); let no other run write to this output")
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{run} on {_here()}\n".encode(), 0)
 
     def left(self) -> float:
         return float("inf")
+
+    def trouble(self) -> None:
+        return None
 
     def confirm(self) -> None:
         """The kernel sees to it."""
@@ -131,7 +153,8 @@ class _BucketLease:
         self._store = S3Store(output, retry_for=claim.lifetime / BEATS)
         self._uri = storage.join(output, key)
         self._held, self._over = threading.Condition(), threading.Event()
-        self._lost = ""
+        self._lost, self._released = "", False
+        self._fault: StorageError | None = None
         self.conditional = True
         self._etag = self._take()
         self._probe()
@@ -144,21 +167,34 @@ class _BucketLease:
 
     def left(self) -> float:
         with self._held:
-            return 0.0 if self._lost else self._deadline - time.monotonic()
+            return 0.0 if self._lost or self._released else self._deadline - now()
+
+    def trouble(self) -> str | None:
+        with self._held:
+            hopeless = isinstance(self._fault, Denied) or now() > self._deadline + self._claim.lifetime
+            if self._fault is None or now() < self._deadline or not hopeless:
+                return None
+            return f"the lease could not be renewed ({self._fault.strerror})"
 
     def confirm(self) -> None:
         while self.left() <= 0:
             if self._lost:
                 raise Held(self._lost)
+            if trouble := self.trouble():
+                raise Unsure(self._uri, trouble)
             with self._held:
                 self._held.wait(0.2)
 
     def release(self) -> None:
+        with self._held:
+            self._released = True  # whatever happens now, nobody of this run may write any more
         self._over.set()
         self._thread.join()
-        if not self._lost:
-            self._claim = replace(self._claim, released=True)
-            with suppress(Held):  # then it was no longer ours to release
+        if self._lost:
+            return
+        self._claim = replace(self._claim, released=True)
+        with suppress(Held):  # then it was no longer ours to release
+            if not self._renew():  # an answer was lost before
                 self._renew()
 
     def _take(self) -> str:
@@ -168,12 +204,15 @@ class _BucketLease:
             before, etag = self._watch(before, etag)
         fence = int(before.get("fence", 0)) + 1 if before is not None else 0
         self._claim = replace(self._claim, fence=max(self._claim.fence, fence))
-        began = time.monotonic()
+        began = now()
         try:
             made = self._put(etag)
+        except Unsupported:
+            self.conditional = False
+            made = self._put(None)
         except Changed:  # by another, or by us if the first answer was lost
-            now, made = self._read()
-            if now is None or now.get("run") != self._claim.run:
+            seen, made = self._read()
+            if seen is None or seen.get("run") != self._claim.run:
                 raise Held("another run has just begun") from None
         self._deadline = began + self._claim.lifetime
         return made
@@ -183,28 +222,27 @@ class _BucketLease:
         lifetime = float(before.get("lifetime", self._claim.lifetime))
         who = f"{before.get('run')} on {before.get('host')}"
         print(f"{self._uri}: held by {who}; watching for {lifetime:g} s whether it lives", flush=True)
-        deadline = time.monotonic() + lifetime
-        while (rest := deadline - time.monotonic()) > 0:
+        deadline = now() + lifetime
+        while (rest := deadline - now()) > 0:
             time.sleep(min(rest, lifetime / LOOKS))
-            now, etag_now = self._read()
-            if etag_now == etag:
+            seen, etag_seen = self._read()
+            if etag_seen == etag:
                 continue
-            if now is None or now.get("released"):
-                return now, etag_now
+            if seen is None or seen.get("released"):
+                return seen, etag_seen
             raise Held(f"another run holds it ({who})")
         print(f"{self._uri}: shows no sign of life; taking over", flush=True)
         return before, etag
 
     def _probe(self) -> None:
         """Finds out whether the server minds conditions."""
-        try:
-            self._etag = self._store.put(self._key, self._claim.to_bytes(), over=NOWHERE)
-        except (Changed, Vanished):
-            return
-        except Unreachable:
-            return  # a renewal will tell
-        except StorageError:  # it refuses them
-            pass
+        if self.conditional:
+            try:
+                self._etag = self._store.put(self._key, self._claim.to_bytes(), over=NOWHERE)
+            except Changed:
+                return
+            except Unsupported:
+                pass
         self.conditional = False
         print(
             f"warning: the server of {self._uri} does not know conditional writes; two runs that begin within moments "
@@ -214,6 +252,7 @@ class _BucketLease:
 
     def _beat(self) -> None:
         while not self._over.wait(self._claim.lifetime / BEATS):
+            fault: StorageError | None = None
             try:
                 self._renew()
             except Held as error:
@@ -221,29 +260,33 @@ class _BucketLease:
                     self._lost = str(error)
                     self._held.notify_all()
                 return
-            except Denied as error:
-                print(f"warning: the lease cannot be renewed: {error}", flush=True)
-            except StorageError:
-                continue  # the next beat tries again
+            except StorageError as error:  # the next beat tries again
+                fault = error
+            except Exception as error:  # so does it here; `trouble` says it
+                fault = StorageError(self._uri, f"{type(error).__name__}: {error}")
+            with self._held:
+                self._fault = fault
 
-    def _renew(self) -> None:
-        began = time.monotonic()
+    def _renew(self) -> bool:
+        """Replaces the object; False if it was not seen to be replaced, and yet is still ours. Raises: Held."""
+        began = now()
         if not self.conditional:
             self._look()
         try:
             self._etag = self._put(self._etag if self.conditional else None)
         except Changed:
             self._look()
-            return  # it is ours: only its answer was lost, or another beat of ours came between
+            return False
         with self._held:
             self._deadline = began + self._claim.lifetime
             self._held.notify_all()
+        return True
 
     def _look(self) -> None:
         """Reads the lease, which should be ours. Raises: Held."""
-        now, etag = self._read()
-        if now is None or (now.get("run"), now.get("fence")) != (self._claim.run, self._claim.fence):
-            who = "nobody" if now is None else f"{now.get('run')} on {now.get('host')}"
+        seen, etag = self._read()
+        if seen is None or (seen.get("run"), seen.get("fence")) != (self._claim.run, self._claim.fence):
+            who = "nobody" if seen is None else f"{seen.get('run')} on {seen.get('host')}"
             raise Held(f"this run was not seen for {self._claim.lifetime:g} s, and {who} has taken it over")
         self._etag = etag
 
@@ -262,11 +305,6 @@ class _BucketLease:
         except ValueError:
             said = {}
         return said if isinstance(said, dict) else {}, seen.etag
-
-
-def _made(path: str) -> str:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _here() -> str:

@@ -7,7 +7,7 @@ word in this run. Memory does not grow with the listing; the ledger's look-up is
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,9 +137,9 @@ def output_keys(key: str, outputs: Iterable[str]) -> list[str]:
     return [mask_key(key) if name == "mask" else f"{OWN}{name}/{mask_key(key)}" for name in outputs]
 
 
-def chunks(request: Request) -> Iterator[Chunk]:
-    """All objects of the input, each once, settled or to be done."""
-    lister = _Lister(request)
+def chunks(request: Request, permit: Callable[[], None] = lambda: None) -> Iterator[Chunk]:
+    """All objects of the input, each once, settled or to be done. `permit` is called before a mask is removed."""
+    lister = _Lister(request, permit)
     waiting, settled = make_rows({"key": []}), make_rows({"key": []})
     emitted = 0
     for page in lister.pages():
@@ -173,8 +173,8 @@ def _chunk_size(emitted: int) -> int:
 class _Lister:
     """Lists, and judges by the name, the listing and the ledger."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, request: Request, permit: Callable[[], None]) -> None:
+        self.request, self.permit = request, permit
         self.settings = settings = request.settings
         self.source, self.target = request.source, request.target
         self.record: Record = request.ledger.load(masks=settings.verify)
@@ -236,6 +236,7 @@ class _Lister:
     def _remove(self, gone: npt.NDArray[np.uint64]) -> None:
         ledger = self.request.ledger
         for keys in ledger.keys(gone):
+            self.permit()
             self.target.delete(key for image in keys for key in output_keys(image, ("mask", "overlay", "confidence")))
             ledger.append(pa.table({"key": keys, "status": ["removed"] * len(keys)}), self.request.fence)
             self.totals["removed"] += len(keys)

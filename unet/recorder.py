@@ -139,7 +139,6 @@ class Recorder:
             self.request.ledger.compact(self.request.fence)
         folder = f"{OWN}runs/{self.request.run}/"
         self.target.put_file(folder + "report.parquet", self._report_path)
-        self._folder.cleanup()
         summary = self._summary(complete)
         for name, data in self._page(summary).items():
             self.permit()
@@ -147,6 +146,7 @@ class Recorder:
         self.target.put(
             folder + "summary.json", json.dumps(summary, indent=1).encode(), content_type="application/json"
         )
+        self._folder.cleanup()
         return summary
 
     def _report_all(self) -> None:

@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from unet.s3_faults import BODY_FAULTS, fault_of_code, translated
 from unet.stored import BadCredentials, Changed, Damaged, Listed, Page, StorageError, Unreachable, Vanished
@@ -79,7 +80,13 @@ class S3Store:
         """The object as it is now. Raises: Vanished, StorageError."""
 
         def ask() -> Listed:
-            answer = _client().head_object(Bucket=self.bucket, Key=self.prefix + key)
+            try:
+                answer = _client().head_object(Bucket=self.bucket, Key=self.prefix + key)
+            except ClientError as error:
+                # An answer without a body has no code: one with a body says whether it is the credentials.
+                if error.response.get("Error", {}).get("Code") in ("400", "403"):
+                    _client().get_object(Bucket=self.bucket, Key=self.prefix + key, Range="bytes=0-0")["Body"].close()
+                raise
             etag = answer["ETag"].strip('"')
             return Listed(key, answer["ContentLength"], etag, answer.get("StorageClass", "STANDARD"))
 
@@ -110,11 +117,13 @@ class S3Store:
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
         over: str | None = None,
+        permit: Callable[[], None] = lambda: None,
     ) -> str:
         """Makes or replaces an object, whole or not at all; returns its etag. Raises: Changed, StorageError.
 
         `over`: only an object with this etag is replaced, and for "" only one made that is not there yet; Changed
         if it is otherwise, which it is too if the first answer to this very request was lost on its way.
+        `permit`: called before each attempt.
         """
         self._check(key)
         condition: dict[str, Any] = {}
@@ -124,6 +133,7 @@ class S3Store:
         checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
 
         def send() -> str:
+            permit()
             answer = _client().put_object(
                 Bucket=self.bucket,
                 Key=self.prefix + key,

@@ -17,6 +17,7 @@ from unet.stored import (
     NoSuchFolder,
     StorageError,
     Unreachable,
+    Unsupported,
     Vanished,
 )
 
@@ -109,7 +110,7 @@ def fault_of_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageErr
     if code in FULL or status == 507:
         return Full(uri, "there is no room left on the storage server")
     if code == "NotImplemented" or status == 501:  # as servers say that do not know conditions
-        return StorageError(uri, "the storage server cannot do this")
+        return Unsupported(uri, "the storage server cannot do this")
     if code == "ConditionalRequestConflict":  # another write was under way
         return Unreachable(uri, "was written at the same time")
     if status == 412:

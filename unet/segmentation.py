@@ -14,8 +14,8 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +68,7 @@ def segment(settings: SegmentSettings) -> int:
             with suppress(storage.StorageError):  # then it ends by itself
                 lease.release()
     except Held as error:
-        print(f"error: --output {output}: {_said(error)}; nothing is written", file=sys.stderr)
+        print(f"error: --output {output}: {_said(error)}; nothing more is written", file=sys.stderr)
         return HELD
     except storage.StorageError as error:
         print(f"error: {_said(error)}", file=sys.stderr)
@@ -85,13 +85,15 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
             lease.release()
 
     with saying_farewell(farewell), ending_after(request.settings.time_limit, "--time-limit"):
-        idle = _nothing_to_do(request)
-        settled = _worked(request, model, _workers(request.settings), recorder, lease) if idle is None else idle
+        idle = _nothing_to_do(request, lease)
+        workers = _workers(request.settings) if idle is None else (0, 0)
+        settled = _worked(request, model, workers, recorder, lease) if idle is None else (chunk for chunk in idle)
         try:
             _write_settings(request)
-            for chunk in settled:
-                lease.confirm()
-                recorder.add(chunk)
+            with closing(settled):
+                for chunk in settled:
+                    lease.confirm()
+                    recorder.add(chunk)
             summary = recorder.finish(complete=True)
         except (storage.StorageError, RequestError) as error:
             return _give_up(recorder, error)
@@ -103,10 +105,14 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
 
 def _worked(
     request: Request, model: Model, workers: tuple[int, int], recorder: Recorder, lease: Lease
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """The chunks as workers settle them."""
-    with _Progress(recorder, request), announcing(request, lease.left):
-        for chunk in _pipeline(request, model, workers):
+    with (
+        _Progress(recorder, request),
+        announcing(request, lease),
+        closing(_pipeline(request, model, workers)) as settled,
+    ):
+        for chunk in settled:
             yield chunk
             tell(request, "worked", recorder.worked)
 
@@ -138,7 +144,12 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
         storage.check_writable(settings.output, "--output")
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
     request = Request(settings, _fingerprint(settings, model), run, fence=0)
-    return model, replace(request, fence=request.ledger.next_fence())
+    try:
+        return model, replace(request, fence=request.ledger.next_fence())
+    except storage.StorageError as error:
+        raise RequestError(
+            f"--output {settings.output}: cannot be listed ({error.strerror}); check what you may do"
+        ) from None
 
 
 def _write_settings(request: Request) -> None:
@@ -183,11 +194,11 @@ def _said(error: Exception) -> str:
     return f"{subject}: {cause.strerror}" if isinstance(cause, storage.StorageError) else subject
 
 
-def _nothing_to_do(request: Request) -> list[Chunk] | None:
+def _nothing_to_do(request: Request, lease: Lease) -> list[Chunk] | None:
     """The chunks of a short listing with nothing to segment, for which no cluster need be woken; else None."""
     found: list[Chunk] = []
     seen = 0
-    for chunk in chunks(request):
+    for chunk in chunks(request, lease.confirm):
         found.append(chunk)
         seen += len(chunk.rows)
         if seen > GLANCE or pc.any(pc.equal(chunk.rows["status"], TODO)).as_py():
@@ -209,11 +220,13 @@ def _workers(settings: SegmentSettings) -> tuple[int, int]:
     return settings.worker_range or (1, max(1, there))
 
 
-def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Iterator[Chunk]:
+def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Generator[Chunk, None, None]:
     """Settled chunks, as they come. On one machine the steps share a process; CPUs that feed GPUs have their own."""
     given = ray.put(model)
     plan = ray.data.from_items([{"chunk": b""}]).map_batches(
-        List(request, AHEAD * workers[1]), batch_size=None, num_cpus=0
+        List(request, AHEAD * workers[1]),
+        batch_size=None,
+        num_cpus=0,
     )
     steps: list[tuple[Any, tuple[Any, ...], tuple[int, int | None], int, int]]  # with the CPUs and GPUs of a worker
     if request.settings.gpu:

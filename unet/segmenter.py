@@ -19,6 +19,7 @@ import torch
 
 from unet.artifact import Model
 from unet.image import Array, ImageError, decode_image, encode, encode_mask, overlay, resize_image, resize_mask, size_of
+from unet.lease import Unsure
 from unet.ledger import NEW, hash_of
 from unet.listing import REASONS, TODO, Chunk, Request, make_rows, output_keys
 from unet.predict import Predictor
@@ -39,7 +40,7 @@ SHEETS, SHEET_SIDE = 24, 320
 OVERWRITES = 3
 """How often a mask is put over one that was not expected there."""
 
-FOR_ALL = (BadCredentials, Full)
+FOR_ALL = (BadCredentials, Full, Unsure)
 """Faults that no other object would be spared: they end the run."""
 
 
@@ -128,7 +129,7 @@ class Fetcher:
 class Writer:
     """Encodes and writes; keeps count of classes and candidates for the contact sheet.
 
-    `permit` is called before each write, and returns once this run may write.
+    `permit` is called before each attempt to write, and returns once this run may write.
     """
 
     def __init__(self, request: Request, model: Model, permit: Callable[[], None] = lambda: None) -> None:
@@ -150,8 +151,7 @@ class Writer:
                 if kind == "mask":
                     item.mask_etag = self._put_mask(key, data, metadata, new=item.reason == REASONS[NEW])
                 else:
-                    self.permit()
-                    self.target.put(key, data, content_type="image/png", metadata=metadata)
+                    self.target.put(key, data, content_type="image/png", metadata=metadata, permit=self.permit)
         except FOR_ALL:
             raise
         except StorageError as error:
@@ -167,10 +167,14 @@ class Writer:
         in between. A `new` one is not looked for first."""
         over = "" if new or not self.conditional else self._etag_of(key)
         for _ in range(OVERWRITES):
-            self.permit()
             try:
                 return self.target.put(
-                    key, data, content_type="image/png", metadata=metadata, over=over if self.conditional else None
+                    key,
+                    data,
+                    content_type="image/png",
+                    metadata=metadata,
+                    over=over if self.conditional else None,
+                    permit=self.permit,
                 )
             except Changed:  # an earlier run's that it did not record, or our own whose answer was lost
                 over = self._etag_of(key)
@@ -292,10 +296,10 @@ def predict(batch: list[Item], predictor: Predictor, *, confidence: bool) -> Non
         for item, made in zip(batch, predictor.predict_batch(images, confidence=confidence), strict=True):
             item.mask, item.confidence = made.mask, made.confidence
         return
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         pass  # and on below, where the failed attempt holds no memory any more
     if len(batch) == 1:
-        batch[0].end("failed", "does not fit in the memory of the GPU; lower --tile, or use a larger one")
+        batch[0].end("failed", "does not fit in memory, or in that of the GPU; lower --tile or add memory")
         return
     torch.cuda.empty_cache()
     for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):

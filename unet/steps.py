@@ -9,10 +9,11 @@ import json
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import ray
 from ray.experimental import internal_kv
 
-from unet.lease import Held, holds
+from unet.lease import Held, Lease, Unsure, holds, now
 from unet.listing import LEASE, TODO, Chunk, Request, chunks
 from unet.memory import keep_freed_memory
 from unet.quarantine import Trials
@@ -37,9 +38,10 @@ from unet.segmenter import (
     put_items,
     take_items,
 )
+from unet.storage import StorageError, join
 
-ANNOUNCE, LISTEN = 1.0, 0.2
-"""Seconds between what the driver says of its lease, and between the looks of a worker that waits for it."""
+IN_FLIGHT_SECONDS = 15.0
+"""What is left of a lease must exceed this (or a quarter of a short one) for a write to begin, which takes a while."""
 
 SLICE_BYTES = 8 << 20
 """Bytes of encoded images that go from CPUs to GPUs together; decoded they are about ten times as much."""
@@ -64,9 +66,13 @@ class List:
         self.request, self.ahead = request, ahead
 
     def __call__(self, _: Row) -> Iterator[Row]:
+        if told(self.request, "listed", None) is not None:
+            # Ray begins anew where a process dies. What is listed would not be the same again, and rows would be lost.
+            raise StorageError(self.request.settings.input, "the process that lists it was killed")
+        tell(self.request, "listed", [0, False])
         gc.freeze()  # what is loaded by now; going through it again and again would take half of a listing's time
         listed = todo = 0
-        for chunk in chunks(self.request):
+        for chunk in chunks(self.request, Permit(self.request)):
             listed += len(chunk.rows)
             todo += pc.sum(pc.equal(chunk.rows["status"], TODO)).as_py() or 0
             tell(self.request, "listed", [listed, False])
@@ -112,10 +118,12 @@ class Predict:
     def __init__(self, request: Request, model: Any, device: str = "cuda") -> None:
         self.settings, self.predictor = request.settings, make_predictor(request, ray.get(model), device)
         self.trials = trials(request, "predict")
+        self.lock = threading.Lock()
 
     def __call__(self, row: Row) -> Row:
         chunk, items = unpacked(row)
-        self.trials(items, self._predict)
+        with self.lock:  # the memory of a GPU is not shared
+            self.trials(items, self._predict)
         return packed((chunk, items))
 
     def _predict(self, items: list[Item]) -> None:
@@ -140,14 +148,18 @@ class Write:
 class Permit:
     """Called before a write: returns once it is sure that this run still holds its output.
 
-    The clocks of machines are not compared: what is new in an announcement was said after the look before it. There is
-    no thread that listens: it would be in the middle of a call when its process ends.
+    The clocks of machines are not compared. Announcements are made one after the other: what is new in one was found
+    out after the one before had arrived, which was after the look before that was first seen. There is no thread that
+    listens: it would be in the middle of a call when its process ends.
     """
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._remote = request.settings.output.startswith("s3://")
-        self._until, self._looked = 0.0, time.monotonic()
+        self._lifetime = request.settings.lease
+        self._until, self._looked = 0.0, now()
+        self._since: float | None = None
+        """The look before the last announcement was first seen."""
         self._heard: Any = told(request, "lease", None) if self._remote else None
         self._lock = threading.Lock()
 
@@ -157,32 +169,40 @@ class Permit:
                 raise Held("another run has taken the output over")
             return
         with self._lock:
-            if time.monotonic() - self._looked > ANNOUNCE:
+            if now() - self._looked > announcements(self._lifetime):
                 self._look()
-            while time.monotonic() >= self._until:
+            while now() >= self._until - min(IN_FLIGHT_SECONDS, self._lifetime / 4):
+                if self._heard is not None and self._heard["trouble"]:
+                    raise Unsure(join(self._request.settings.output, LEASE), self._heard["trouble"])
                 if not threading.main_thread().is_alive():
                     raise Held("the run has ended")
-                time.sleep(LISTEN)
+                time.sleep(announcements(self._lifetime) / 2)
                 self._look()
 
     def _look(self) -> None:
-        looking = time.monotonic()
+        looking = now()
         said = told(self._request, "lease", None)
         if said != self._heard:
-            self._heard, self._until = said, self._looked + said["left"]
+            if self._since is not None:
+                self._until = self._since + said["left"]
+            self._heard, self._since = said, self._looked
         self._looked = looking
 
 
 @contextmanager
-def announcing(request: Request, left: Callable[[], float]) -> Iterator[None]:
+def announcing(request: Request, lease: Lease) -> Iterator[None]:
     """Lets the workers know for how many seconds the lease is sure, again and again."""
     over = threading.Event()
 
     def announce() -> None:
-        number = 0
-        while not over.wait(ANNOUNCE if number else 0):
-            number += 1
-            tell(request, "lease", {"number": number, "left": left()})
+        numbers = count()
+        while True:
+            ended = over.wait(announcements(request.settings.lease))
+            left = 0.0 if ended else lease.left()
+            with suppress(ray.exceptions.RayError):  # then they hear nothing, and wait
+                tell(request, "lease", {"number": next(numbers), "left": left, "trouble": lease.trouble()})
+            if ended:
+                return
 
     thread = threading.Thread(target=announce, daemon=True)
     if request.settings.output.startswith("s3://"):
@@ -193,6 +213,11 @@ def announcing(request: Request, left: Callable[[], float]) -> Iterator[None]:
         over.set()
         if thread.ident is not None:
             thread.join()
+
+
+def announcements(lifetime: float) -> float:
+    """Seconds between two announcements of a lease with this lifetime."""
+    return min(0.5, lifetime / 10)
 
 
 def trials(request: Request, step: str) -> Trials:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -93,10 +93,15 @@ def _watch(read: int) -> None:
 
 
 def _end(said: str, code: int) -> None:
-    print(f"{said}; the same command goes on", file=sys.stderr, flush=True)
-    deadline = time.monotonic() + FAREWELL_SECONDS
-    for farewell in list(_farewells):
-        speaker = threading.Thread(target=farewell, daemon=True)  # it may wait for a storage server
-        speaker.start()
-        speaker.join(max(0.0, deadline - time.monotonic()))
-    os._exit(code)
+    def announce() -> None:
+        with suppress(OSError):  # whoever read it may be gone
+            print(f"{said}; the same command goes on", file=sys.stderr, flush=True)
+
+    try:
+        deadline = time.monotonic() + FAREWELL_SECONDS
+        for word in (announce, *_farewells):
+            speaker = threading.Thread(target=word, daemon=True)  # it may wait, for a reader or a storage server
+            speaker.start()
+            speaker.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        os._exit(code)

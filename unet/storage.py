@@ -28,6 +28,7 @@ from unet.stored import (
     Page,
     StorageError,
     Unreachable,
+    Unsupported,
     Vanished,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "StorageError",
     "Store",
     "Unreachable",
+    "Unsupported",
     "Vanished",
     "check_readable",
     "check_writable",
@@ -98,10 +100,12 @@ class Store(Protocol):
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
         over: str | None = None,
+        permit: Callable[[], None] = lambda: None,
     ) -> str:
         """Makes or replaces an object, whole or not at all; returns its etag. Raises: Changed, StorageError.
 
         `over`: only an object with this etag is replaced, and for "" only one made that is not there yet.
+        `permit`: called before each attempt.
         """
 
     def put_file(self, key: str, path: Path) -> None:
@@ -155,11 +159,13 @@ class LocalStore:
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
         over: str | None = None,
+        permit: Callable[[], None] = lambda: None,
     ) -> str:
         """Makes or replaces a file and the folders above it; a file keeps neither content type nor metadata.
 
         `over` is looked at before, not in the same moment: local outputs have a lock.
         """
+        permit()
         if over is not None and self._etag(key) != over:
             raise Changed(join(self.uri, key), "is no longer what was seen")
         return self._replace(key, lambda file: file.write(data))

@@ -55,6 +55,10 @@ class Full(StorageError):  # noqa: N818
     """There is no room left: no write will do better."""
 
 
+class Unsupported(StorageError):  # noqa: N818
+    """The storage server does not know how to do this."""
+
+
 class BadCredentials(Denied):
     """Credentials are missing, wrong or expired: no request will do better."""
 
