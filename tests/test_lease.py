@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.proxy import Action, Proxy
 from tests.servers import rclone
-from unet.lease import Held, Lease, acquire, holds
+from unet.lease import Held, Lease, Unsure, acquire, holds
 from unet.storage import open_store
 
 LIFETIME = 2.0
@@ -90,6 +91,26 @@ def test_a_holder_that_was_stopped_for_its_lifetime_learns_that_it_holds_nothing
         time.sleep(LIFETIME)
         assert lease.left() > 0  # renewed meanwhile
         lease.release()
+
+
+@pytest.mark.parametrize("action", ["500", "403"])
+def test_a_lease_that_cannot_be_renewed_is_given_up_with_the_reason(
+    bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch, action: Action
+) -> None:
+    with Proxy(s3) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+        lease = take(bucket)
+        lease.confirm()
+        between.add(verb="*", path="*/lease*", action=action)
+        while lease.left() > 0:
+            time.sleep(0.1)
+        with pytest.raises(Unsure, match="could not be renewed"):
+            lease.confirm()
+        between.rules.clear()
+        time.sleep(LIFETIME)
+        lease.confirm()  # nobody took it meanwhile
+        lease.release()
+        assert lease.left() <= 0
 
 
 def test_a_lock_says_whose_it_is(tmp_path: Path) -> None:
