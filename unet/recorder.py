@@ -24,8 +24,9 @@ from unet.listing import OWN, Chunk, Request, mask_key
 from unet.run_page import Sheet, segmentation_report
 from unet.segmenter import SHEETS
 
-PART_SECONDS, PART_ROWS = 5.0, 50_000
-"""A ledger part is written when its oldest row is this old, or when it has this many."""
+PART_SECONDS, PART_SHARE, PART_ROWS = (1.0, 5.0), 0.02, 50_000
+"""A ledger part is written when its oldest row is as old as this share of the run, within these bounds, or when it has
+this many: a kill costs little, and long runs do not leave parts without end."""
 
 GROUP_ROWS = 10_000
 """Rows of a row group of the report; the writer remembers some kilobytes of each to its end."""
@@ -107,7 +108,8 @@ class Recorder:
         if len(self._moments) > 2 * MOMENTS:
             self._moments = self._moments[::2]
         self._waiting.append(rows.filter(pc.or_kleene(pc.equal(rows["status"], "done"), rows["permanent"])))
-        old = time.monotonic() - self._written > PART_SECONDS
+        least, most = PART_SECONDS
+        old = time.monotonic() - self._written > min(most, max(least, PART_SHARE * self.seconds))
         if old or sum(map(len, self._waiting)) > PART_ROWS:
             self.record()
 
