@@ -271,6 +271,7 @@ def test_another_labelled_set_under_the_same_name_is_refused(
     assert "12 training and 5 validation images; 13 training" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_within_two_seconds_and_it_goes_on(
     undisturbed: list[str], tmp_path: Path, same_ray: dict[str, str]
 ) -> None:
@@ -287,6 +288,7 @@ def test_sigterm_ends_a_run_within_two_seconds_and_it_goes_on(
     assert_same_runs(str(tmp_path / "undisturbed/run"), str(tmp_path / "stopped/run"))
 
 
+@pytest.mark.slow
 def test_uneven_shares_lose_no_image_and_take_equal_steps(tmp_path: Path, one_ray: None) -> None:
     """41 training images in batches of 8 and 7 validation images, on two workers."""
     for part, first, number in (("train", 0, 41), ("val", 100, 7)):

@@ -110,6 +110,7 @@ def test_a_finished_run_says_so_refuses_other_settings_and_may_be_started_from(
         assert torch.allclose(tensor, dict(before.network.named_parameters())[name], atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_score_ignore_makes_void_a_class_and_max_steps_ends_the_run(job: Job, boxes: Path, folder: Path) -> None:
     (boxes / "classes.csv").write_text("index,name,red,green,blue\n0,ground,0,0,0\n1,box,1,0,0\n2,void,2,0,0\n")
     assert job(score_ignore=True, epochs=5, max_steps=2) == 0
