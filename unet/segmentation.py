@@ -106,7 +106,7 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
 def _worked(
     request: Request, model: Model, workers: tuple[int, int], recorder: Recorder, lease: Lease
 ) -> Generator[Chunk, None, None]:
-    """The chunks as workers settle them."""
+    """The chunks as workers settle them. Raises: StorageError if some of what was listed has not come."""
     with (
         _Progress(recorder, request),
         announcing(request, lease),
@@ -115,6 +115,10 @@ def _worked(
         for chunk in settled:
             yield chunk
             tell(request, "worked", recorder.worked)
+        # Where a process dies that Ray begins anew, a stream may end early and without an error.
+        listed, ended = told(request, "listed", (0, False))
+        if not ended or listed != sum(recorder.counts.values()):
+            raise storage.StorageError(request.settings.input, "a process of the run was killed, not all has been done")
 
 
 def _give_up(recorder: Recorder, error: Exception) -> int:

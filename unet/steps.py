@@ -68,6 +68,7 @@ class List:
     def __call__(self, _: Row) -> Iterator[Row]:
         if told(self.request, "listed", None) is not None:
             # Ray begins anew where a process dies. What is listed would not be the same again, and rows would be lost.
+            # The driver may not hear of this error, but it sees that the listing has not ended.
             raise StorageError(self.request.settings.input, "the process that lists it was killed")
         tell(self.request, "listed", [0, False])
         gc.freeze()  # what is loaded by now; going through it again and again would take half of a listing's time
