@@ -102,6 +102,7 @@ def translated(uri: str) -> Iterator[None]:
 
 
 def fault_of_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageError:
+    """The fault that an error of the S3 API means; `status`: of HTTP, `error`: its Code and Message."""
     code = str(error.get("Code", status))
     if code == "NoSuchBucket":
         return NoSuchFolder(uri, "there is no such bucket")
