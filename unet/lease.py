@@ -263,7 +263,7 @@ class _BucketLease:
             except StorageError as error:  # the next beat tries again
                 fault = error
             except Exception as error:  # so does it here; `trouble` says it
-                fault = StorageError(self._uri, f"{type(error).__name__}: {error}")
+                fault = StorageError(self._uri, type(error).__name__)  # its text could hold a secret
             with self._held:
                 self._fault = fault
 
