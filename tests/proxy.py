@@ -8,6 +8,7 @@ import http.client
 import re
 import socket
 import threading
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -49,6 +50,8 @@ class Proxy(ThreadingHTTPServer):
         self.target = urlsplit(target).netloc
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[tuple[str, str]] = []
+        self.times: list[float] = []
+        """When each of them came, on the monotonic clock."""
         self.rules: list[Rule] = []
         self.refused_keys: set[str] = set()
         """Access keys that are told that they have expired."""
@@ -62,6 +65,7 @@ class Proxy(ThreadingHTTPServer):
     def action(self, verb: str, path: str, authorization: str) -> Action | None:
         with self.lock:
             self.requests.append((verb, path))
+            self.times.append(time.monotonic())
             if any(f"Credential={key}/" in authorization for key in self.refused_keys):
                 return "403"
             return next((rule.action for rule in self.rules if rule.means(verb, path)), None)

@@ -43,8 +43,8 @@ REASONS = {
 ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 """Storage classes whose objects cannot be read before they are restored."""
 
-SMALLEST_CHUNK, LARGEST_CHUNK, SETTLED_CHUNK = 4, 256, 8192
-"""Objects of a chunk: few at first, so that every worker has some soon, then a 32nd of all before it, so that no worker
+SMALLEST_CHUNK, LARGEST_CHUNK, SETTLED_CHUNK = 1, 256, 8192
+"""Objects of a chunk: one at first, so that every worker has some soon, then a 32nd of all before it, so that no worker
 is left with much at the end; Ray keeps some 10 kB of books for each chunk. Settled ones, which cost nothing, go in
 larger ones."""
 

@@ -6,6 +6,7 @@ A mask depends on its image and on `fingerprint` alone: never on its neighbours 
 """
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -186,39 +187,47 @@ def _steady(network: UNet) -> UNet:
                 setattr(parent, name, _Doubling(child))
             elif isinstance(child, nn.GroupNorm):
                 setattr(parent, name, _SteadyGroupNorm(child))
-            elif isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1):
-                child.dilation = (2, 2)  # no change for one pixel, but else PyTorch on one thread bypasses oneDNN
+            elif isinstance(child, nn.Conv2d):
+                _past_shortcut(child)
     return network
 
 
-class _Doubling(nn.Module):
-    """A 3x3 transposed convolution of stride 2 as two plain ones, which make the even and the odd rows.
+def _past_shortcut(convolution: nn.Conv2d) -> nn.Conv2d:
+    """`convolution`, of which PyTorch would take one of single pixels past oneDNN where it has a single thread."""
+    if convolution.kernel_size == (1, 1):
+        convolution.dilation = (2, 2)  # which changes nothing
+    return convolution
 
-    Each makes both columns of its rows, as twice the channels. An even row or column is the kernel's middle times the
-    pixel; an odd one is the kernel's end times the pixel plus its beginning times the next pixel.
+
+class _Doubling(nn.Module):
+    """A 3x3 transposed convolution of stride 2 as four plain ones, for even and odd rows of even and odd columns.
+
+    An even row or column is the kernel's middle times the pixel; an odd one is the kernel's end times the pixel plus
+    its beginning times the next pixel.
     """
 
     def __init__(self, transposed: nn.ConvTranspose2d) -> None:
         super().__init__()
         kernel = transposed.weight.transpose(0, 1)
-        before, after = transposed.in_channels, transposed.out_channels
         assert transposed.bias is not None
-        self.rows = nn.ModuleList()
-        for taps in ([1], [2, 0]):
-            part = kernel[:, :, taps]
-            even_column = torch.stack([part[..., 1], torch.zeros_like(part[..., 1])], dim=-1)
-            row = nn.Conv2d(before, 2 * after, (len(taps), 2)).requires_grad_(False)
-            row.weight.copy_(torch.cat([even_column, part[..., [2, 0]]]))
-            assert row.bias is not None
-            row.bias.copy_(transposed.bias.repeat(2))
-            self.rows.append(row)
+        self.channels = transposed.out_channels
+        self.parts = nn.ModuleList()
+        for rows, columns in itertools.product(([1], [2, 0]), repeat=2):
+            size = len(rows), len(columns)
+            part = nn.Conv2d(transposed.in_channels, self.channels, size).requires_grad_(False)
+            part.weight.copy_(kernel[:, :, rows][..., columns])
+            assert part.bias is not None
+            part.bias.copy_(transposed.bias)
+            self.parts.append(_past_shortcut(part))
 
     def forward(self, x: Tensor) -> Tensor:
         count, _, height, width = x.shape
-        even, odd = self.rows
         x = F.pad(x, (0, 1, 0, 1))  # not in the convolutions: with padding, these kernels depend on the threads
-        rows = [part.permute(0, 2, 3, 1) for part in (even(x[:, :, :-1]), odd(x))]
-        return torch.stack(rows, dim=2).view(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+        doubled = x.new_empty(count, height, 2, width, 2, self.channels)
+        for part, (row, column) in zip(self.parts, itertools.product((0, 1), repeat=2), strict=True):
+            made = part(x[:, :, : height + row, : width + column])
+            doubled[:, :, row, :, column] = made.permute(0, 2, 3, 1)
+        return doubled.view(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
 class _SteadyGroupNorm(nn.Module):

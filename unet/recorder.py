@@ -23,6 +23,7 @@ from unet.labels import LabelSet
 from unet.listing import OWN, Chunk, Request, mask_key
 from unet.run_page import Sheet, segmentation_report
 from unet.segmenter import SHEETS
+from unet.storage import translated
 
 PART_SECONDS, PART_SHARE, PART_ROWS = (1.0, 5.0), 0.02, 50_000
 """A ledger part is written when its oldest row is as old as this share of the run, within these bounds, or when it has
@@ -73,7 +74,8 @@ class Recorder:
         self._written = time.monotonic()
         self._folder = tempfile.TemporaryDirectory(prefix="unet-report-")
         self._report_path = Path(self._folder.name) / "report.parquet"
-        self._report = pq.ParquetWriter(self._report_path, REPORT, compression="zstd")
+        with translated(str(self._report_path)):
+            self._report = pq.ParquetWriter(self._report_path, REPORT, compression="zstd")
 
     @property
     def seconds(self) -> float:
@@ -135,7 +137,8 @@ class Recorder:
         """Writes the report and returns the summary. `complete`: the run came to its end by itself."""
         self.record()
         self._report_all()
-        self._report.close()
+        with translated(str(self._report_path)):
+            self._report.close()
         self.permit()
         if complete:
             self.request.ledger.compact(self.request.fence)
@@ -153,7 +156,8 @@ class Recorder:
 
     def _report_all(self) -> None:
         if self._unreported:
-            self._report.write_table(_report_rows(pa.concat_tables(self._unreported)))
+            with translated(str(self._report_path)):
+                self._report.write_table(_report_rows(pa.concat_tables(self._unreported)))
         self._unreported = []
 
     def _note_failures(self, rows: pa.Table) -> None:

@@ -192,7 +192,8 @@ class Permit:
 
 @contextmanager
 def announcing(request: Request, lease: Lease) -> Iterator[None]:
-    """Lets the workers know for how many seconds the lease is sure, again and again."""
+    """Lets the workers know for how many seconds the lease is sure, again and again; then takes back all that the
+    processes of the run told one another."""
     over = threading.Event()
 
     def announce() -> None:
@@ -214,6 +215,7 @@ def announcing(request: Request, lease: Lease) -> Iterator[None]:
         over.set()
         if thread.ident is not None:
             thread.join()
+        internal_kv._internal_kv_del(_place(request, ""), del_by_prefix=True)
 
 
 def announcements(lifetime: float) -> float:
@@ -242,12 +244,16 @@ def _slices(items: list[Item]) -> list[list[Item]]:
 def tell(request: Request, what: str, value: Any) -> None:
     """Tells the other processes of the run; None: takes it back."""
     if value is None:
-        internal_kv._internal_kv_del(f"unet/{request.run}/{what}")
+        internal_kv._internal_kv_del(_place(request, what))
         return
-    internal_kv._internal_kv_put(f"unet/{request.run}/{what}", json.dumps(value))
+    internal_kv._internal_kv_put(_place(request, what), json.dumps(value))
 
 
 def told(request: Request, what: str, default: Any) -> Any:
     """What was last told in the run; `default` if nothing was."""
-    told = internal_kv._internal_kv_get(f"unet/{request.run}/{what}")
+    told = internal_kv._internal_kv_get(_place(request, what))
     return json.loads(told) if told else default
+
+
+def _place(request: Request, what: str) -> str:
+    return f"unet/{request.run}/{what}"

@@ -57,6 +57,7 @@ __all__ = [
     "list_files",
     "open_store",
     "read",
+    "translated",
     "write",
 ]
 
@@ -138,12 +139,12 @@ class LocalStore:
 
     def head(self, key: str) -> Listed:
         """The file as it is now. Raises: Vanished, StorageError."""
-        with _translated(join(self.uri, key)):
+        with translated(join(self.uri, key)):
             return self._listed(key, os.stat(self._path(key)))
 
     def get(self, key: str, etag: str | None = None) -> bytes:
         """All bytes, those of `etag` if it is given. Raises: Vanished, Changed, StorageError."""
-        with _translated(join(self.uri, key)), open(self._path(key), "rb") as file:
+        with translated(join(self.uri, key)), open(self._path(key), "rb") as file:
             before = self._listed(key, os.fstat(file.fileno()))
             data = file.read()
             after = self._listed(key, os.fstat(file.fileno()))
@@ -178,7 +179,7 @@ class LocalStore:
     def delete(self, keys: Iterable[str]) -> None:
         """Removes files; those that are not there are no error. Raises: StorageError."""
         for key in keys:
-            with suppress(Vanished), _translated(join(self.uri, key)):
+            with suppress(Vanished), translated(join(self.uri, key)):
                 os.unlink(self._path(key))
 
     def refusal(self, key: str) -> str | None:
@@ -200,7 +201,7 @@ class LocalStore:
 
     def _walk(self, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
         """Keys in order. `below` is empty or ends in a slash; a link to a folder of `above` would never end."""
-        with _translated(join(self.uri, below)):
+        with translated(join(self.uri, below)):
             try:
                 status = os.stat(os.path.join(self._folder, below))
                 here = (status.st_dev, status.st_ino)
@@ -224,7 +225,7 @@ class LocalStore:
         target = self._path(key)
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, f"{OURS[0]}{uuid.uuid4().hex}{OURS[1]}")
-        with _translated(join(self.uri, key), absent=()):
+        with translated(join(self.uri, key), absent=()):
             os.makedirs(parent, exist_ok=True)
             try:
                 with open(temporary, "xb") as file:
@@ -362,7 +363,7 @@ def _is_ours(name: str) -> bool:
 
 
 @contextmanager
-def _translated(
+def translated(
     uri: str,
     absent: tuple[type[OSError], ...] = (FileNotFoundError, NotADirectoryError, IsADirectoryError),
 ) -> Iterator[None]:
