@@ -21,9 +21,9 @@ from tests import stub
 from tests.conftest import ROOT
 from tests.test_segmentation import save_model
 from unet.listing import LARGEST_CHUNK, chunks
+from unet.pipeline import packed
 from unet.segmentation import _prepare
 from unet.settings import SegmentSettings
-from unet.steps import packed
 from unet.storage import open_store
 
 INPUT, OUTPUT, MODEL = "s3://stub/images", "s3://stub/masks", "s3://stub/model"

@@ -28,12 +28,13 @@ from unet.labels import Label, LabelSet
 from unet.lease import acquire
 from unet.listing import LEASE, Chunk, chunks, make_rows
 from unet.model import UNet
+from unet.pipeline import packed, unpacked
 from unet.predict import Predictor
 from unet.recorder import Recorder
 from unet.segmentation import _prepare, segment
 from unet.segmenter import Segmenter
 from unet.settings import Geometry, RequestError, SegmentSettings
-from unet.steps import Fetch, Predict, Write, packed, unpacked
+from unet.steps import Fetch, Predict, Write
 from unet.storage import join, open_store
 
 LABELS = LabelSet((Label(value=0, name="ground", color=(0, 0, 0)), Label(value=255, name="box", color=(255, 0, 0))))

@@ -108,7 +108,7 @@ def read_pair(pair: Pair, labels: LabelSet) -> tuple[Image.Image, Array]:
         ImageError: names the file, what is wrong with it and the remedy.
     """
     image = _decode(pair.image, decode_picture)
-    mask = _decode(pair.mask, lambda data: decode_mask(data, labels))
+    mask = read_mask(pair.mask, labels)
     size = (image.height, image.width)
     if size != mask.shape:
         raise ImageError(
@@ -116,6 +116,15 @@ def read_pair(pair: Pair, labels: LabelSet) -> tuple[Image.Image, Array]:
             "export both at one size"
         )
     return image, mask
+
+
+def read_mask(uri: str, labels: LabelSet) -> Array:
+    """HW uint8 class indices of a mask file.
+
+    Raises:
+        ImageError: names the file, what is wrong with it and the remedy.
+    """
+    return _decode(uri, lambda data: decode_mask(data, labels))
 
 
 def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[str], None]) -> tuple[Census, Census]:

@@ -52,6 +52,29 @@ class ConfusionMatrix:
         return _ratio(2 * hit, truth + prediction)
 
     @property
+    def precision(self) -> Ratios:
+        """Correct pixels over predicted pixels by class, [C]."""
+        hit, _, prediction = self._sums()
+        return _ratio(hit, prediction)
+
+    @property
+    def recall(self) -> Ratios:
+        """Correct pixels over true pixels by class (class accuracy), [C]."""
+        hit, truth, _ = self._sums()
+        return _ratio(hit, truth)
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """Mean recall over the classes present in truth; NaN without any."""
+        return mean_of_present(self.recall)
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """Mean IoU weighted by the true pixels of each class; NaN without any."""
+        _, truth, _ = self._sums()
+        return float(_ratio(np.nansum(truth * self.iou), truth.sum()))
+
+    @property
     def mean_iou(self) -> float:
         """Mean IoU over the classes present in truth or prediction; NaN without any."""
         return mean_of_present(self.iou)

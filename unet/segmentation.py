@@ -7,9 +7,6 @@ first are segmented while the listing goes on. Recording is the driver's: a few 
 
 import hashlib
 import json
-import logging
-import os
-import pickle
 import secrets
 import sys
 import threading
@@ -21,7 +18,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 import ray
-import ray.data
 import yaml
 
 from unet import storage
@@ -29,17 +25,14 @@ from unet.artifact import Model
 from unet.lease import Held, Lease, acquire
 from unet.listing import LARGEST_CHUNK, LEASE, OWN, TODO, Chunk, Request, chunks
 from unet.manifest import check_manifest
+from unet.pipeline import connected_workers, plan_of, pool, running
 from unet.predict import Predictor
 from unet.recorder import Recorder
-from unet.session import connect
 from unet.settings import RequestError, SegmentSettings, to_mapping
 from unet.steps import Fetch, List, Predict, Segment, Write, announcing, tell, told
 from unet.stop import ending_after, saying_farewell
 
 FAILED, TOO_MANY_FAILED, HELD = 1, 3, 4
-
-IN_FLIGHT = 2
-"""Chunks that a worker has at a time: one is read and written while the other is predicted."""
 
 GLANCE = 20_000
 """Objects that are listed before a cluster is called for."""
@@ -86,7 +79,7 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
 
     with saying_farewell(farewell), ending_after(request.settings.time_limit, "--time-limit"):
         idle = _nothing_to_do(request, lease)
-        workers = _workers(request.settings) if idle is None else (0, 0)
+        workers = connected_workers(request.settings) if idle is None else (0, 0)
         settled = _worked(request, model, workers, recorder, lease) if idle is None else (chunk for chunk in idle)
         try:
             _write_settings(request)
@@ -133,7 +126,7 @@ def _give_up(recorder: Recorder, error: Exception) -> int:
 
 
 def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
-    settings = _with_absolute_paths(settings)
+    settings = storage.with_absolute_paths(settings, "input", "output", "model", "manifest")
     for outer, inner in ((settings.input, settings.output), (settings.output, settings.input)):
         if storage.contains(outer, inner):
             raise RequestError(
@@ -159,13 +152,6 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
 def _write_settings(request: Request) -> None:
     uri = storage.join(request.settings.output, f"{OWN}runs/{request.run}/settings.yaml")
     storage.write(uri, yaml.safe_dump(to_mapping(request.settings), sort_keys=False).encode())
-
-
-def _with_absolute_paths(settings: SegmentSettings) -> SegmentSettings:
-    """Workers may run in another folder than the command."""
-    names = ("input", "output", "model", "manifest")
-    local = {name: uri for name in names if (uri := getattr(settings, name)) and "://" not in uri}
-    return replace(settings, **{name: os.path.abspath(uri) for name, uri in local.items()})
 
 
 def _fingerprint(settings: SegmentSettings, model: Model) -> str:
@@ -210,24 +196,10 @@ def _nothing_to_do(request: Request, lease: Lease) -> list[Chunk] | None:
     return found
 
 
-def _workers(settings: SegmentSettings) -> tuple[int, int]:
-    """Connects; returns least and most workers: what --workers says, or up to one for each CPU or GPU.
-
-    Raises:
-        RequestError: --gpu without a GPU.
-    """
-    connect(worker_output=False)
-    kind = "GPU" if settings.gpu else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if settings.gpu and not there and settings.worker_range is None:
-        raise RequestError("--gpu: the cluster has no GPU; leave the flag out, or give --workers to wait for some")
-    return settings.worker_range or (1, max(1, there))
-
-
 def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Generator[Chunk, None, None]:
     """Settled chunks, as they come. On one machine the steps share a process; CPUs that feed GPUs have their own."""
     given = ray.put(model)
-    plan = ray.data.from_items([{"chunk": b""}]).map_batches(
+    plan = plan_of([None]).map_batches(
         List(request, AHEAD * workers[1]),
         batch_size=None,
         num_cpus=0,
@@ -246,33 +218,11 @@ def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Gener
             step,
             fn_constructor_args=arguments,
             batch_size=1,
-            compute=_pool(*size),
+            compute=pool(*size),
             num_cpus=cpus,
             num_gpus=gpus,
         )
-    _configure(plan.context)
-    for batch in plan.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        for data in batch["chunk"]:
-            yield pickle.loads(data)
-
-
-def _pool(least: int, most: int | None) -> ray.data.ActorPoolStrategy:
-    return ray.data.ActorPoolStrategy(
-        min_size=least,
-        max_size=most,
-        max_tasks_in_flight_per_actor=2 * IN_FLIGHT,
-        max_concurrent_calls_per_actor=IN_FLIGHT,
-        enable_true_multi_threading=True,
-    )
-
-
-def _configure(context: ray.data.DataContext) -> None:
-    context.target_max_block_size = 1  # a chunk is a block: it flows as soon as it is made
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True
-    context.execution_no_progress_timeout_s = -1  # nodes may be long in coming
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is raised, and said once
+    return running(plan)
 
 
 class _Progress:

@@ -1,12 +1,11 @@
-"""The steps of the segmentation pipeline as Ray Data calls them, and how a chunk travels between them.
+"""The steps of the segmentation pipeline as Ray Data calls them.
 
-A step takes a row and gives rows, each with one pickled chunk. What a run's processes tell one another beside that, how
+A step takes a row and gives rows, each with one chunk. What a run's processes tell one another beside that, how
 far they are, goes through Ray's key-value store.
 """
 
 import gc
 import json
-import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 import ray
 from ray.experimental import internal_kv
@@ -24,6 +22,7 @@ from ray.experimental import internal_kv
 from unet.lease import Held, Lease, Unsure, holds, now
 from unet.listing import LEASE, TODO, Chunk, Request, chunks
 from unet.memory import keep_freed_memory
+from unet.pipeline import Row, packed, unpacked
 from unet.quarantine import Trials
 from unet.segmenter import (
     GPU_BATCH,
@@ -45,18 +44,6 @@ IN_FLIGHT_SECONDS = 15.0
 
 SLICE_BYTES = 8 << 20
 """Bytes of encoded images that go from CPUs to GPUs together; decoded they are about ten times as much."""
-
-Row = dict[str, Any]
-
-
-def packed(chunk: Any) -> Row:
-    """What travels, as the one row that Ray Data sees."""
-    return {"chunk": np.array([pickle.dumps(chunk, protocol=5)], object)}
-
-
-def unpacked(row: Row) -> Any:
-    """The inverse of `packed`."""
-    return pickle.loads(row["chunk"][0])
 
 
 class List:

@@ -11,9 +11,10 @@ import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from unet.s3 import RETRY_FOR, S3Store, split
 from unet.settings import RequestError
@@ -31,6 +32,9 @@ from unet.stored import (
     Unsupported,
     Vanished,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "RETRY_FOR",
@@ -58,8 +62,11 @@ __all__ = [
     "open_store",
     "read",
     "translated",
+    "with_absolute_paths",
     "write",
 ]
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 CHECK_FOR = 5.0
 """Seconds for which a request that fails is repeated before a job begins."""
@@ -277,6 +284,13 @@ def list_files(folder: str) -> list[str]:
 def join(folder: str, key: str) -> str:
     """The URI of `key` in `folder`."""
     return f"{folder.removesuffix('/')}/{key}"
+
+
+def with_absolute_paths(settings: Settings, *names: str) -> Settings:
+    """`settings`, a dataclass, with local paths in these fields absolute: workers may run in another folder."""
+    given = {name: uri for name in names if (uri := getattr(settings, name)) and "://" not in uri}
+    changes: dict[str, Any] = {name: os.path.abspath(uri) for name, uri in given.items()}
+    return replace(settings, **changes)
 
 
 def read(uri: str) -> bytes:

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import sys
 import tempfile
 import uuid
@@ -96,23 +95,10 @@ def train(settings: TrainSettings) -> int:
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
-    """Workers run in another folder than the command."""
-
-    def absolute(uri: str | None) -> str | None:
-        return uri if uri is None or "://" in uri else os.path.abspath(uri)
-
-    data, fit_settings = settings.data, settings.fit
     return replace(
-        settings,
-        output=absolute(settings.output) or "",
-        data=replace(
-            data,
-            data=absolute(data.data),
-            images=absolute(data.images),
-            masks=absolute(data.masks),
-            val_data=absolute(data.val_data),
-        ),
-        fit=replace(fit_settings, init_from=absolute(fit_settings.init_from)),
+        storage.with_absolute_paths(settings, "output"),
+        data=storage.with_absolute_paths(settings.data, "data", "images", "masks", "val_data"),
+        fit=storage.with_absolute_paths(settings.fit, "init_from"),
     )
 
 
