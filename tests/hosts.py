@@ -1,0 +1,211 @@
+"""Hosts on one machine: a Ray cluster whose nodes share neither network addresses nor temporary disks.
+
+Each host is a network namespace with an address of its own, joined to the others by a bridge, and a mount namespace
+with an empty /tmp of its own. The bridge's address is this process: the S3 server and whoever submits jobs. Needs root
+and iproute2.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from tests.conftest import ROOT
+
+RAY = str(Path(sys.executable).with_name("ray"))
+NET = "10.231.17"
+HERE = f"{NET}.1"
+GCS, DASHBOARD, CLIENT = 6379, 8265, 10001
+
+PRIVATE_TMP = f"""
+set -e
+kept=$(mktemp -d /run/unet-XXXX)
+mount --make-rprivate /
+mount --bind {sys.prefix} $kept
+mount -t tmpfs tmpfs /tmp
+mkdir -p {sys.prefix}
+mount --move $kept {sys.prefix}
+rmdir $kept
+touch /tmp/ready
+exec sleep 100000
+"""
+"""What the first process of a host does. Python may itself lie below /tmp."""
+
+
+@dataclass
+class Host:
+    """A namespace. `number` is the last part of its address."""
+
+    number: int
+    environment: dict[str, str]
+    holder: "subprocess.Popen[bytes]"
+
+    @property
+    def name(self) -> str:
+        return f"unet{self.number}"
+
+    @property
+    def address(self) -> str:
+        return f"{NET}.{self.number}"
+
+    def command(self, *command: str) -> list[str]:
+        """`command` as it runs on this host."""
+        return ["nsenter", f"--target={self.holder.pid}", "--net", "--mount", f"--wd={ROOT}", *command]
+
+    def run(self, *command: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command(*command), env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def processes(self) -> list[int]:
+        """All that runs on this host, but for the process that holds it."""
+        here = os.readlink(f"/proc/{self.holder.pid}/ns/net")
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if os.readlink(process / "ns/net") == here and int(process.name) != self.holder.pid:
+                    found.append(int(process.name))
+        return found
+
+    def kill(self) -> None:
+        """The host loses power."""
+        for process in self.processes():
+            with suppress(OSError):
+                os.kill(process, 9)
+
+    def cut(self) -> None:
+        """Pulls its cable out."""
+        _ip("link", "set", self.name, "down")
+
+    def mend(self) -> None:
+        """Puts its cable in again."""
+        _ip("link", "set", self.name, "up")
+
+
+@dataclass
+class Hosts:
+    """A cluster being put together. Its processes use the S3 server of the tests at the bridge's address."""
+
+    environment: dict[str, str]
+    hosts: list[Host] = field(default_factory=list)
+
+    @property
+    def canary(self) -> str:
+        """A secret that no file may hold."""
+        return self.environment["AWS_SECRET_ACCESS_KEY"]
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.hosts[0].address}:{DASHBOARD}"
+
+    def add(self, *options: str) -> Host:
+        """One more host, which joins the cluster; the first is its head."""
+        number = len(self.hosts) + 2
+        holder = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", PRIVATE_TMP])
+        host = Host(number, self.environment, holder)
+        self.hosts.append(host)
+        _ip("link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", str(_namespace(holder)))
+        _ip("link", "set", host.name, "master", "unet0", "up")
+        for words in ("link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
+            assert host.run("ip", *words.split()).returncode == 0
+        while host.run("test", "-e", "/tmp/ready").returncode:
+            assert holder.poll() is None
+            time.sleep(0.05)
+        first = self.hosts[0]
+        role = ["--head", f"--port={GCS}", f"--dashboard-port={DASHBOARD}", "--dashboard-host=0.0.0.0"]
+        role += [f"--ray-client-server-port={CLIENT}"]
+        if host is not first:
+            role = [f"--address={first.address}:{GCS}"]
+        began = host.run(RAY, "start", *role, f"--node-ip-address={host.address}", "--disable-usage-stats", *options)
+        assert began.returncode == 0, began.stdout + began.stderr
+        return host
+
+    def ray(self, *arguments: str, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [RAY, *arguments],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+        where = ("--address", self.dashboard, "--working-dir", ".")
+        for _ in range(30):
+            ended = self.ray("job", "submit", *where, *options, "--", "python", *entrypoint)
+            if "No available agent to submit job" not in ended.stderr:  # it comes up after `ray start`
+                return ended
+            time.sleep(0.5)
+        raise TimeoutError(ended.stderr)
+
+    def log(self, submission: str) -> str:
+        return self.ray("job", "logs", "--address", self.dashboard, submission).stdout
+
+    def logs(self) -> Iterator[bytes]:
+        """Every log file of every host."""
+        for host in self.hosts:
+            for file in Path(f"/proc/{host.holder.pid}/root/tmp/ray").rglob("*"):
+                with suppress(OSError):
+                    if file.is_file():
+                        yield file.read_bytes()
+
+
+@contextmanager
+def network() -> Iterator[Hosts]:
+    """A bridge without hosts yet, and the S3 server of the tests on it; skips the test where that cannot be had."""
+    if os.getuid() or not shutil.which("ip") or not shutil.which("nsenter"):
+        pytest.skip("hosts of their own need root, iproute2 and util-linux")
+    if subprocess.run(["ip", "link", "add", "unet0", "type", "bridge"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel makes no bridge for the hosts")
+    server = None
+    try:
+        _ip("addr", "add", f"{HERE}/24", "dev", "unet0")
+        _ip("link", "set", "unet0", "up")
+        server = ThreadedMotoServer(ip_address=HERE, port=0)
+        server.start()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
+        environment |= {
+            "AWS_ENDPOINT_URL": f"http://{HERE}:{server.get_host_and_port()[1]}",
+            "AWS_ACCESS_KEY_ID": "the-tests-key",
+            "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
+            "AWS_REGION": "us-east-1",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "TMPDIR": "/tmp",
+        }
+        made = Hosts(environment)
+        try:
+            yield made
+        finally:
+            for host in made.hosts:
+                host.kill()
+                host.holder.kill()
+                host.holder.wait()
+    finally:
+        if server is not None:
+            server.stop()
+        subprocess.run(["ip", "link", "del", "unet0"], check=False)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def _namespace(holder: "subprocess.Popen[bytes]") -> int:
+    """The process id of `holder`, once it is in a network of its own."""
+    ours = os.readlink("/proc/self/ns/net")
+    while os.readlink(f"/proc/{holder.pid}/ns/net") == ours:
+        time.sleep(0.01)
+    return holder.pid

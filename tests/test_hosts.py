@@ -1,0 +1,166 @@
+"""Whole jobs on a cluster of several hosts that share nothing but the network and an S3 server."""
+
+import io
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import ROOT
+from tests.hosts import CLIENT, DASHBOARD, GCS, Hosts, network
+from tests.test_resume import flags_of
+from tests.test_segmentation import Bench, fill, save_model
+from unet import storage
+from unet.evaluation import evaluate
+from unet.journal import read_entries
+from unet.settings import EvaluateSettings
+from unet.storage import open_store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def hosts(s3: str) -> Iterator[Hosts]:
+    """A head without CPUs and two hosts of one CPU each."""
+    with network() as made:
+        made.add("--num-cpus=0")
+        made.add("--num-cpus=1")
+        made.add("--num-cpus=1")
+        yield made
+
+
+def wait_for(ready: Callable[[], object], seconds: float, log: Callable[[], str]) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, log()
+        time.sleep(0.3)
+
+
+def put_set(boxes: Path, bucket: str) -> None:
+    for file in boxes.rglob("*.png"):
+        storage.write(f"{bucket}/boxes/{file.relative_to(boxes)}", file.read_bytes())
+
+
+LABELS = "index,name,red,green,blue\n0,ground,0,0,0\n1,box,255,0,0\n"
+
+
+@pytest.fixture
+def classes() -> Iterator[str]:
+    """A label file in the working directory, which travels with a job."""
+    file = ROOT / "hosts-classes.csv"
+    file.write_text(LABELS)
+    yield file.name
+    file.unlink()
+
+
+def test_train_segment_and_evaluate_on_three_hosts_give_what_one_machine_gives(
+    hosts: Hosts, boxes: Path, bucket: str, classes: str, tmp_path: Path, one_ray: None
+) -> None:
+    put_set(boxes, bucket)
+    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=classes)
+    trained = hosts.submit("jobs/train.py", *arguments)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    bench = Bench(bucket)
+    bench.model = f"{bucket}/runs/run/model"
+    fill(bench.images, [f"{i:02}.png" for i in range(20)])
+    segmented = hosts.submit(
+        "jobs/segment.py", "--input", bench.images, "--output", bench.masks, "--model", bench.model, "--workers", "2"
+    )
+    assert segmented.returncode == 0, segmented.stdout + segmented.stderr
+    masks = bench.all_masks()
+    bench.masks += "-here"
+    bench.run()
+    assert masks == bench.all_masks()
+    scores = f"{bucket}/scores"
+    flags = ["--data", f"{bucket}/boxes", "--model", bench.model, "--output", scores]
+    evaluated = hosts.submit("jobs/evaluate.py", *flags)
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    here = str(tmp_path / "scores")
+    assert evaluate(EvaluateSettings(data=str(boxes), model=bench.model, output=here)) == 0
+    there, ours = (json.loads(storage.read(f"{place}/scores.json")) for place in (scores, here))
+    for name in ("confusion", "miou", "classes", "images"):
+        assert there[name] == ours[name]
+    written = [storage.read(f"{bucket}/{item.key}") for page in open_store(bucket).list() for item in page]
+    for data in (*written, *hosts.logs(), trained.stdout.encode(), segmented.stdout.encode()):
+        assert hosts.canary.encode() not in data
+
+
+@pytest.mark.parametrize("fault", ["cut", "killed"])
+def test_training_goes_on_after_a_host_is_lost(
+    hosts: Hosts, boxes: Path, bucket: str, classes: str, fault: str
+) -> None:
+    put_set(boxes, bucket)
+    flags = {"workers": "2" if fault == "killed" else "1:2", "steps_per_epoch": 60, "batch_size": 4}
+    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=classes, **flags)
+    hosts.submit("jobs/train.py", *arguments, options=("--no-wait", "--submission-id", "lost"))
+
+    def log() -> str:
+        return hosts.log("lost")
+
+    wait_for(lambda: any("step-" in name for name in storage.list_files(f"{bucket}/runs")), 180, log)
+    victim = hosts.hosts[-1]
+    if fault == "cut":
+        victim.cut()
+    else:
+        victim.kill()
+        hosts.add("--num-cpus=1")
+    lost = time.monotonic()
+    wait_for(lambda: "going on after step" in log(), 120, log)
+    print(f"went on after {time.monotonic() - lost:.0f} s")
+    if fault == "cut":
+        victim.mend()
+    wait_for(lambda: storage.exists(f"{bucket}/runs/run/report/index.html"), 240, log)
+    assert [entry["step"] for entry in read_entries(f"{bucket}/runs/run")] == [60, 120, 180]
+
+
+@pytest.mark.parametrize("fault", ["cut", "killed"])
+def test_segmenting_goes_on_after_a_host_is_lost(hosts: Hosts, bucket: str, fault: str) -> None:
+    bench = Bench(bucket)
+    save_model(bench.model, width=16)
+    fill(bench.images, [f"{i:03}.png" for i in range(300)])
+    flags = ["--input", bench.images, "--output", bench.masks, "--model", bench.model, "--workers", "1:2"]
+    flags += ["--lease", "4"]
+    hosts.submit("jobs/segment.py", *flags, options=("--no-wait", "--submission-id", "lost"))
+    wait_for(lambda: len(bench.all_masks()) > 40, 120, lambda: hosts.log("lost"))
+    victim = hosts.hosts[-1]
+    victim.cut() if fault == "cut" else victim.kill()
+
+    def ended() -> bool:
+        return any(name.endswith("summary.json") for name in storage.list_files(bench.masks))
+
+    wait_for(ended, 240, lambda: hosts.log("lost"))
+    masks = bench.all_masks()
+    (summary,) = [name for name in storage.list_files(bench.masks) if name.endswith("summary.json")]
+    report = storage.read(storage.join(bench.masks, summary.replace("summary.json", "report.parquet")))
+    rows = pq.read_table(io.BytesIO(report)).to_pylist()
+    assert sorted(row["key"] for row in rows) == [f"{i:03}.png" for i in range(300)]
+    assert {row["status"] for row in rows} == {"done"}
+    bench.masks += "-here"
+    bench.run()
+    assert masks == bench.all_masks()
+
+
+def test_a_client_without_the_token_is_refused_at_every_port(hosts: Hosts) -> None:
+    without = {name: value for name, value in hosts.environment.items() if not name.startswith("RAY_AUTH")}
+    head = hosts.hosts[0]
+    stranger = Hosts(without, hosts.hosts)
+    wait_for(lambda: stranger_sees(head.address, DASHBOARD), 60, lambda: "no dashboard")
+    refused = stranger.ray("job", "list", "--address", hosts.dashboard)
+    assert refused.returncode != 0
+    code = "import ray, sys; ray.init(address=sys.argv[1]); print(ray.nodes())"
+    for address in (f"{head.address}:{GCS}", f"ray://{head.address}:{CLIENT}"):
+        asked = head.run(
+            "env", "-u", "RAY_AUTH_TOKEN", "-u", "RAY_AUTH_MODE", sys.executable, "-c", code, address, timeout=120
+        )
+        assert asked.returncode != 0, f"{address} let a stranger in: {asked.stdout}"
+
+
+def stranger_sees(address: str, port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(1)
+        return client.connect_ex((address, port)) == 0
