@@ -110,7 +110,9 @@ class Hosts:
     def add(self, *options: str) -> Host:
         """One more host, which joins the cluster; the first is its head."""
         number = len(self.hosts) + 2
-        holder = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", PRIVATE_TMP])
+        holder = subprocess.Popen(
+            ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "--mount", "sh", "-c", PRIVATE_TMP]
+        )
         host = Host(number, self.environment, holder)
         self.hosts.append(host)
         _ip("link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", str(_namespace(holder)))
