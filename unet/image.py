@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from unet.labels import INVALID, LabelSet
+from unet.labels import BUILT_IN, INVALID, LabelSet
 from unet.settings import Geometry
 
 Array = npt.NDArray[np.uint8]
@@ -138,15 +138,15 @@ def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG", *, compress_level
 def encode_mask(mask: Array, labels: LabelSet, *, compress_level: int = 1) -> bytes:
     """`mask` as an indexed PNG of the labels' own values and colours, which `decode_mask` reads back.
 
-    `compress_level`: 1 (fast) to 9 (small). `IGNORE` becomes the first ignored label; a mask for a set without any
-    must not hold it.
+    `compress_level`: 1 (fast) to 9 (small). A class becomes the first of its labels, `IGNORE` the first ignored label;
+    a mask for a set without any must not hold it.
     """
-    ignored = [label.value for label in labels.labels if label.ignore]
+    ignored = [label.value for label in labels.written if label.ignore]
     assert ignored or mask.max(initial=0) < len(labels.classes)
     values = np.full(256, ignored[0] if ignored else 0, np.uint8)
     values[: len(labels.classes)] = [label.value for label in labels.classes]
-    palette = np.zeros((labels.labels[-1].value + 1, 3), np.uint8)  # no longer: up to 16 colours take half a byte
-    palette[[label.value for label in labels.labels]] = [label.color for label in labels.labels]
+    palette = np.zeros((labels.written[-1].value + 1, 3), np.uint8)  # no longer: up to 16 colours take half a byte
+    palette[[label.value for label in labels.written]] = [label.color for label in labels.written]
     picture = Image.fromarray(values[mask])
     picture.putpalette(palette.tobytes())
     return _saved(picture, "PNG", compress_level=compress_level)
@@ -199,6 +199,12 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+_NO_BINARY = (
+    "a binary mask holds 0 and 255, or 0 and 1; threshold it, or say with --classes what its values mean, in place of "
+    "--binary"
+)
+
+
 def _classes_of_values(values: npt.NDArray[np.generic], labels: LabelSet) -> Array:
     if values.dtype != np.uint8:
         wide = values.astype(np.int64)
@@ -212,14 +218,16 @@ def _classes_of_values(values: npt.NDArray[np.generic], labels: LabelSet) -> Arr
 
 
 def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
-    known = [label.value for label in labels.labels]
+    known = sorted(label.value for label in labels.labels)
     if set(present.tolist()) <= {0, 255} and len(labels.classes) == 2:
         return (
             f"is a 0/255 mask, but the label set has the indices {known}; "
-            "give the foreground the index 255 in the label file"
+            "give the foreground the index 255 in the label file, or --binary in place of --classes"
         )
     unknown = [value for value in present.tolist() if value not in known]
     shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    if labels == BUILT_IN["binary"]:
+        return f"holds the value {shown}, and {_NO_BINARY}"
     return (
         f"holds the value {shown}, which the label set (indices {known[0]} to {known[-1]}) lacks; "
         "add it to the label file (marked ignore, if it is no class) or mend the mask"
@@ -239,6 +247,8 @@ def _classes_of_colors(colors: Array, labels: LabelSet) -> Array:
                 f"holds the colour {color}, which no label has, but there is a label with the index {color[0]}: "
                 "it looks like an index mask saved as RGB; save its first channel alone"
             )
+        if labels == BUILT_IN["binary"]:
+            raise ImageError(f"holds the colour {color}, and {_NO_BINARY}")
         raise ImageError(f"holds the colour {color}, which no label has; add it to the label file or mend the mask")
     values = np.array([label.value for label in labels.labels], np.uint8)
     mask: Array = labels.value_to_class[values[nearest]]
