@@ -30,7 +30,7 @@ ROWS = (
         "sample",
         "labelled_set",
     },
-    {"plots"},
+    {"plots", "layouts"},
     {"storage", "schedule", "page", "scene", "memory", "priority", "stop"},
     {"s3"},
     {"s3_faults"},

@@ -1,17 +1,15 @@
 """A labelled set: pairs of image and mask, found by layout, split, and checked before anything starts.
 
-A pair's key is its path below the image folder without the suffix; image and mask pair by it. Whatever is wrong with a
-file is said in one line that names the file and the remedy.
+Whatever is wrong with a file is said in one line that names the file and the remedy.
 """
 
 import hashlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 import numpy as np
@@ -19,36 +17,29 @@ import numpy.typing as npt
 from PIL import Image
 
 from unet import storage
-from unet.image import SUFFIXES, Array, ImageError, decode_mask, decode_picture
+from unet.image import Array, ImageError, decode_mask, decode_picture
 from unet.labels import IGNORE, LabelSet
+from unet.layouts import Pair, pairs_by_layout, pairs_of, some
 from unet.settings import DataSettings, RequestError
 
-T = TypeVar("T")
+__all__ = [
+    "Census",
+    "LabelledSet",
+    "Pair",
+    "check",
+    "describe",
+    "find_labelled_set",
+    "read_mask",
+    "read_pair",
+]
 
-LAYOUTS = (
-    # training images, training masks, validation images, validation masks
-    ("train", "trainannot", "val", "valannot"),
-    ("images_prepped_train", "annotations_prepped_train", "images_prepped_test", "annotations_prepped_test"),
-    ("train/images", "train/masks", "val/images", "val/masks"),
-    ("images/train", "masks/train", "images/val", "masks/val"),
-    ("images", "masks", None, None),
-)
-"""Folders below --data, tried in this order."""
+T = TypeVar("T")
 
 READERS = 16
 """Pairs that the check reads at a time: from a bucket it waits more than it works."""
 
-SHOWN = 3
-"""How many files an error names before it only counts them."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image and its mask. `image` and `mask` are URIs."""
-
-    key: str
-    image: str
-    mask: str
+SIZES_SHOWN = 3
+"""How many of the commonest sizes the table shows before it only counts them."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +77,11 @@ def find_labelled_set(settings: DataSettings, folder: str | None = None) -> Labe
     if settings.images is not None and settings.masks is not None:
         storage.check_readable(settings.images, "--images")
         storage.check_readable(settings.masks, "--masks")
-        train, val = _pairs(settings.images, settings.masks), tuple[Pair, ...]()
+        train, val = pairs_of(settings.images, settings.masks), tuple[Pair, ...]()
     else:
-        train, val = _by_layout(folder or settings.data or "", "--data")
+        train, val = pairs_by_layout(folder or settings.data or "", "--data")
     if settings.val_data is not None:
-        part = _by_layout(settings.val_data, "--val-data")
+        part = pairs_by_layout(settings.val_data, "--val-data")
         val = part[1] or part[0]
         if shared := {pair.image for pair in val} & {pair.image for pair in train}:
             raise RequestError(
@@ -156,7 +147,7 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
                 said = time.monotonic()
                 say(f"check: {done} of {len(marked)} pairs read")
     if faults:
-        more = f" (and {len(faults) - 1} more such files: {_some(faults[1:])})" if len(faults) > 1 else ""
+        more = f" (and {len(faults) - 1} more such files: {some(faults[1:])})" if len(faults) > 1 else ""
         raise RequestError(faults[0] + more)
     for name, pairs, part in (("training", labelled.train, parts[0]), ("validation", labelled.val, parts[1])):
         if part.sizes.total() == len(pairs) and not part.pixels.any():
@@ -174,7 +165,7 @@ def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Cens
         sizes = [part.sizes.most_common() for part in census]
         shown = [f"{_by(s[place][0])}: {s[place][1]}" if place < len(s) else "" for s in sizes]
         lines.append(f"{'height x width' if not place else '':16}" + "".join(f"{text:>16}" for text in shown))
-        if place == SHOWN:
+        if place == SIZES_SHOWN:
             lines.append(f"{'':16}... {max(map(len, sizes)) - place - 1} more sizes")
             break
     for index, name in enumerate(labels.names):
@@ -184,47 +175,6 @@ def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Cens
     ignored = [part.ignored / max(1, part.ignored + part.pixels.sum()) for part in census]
     lines.append(f"{'(ignored)':16}" + "".join(f"{share:16.1%}" for share in ignored))
     return "\n".join(lines)
-
-
-def _by_layout(folder: str, flag: str) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    storage.check_readable(folder, flag)
-    for images, masks, val_images, val_masks in LAYOUTS:
-        if storage.exists(storage.join(folder, images)) and storage.exists(storage.join(folder, masks)):
-            train = _pairs(storage.join(folder, images), storage.join(folder, masks))
-            if val_images and val_masks and storage.exists(storage.join(folder, val_images)):
-                return train, _pairs(storage.join(folder, val_images), storage.join(folder, val_masks))
-            return train, ()
-    known = "; ".join(f"{images}/ + {masks}/" for images, masks, *_ in LAYOUTS)
-    raise RequestError(
-        f"{flag} {folder}: holds none of the known layouts ({known}); arrange it so, or use --images and --masks"
-    )
-
-
-def _pairs(images: str, masks: str) -> tuple[Pair, ...]:
-    image_files, mask_files = _by_stem(images), _by_stem(masks)
-    if not image_files:
-        raise RequestError(f"{images}: holds no image ({' '.join(SUFFIXES)}); name a folder that does")
-    for kind, other, without in (
-        ("image without a mask", masks, image_files.keys() - mask_files.keys()),
-        ("mask without an image", images, mask_files.keys() - image_files.keys()),
-    ):
-        if without:
-            files = mask_files if other == images else image_files
-            shown = _some([files[stem] for stem in sorted(without)])
-            raise RequestError(f"{kind}: {shown}; add the file of the same stem to {other} or remove this one")
-    return tuple(Pair(stem, image_files[stem], mask_files[stem]) for stem in sorted(image_files))
-
-
-def _by_stem(folder: str) -> dict[str, str]:
-    files: dict[str, str] = {}
-    for key in storage.list_files(folder):
-        path = PurePosixPath(key)
-        if path.suffix.lower() in SUFFIXES:
-            stem, uri = path.with_suffix("").as_posix(), storage.join(folder, key)
-            if stem in files:
-                raise RequestError(f"{files[stem]} and {uri} have one stem, and files pair by it; remove one of them")
-            files[stem] = uri
-    return files
 
 
 def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
@@ -260,10 +210,6 @@ def _decode(uri: str, decode: Callable[[bytes], T]) -> T:
         raise  # says nothing of the file
     except OSError as error:
         raise ImageError(f"{uri}: cannot be read ({error.strerror})") from None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _by(shape: tuple[int, ...]) -> str:

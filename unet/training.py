@@ -48,7 +48,8 @@ FAILED = 1
 
 SETTINGS, IDENTITY, PAGE = "settings.yaml", "identity.json", "report/index.html"
 
-FREE = {"output", "data", "images", "masks", "val_data", "classes", "workers", "gpu", "checkpoint_every", "compile"}
+NAMES_OF_SET = {"data", "images", "masks", "val_data", "classes", "binary"}
+FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile"}
 """Settings that may differ when a run goes on; that the set and its labels are the same is seen in themselves."""
 
 
@@ -140,7 +141,7 @@ def _refuse_other_set(run: Run, identity: dict[str, Any]) -> None:
 
 
 def _prepare(settings: TrainSettings, folder: str) -> Run:
-    labels = read_labels(settings.data.classes or "camvid")
+    labels = read_labels(settings.data.labels)
     if settings.data.score_ignore:
         labels = labels.scoring_ignored()
     source = None
