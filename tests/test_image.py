@@ -15,6 +15,7 @@ from unet.image import (
     ImageError,
     decode_image,
     decode_mask,
+    decode_picture,
     encode,
     encode_mask,
     fit_image,
@@ -22,6 +23,7 @@ from unet.image import (
     overlay,
     resize_mask,
     size_of,
+    wide_samples,
 )
 from unet.labels import IGNORE, LabelSet, read_labels
 from unet.settings import Geometry
@@ -185,6 +187,18 @@ def test_a_confidence_is_a_grayscale_png() -> None:
 def test_sixteen_bit_grayscale_keeps_its_high_byte() -> None:
     values = np.array([[0, 256, 65535]], np.uint16)
     assert decode_image(saved(Image.fromarray(values)))[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_a_window_scales_sixteen_bit_grayscale_and_nothing_else() -> None:
+    values = np.array([[0, 1000, 1002, 2000, 3000, 65535]], np.uint16)
+    data = saved(Image.fromarray(values))
+    decoded = decode_image(data, window=(1000, 3000))
+    assert decoded[0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]
+    assert (np.asarray(decode_picture(data, window=(1000, 3000))) == decoded).all()
+    assert (wide_samples(data) == values).all()
+    for narrow in (encode(make_pair(0)[0]), encode(make_pair(0)[1]), png_of_16_bits(np.zeros((2, 2, 3), np.uint16))):
+        assert wide_samples(narrow) is None
+        assert (decode_image(narrow, window=(0, 9)) == decode_image(narrow)).all()
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ from PIL import Image
 from unet import storage
 from unet.artifact import Model
 from unet.command_line import run
-from unet.image import encode
-from unet.labelled_set import LabelledSet, check, describe, find_labelled_set, read_pair
+from unet.image import decode_image, decode_mask, encode
+from unet.labelled_set import LabelledSet, check, describe, find_labelled_set, read_pair, window_of
 from unet.labels import IGNORE, LabelSet, read_labels
-from unet.settings import DataSettings, RequestError, TrainSettings
+from unet.predict import Predictor
+from unet.segmentation import segment
+from unet.settings import DataSettings, RequestError, SegmentSettings, TrainSettings
 from unet.training import train
 
 Values = npt.NDArray[np.uint8]
@@ -166,6 +168,41 @@ def test_voc_with_a_val_list_alone_trains_on_the_other_masks(tmp_path: Path) -> 
     assert (len(labelled.train), len(labelled.val)) == (5, 4)
 
 
+def write_satellite(folder: Path) -> None:
+    """Binary masks of 16-bit grayscale tiles: 500 to 3000 but for a few broken pixels, brighter in the foreground."""
+    for seed in range(9):
+        values = values_of("binary", seed)
+        samples = np.random.default_rng(seed).integers(500, 2000, SIZE).astype(np.uint16)
+        samples[values > 0] += 1000
+        samples[0, 0] = 65535
+        file = io.BytesIO()
+        Image.fromarray(samples).save(file, "PNG")
+        put(folder / f"images/{seed}.png", file.getvalue())
+        put(folder / f"masks/{seed}.png", encode(values))
+
+
+def test_the_window_of_a_16_bit_set_is_what_its_images_hold_but_for_their_tails(tmp_path: Path) -> None:
+    write_satellite(tmp_path)
+    labelled, labels = find_labelled_set(settings_of("binary", tmp_path)), read_labels("binary")
+    census = check(labelled, labels, 5000, print)
+    window = window_of(census)
+    assert window is not None
+    assert 500 <= window[0] < 540
+    assert 2940 < window[1] <= 3000
+    assert f"{window[0]} to {window[1]}" in describe(labelled, labels, census, window)
+    dark, _ = read_pair(labelled.train[0], labels)
+    seen, mask = read_pair(labelled.train[0], labels, window=window)
+    assert np.asarray(dark)[1:].max() == 3000 >> 8
+    assert np.asarray(seen)[mask == 0].mean() < 110 < 145 < np.asarray(seen)[mask == 1].mean()
+
+
+def test_a_set_of_eight_bits_has_no_window(tmp_path: Path) -> None:
+    labelled, labels = found("binary", tmp_path), read_labels("binary")
+    census = check(labelled, labels, 5000, print)
+    assert window_of(census) is None
+    assert "window" not in describe(labelled, labels, census)
+
+
 def first(folder: Path, pattern: str) -> Path:
     return min(folder.rglob(pattern))
 
@@ -229,6 +266,42 @@ def test_binary_and_classes_exclude_each_other() -> None:
         DataSettings(data="x", classes="camvid", binary=True)
     with pytest.raises(RequestError, match="--binary: the generated sample set"):
         DataSettings(binary=True)
+
+
+@pytest.mark.parametrize(
+    ("window", "words"), [("9 9", "--window 9 9: LOW must be below HIGH"), ("0 4095", "--window: is for 16-bit")]
+)
+def test_a_window_that_cannot_be_right_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], window: str, words: str
+) -> None:
+    write_binary(tmp_path / "set")
+    flags = [*flags_of("binary", tmp_path / "set", tmp_path / "out"), "--window", *window.split()]
+    assert run(train, TrainSettings, flags) == 2
+    assert words in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("one_ray")
+@pytest.mark.parametrize("given", [None, (0, 4095)])
+def test_a_16_bit_set_is_trained_and_segmented_through_the_window_of_the_model(
+    tmp_path: Path, given: tuple[int, int] | None
+) -> None:
+    write_satellite(tmp_path / "set")
+    flags = flags_of("binary", tmp_path / "set", tmp_path / "out")
+    assert run(train, TrainSettings, flags if given is None else [*flags, "--window", *map(str, given)]) == 0
+    model = Model.load(str(tmp_path / "out/run/model"))
+    assert model.window is not None
+    assert given in (None, model.window)
+    if given is not None:
+        return
+    settings = SegmentSettings(
+        input=str(tmp_path / "set/images"), output=str(tmp_path / "masks"), model=str(tmp_path / "out/run/model")
+    )
+    assert segment(settings) == 0
+    predictor = Predictor(model)
+    for file in (tmp_path / "set/images").iterdir():
+        expected = predictor.predict(decode_image(file.read_bytes(), window=model.window))
+        written = decode_mask((tmp_path / f"masks/{file.name}.png").read_bytes(), model.labels)
+        assert (written == expected).all()
 
 
 @pytest.mark.usefixtures("one_ray")

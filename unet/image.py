@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from unet.labels import BUILT_IN, INVALID, LabelSet
-from unet.settings import Geometry
+from unet.settings import Geometry, Window
 
 Array = npt.NDArray[np.uint8]
 
@@ -36,10 +36,11 @@ class ImageError(ValueError):
     """Bytes that cannot be taken as an image or a mask; the message says why, the caller knows the file."""
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Array:
     """The first frame as displayed, HWC uint8 RGB.
 
-    Sixteen-bit samples keep their high byte; transparency is dropped.
+    Sixteen-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency
+    is dropped.
 
     Raises:
         ImageError: not an image, truncated, or larger than `max_pixels`.
@@ -52,19 +53,34 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
             height = max(1, BAND // picture.width)
             for top in range(0, picture.height, height):  # Pillow's own copy is all that is held beside the image
                 rows = image[top : top + height]
-                rows[:] = np.asarray(_as_rgb(picture.crop((0, top, picture.width, top + len(rows)))))
+                rows[:] = np.asarray(_as_rgb(picture.crop((0, top, picture.width, top + len(rows))), window))
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
     return image
 
 
-def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Image.Image:
     """What `decode_image` gives, as Pillow's own RGB image: to be worked on by Pillow, it need not become an array."""
     with _open(data, max_pixels) as picture:
         _refuse_floats(picture)
         try:
             ImageOps.exif_transpose(picture, in_place=True)
-            return _as_rgb(picture)
+            return _as_rgb(picture, window)
+        except _DECODING_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def wide_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.int64] | None:
+    """The samples of a 16-bit grayscale image, HW as stored: what a `Window` is chosen by. None for any other image.
+
+    Raises:
+        ImageError: not an image, truncated, or larger than `max_pixels`.
+    """
+    with _open(data, max_pixels) as picture:
+        if not _is_wide(picture):
+            return None
+        try:
+            return np.asarray(picture).astype(np.int64)
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
 
@@ -190,10 +206,19 @@ def _refuse_floats(picture: Image.Image) -> None:
         raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit grayscale, which convert() would clip to white
-        high_bytes = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        picture = Image.fromarray(high_bytes)
+def _is_wide(picture: Image.Image) -> bool:
+    return picture.mode.startswith("I")
+
+
+def _as_rgb(picture: Image.Image, window: Window | None) -> Image.Image:
+    if _is_wide(picture):  # which convert() would clip to white
+        samples = np.asarray(picture)
+        if window is None:
+            narrow = samples.astype(np.int64) >> 8
+        else:
+            low, high = window
+            narrow = ((samples.astype(np.float64) - low) * (255 / (high - low))).round()
+        picture = Image.fromarray(narrow.clip(0, 255).astype(np.uint8))
     elif "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")

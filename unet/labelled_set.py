@@ -4,6 +4,7 @@ Whatever is wrong with a file is said in one line that names the file and the re
 """
 
 import hashlib
+import math
 import random
 import time
 from collections import Counter
@@ -17,10 +18,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from unet import storage
-from unet.image import Array, ImageError, decode_mask, decode_picture
+from unet.image import Array, ImageError, decode_mask, decode_picture, wide_samples
 from unet.labels import IGNORE, LabelSet
 from unet.layouts import Pair, pairs_by_layout, pairs_of, some
-from unet.settings import DataSettings, RequestError
+from unet.settings import DataSettings, RequestError, Window
 
 __all__ = [
     "Census",
@@ -31,12 +32,19 @@ __all__ = [
     "find_labelled_set",
     "read_mask",
     "read_pair",
+    "window_of",
 ]
 
 T = TypeVar("T")
 
 READERS = 16
 """Pairs that the check reads at a time: from a bucket it waits more than it works."""
+
+SAMPLES = 1024
+"""Pixels of each 16-bit image that the window is chosen by: images count alike, whatever their size."""
+
+TAILS = (0.5, 99.5)
+"""Percentiles of these that become black and white."""
 
 SIZES_SHOWN = 3
 """How many of the commonest sizes the table shows before it only counts them."""
@@ -60,6 +68,8 @@ class Census:
     """Pixels that are not scored."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Pairs read, by (height, width)."""
+    samples: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    """Of each 16-bit grayscale image, `SAMPLES` of its pixels."""
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
@@ -92,21 +102,14 @@ def find_labelled_set(settings: DataSettings, folder: str | None = None) -> Labe
     return LabelledSet(train, val)
 
 
-def read_pair(pair: Pair, labels: LabelSet) -> tuple[Image.Image, Array]:
+def read_pair(pair: Pair, labels: LabelSet, *, window: Window | None = None) -> tuple[Image.Image, Array]:
     """Image (Pillow's, RGB) and mask (HW uint8 class indices), of one size.
 
     Raises:
         ImageError: names the file, what is wrong with it and the remedy.
     """
-    image = _decode(pair.image, decode_picture)
-    mask = read_mask(pair.mask, labels)
-    size = (image.height, image.width)
-    if size != mask.shape:
-        raise ImageError(
-            f"{pair.mask}: the mask has {_by(mask.shape)} pixels, its image {pair.image} has {_by(size)}; "
-            "export both at one size"
-        )
-    return image, mask
+    image = _decode(pair.image, lambda data: decode_picture(data, window=window))
+    return image, _mask_of(image, pair, labels)
 
 
 def read_mask(uri: str, labels: LabelSet) -> Array:
@@ -116,6 +119,15 @@ def read_mask(uri: str, labels: LabelSet) -> Array:
         ImageError: names the file, what is wrong with it and the remedy.
     """
     return _decode(uri, lambda data: decode_mask(data, labels))
+
+
+def window_of(census: tuple[Census, Census]) -> Window | None:
+    """The window that suits the 16-bit images that the check has read; None if there are none."""
+    samples = [sampled for part in census for sampled in part.samples]
+    if not samples:
+        return None
+    low, high = np.percentile(np.concatenate(samples), TAILS)
+    return math.floor(low), max(math.ceil(high), math.floor(low) + 1)
 
 
 def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[str], None]) -> tuple[Census, Census]:
@@ -138,11 +150,12 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
             if isinstance(seen, ImageError):
                 faults.append(str(seen))
             else:
-                size, counts = seen
+                size, counts, samples = seen
                 part = parts[is_val]
                 part.sizes[size] += 1
                 part.pixels += counts[: len(part.pixels)]
                 part.ignored += int(counts[IGNORE])
+                part.samples += samples
             if time.monotonic() - said > 5:
                 said = time.monotonic()
                 say(f"check: {done} of {len(marked)} pairs read")
@@ -155,8 +168,10 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
     return parts[0], parts[1]
 
 
-def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Census]) -> str:
-    """The table that the check prints."""
+def describe(
+    labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Census], window: Window | None = None
+) -> str:
+    """The table that the check prints. `window`: of 16-bit images."""
     lines = [f"{'':16}{'train':>16}{'val':>16}", f"{'pairs':16}{len(labelled.train):16}{len(labelled.val):16}"]
     read = tuple(sum(part.sizes.values()) for part in census)
     if sum(read) < len(labelled.train) + len(labelled.val):
@@ -168,6 +183,10 @@ def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Cens
         if place == SIZES_SHOWN:
             lines.append(f"{'':16}... {max(map(len, sizes)) - place - 1} more sizes")
             break
+    if any(part.samples for part in census):
+        lines.append(f"{'16-bit images':16}" + "".join(f"{len(part.samples):16}" for part in census))
+    if window is not None:
+        lines.append(f"{'window':16}{f'{window[0]} to {window[1]}':>16}")
     for index, name in enumerate(labels.names):
         shares = [part.shares[index] for part in census]
         note = "" if shares[0] else "   no pixel to learn it from"
@@ -191,14 +210,35 @@ def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], 
     return train, val
 
 
-def _look(pair: Pair, labels: LabelSet) -> tuple[tuple[int, int], npt.NDArray[np.int64]] | ImageError:
+_Seen = tuple[tuple[int, int], npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]
+"""Height and width, pixels by class index, and samples of a 16-bit image."""
+
+
+def _look(pair: Pair, labels: LabelSet) -> _Seen | ImageError:
     try:
-        mask = read_pair(pair, labels)[1]
+        image, samples = _decode(pair.image, lambda data: (decode_picture(data), _sampled(data)))
+        mask = _mask_of(image, pair, labels)
     except storage.Unreachable as error:
         return ImageError(str(error))
     except ImageError as error:
         return error
-    return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256)
+    return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256), samples
+
+
+def _sampled(data: bytes) -> list[npt.NDArray[np.int64]]:
+    samples = wide_samples(data)
+    return [] if samples is None else [np.random.default_rng(0).choice(samples.ravel(), SAMPLES)]
+
+
+def _mask_of(image: Image.Image, pair: Pair, labels: LabelSet) -> Array:
+    mask = read_mask(pair.mask, labels)
+    size = (image.height, image.width)
+    if size != mask.shape:
+        raise ImageError(
+            f"{pair.mask}: the mask has {_by(mask.shape)} pixels, its image {pair.image} has {_by(size)}; "
+            "export both at one size"
+        )
+    return mask
 
 
 def _decode(uri: str, decode: Callable[[bytes], T]) -> T:

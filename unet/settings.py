@@ -24,6 +24,9 @@ class Geometry:
     """Height and width [pixels]."""
 
 
+Window = tuple[int, int]
+"""Samples of 16-bit grayscale images that become black and white, 0 and 255; between them the scale is linear."""
+
 Preset = Literal["default", "classic"]
 Norm = Literal["none", "batch", "group"]
 Upsample = Literal["transpose", "bilinear"]
@@ -57,6 +60,9 @@ class DataSettings:
     """In place of --classes: masks hold 0 and 255, or 0 and 1: background and foreground."""
     score_ignore: bool = False
     """Train and score the ignored labels as classes of their own."""
+    window: Window | None = None
+    """Samples LOW HIGH of 16-bit grayscale images that become black and white; part of the model. Default: percentiles
+    0.5 and 99.5 of those that the check reads."""
     check_limit: int = 5000
     """How many pairs are read in full before anything starts; of a larger set, a random sample of that many."""
 
@@ -77,6 +83,8 @@ class DataSettings:
             )
         if not 0 < self.val_fraction < 1:
             raise RequestError(f"--val-fraction {self.val_fraction} must lie between 0 and 1")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise RequestError(f"--window {self.window[0]} {self.window[1]}: LOW must be below HIGH")
         _at_least("--check-limit", self.check_limit, 1)
 
     @property
