@@ -281,7 +281,7 @@ def test_a_window_that_cannot_be_right_is_refused(
 
 
 @pytest.mark.usefixtures("one_ray")
-@pytest.mark.parametrize("given", [None, (0, 4095)])
+@pytest.mark.parametrize("given", [None, pytest.param((0, 4095), marks=pytest.mark.slow)])
 def test_a_16_bit_set_is_trained_and_segmented_through_the_window_of_the_model(
     tmp_path: Path, given: tuple[int, int] | None
 ) -> None:
@@ -305,7 +305,7 @@ def test_a_16_bit_set_is_trained_and_segmented_through_the_window_of_the_model(
 
 
 @pytest.mark.usefixtures("one_ray")
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", ["cityscapes", *(pytest.param(n, marks=pytest.mark.slow) for n in [*WRITERS][1:])])
 def test_a_set_is_trained_on_as_it_comes(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / "set")
     assert run(train, TrainSettings, flags_of(name, tmp_path / "set", tmp_path / "out")) == 0

@@ -6,7 +6,7 @@ nothing is trained or scored. Masks are only ever resampled with nearest neighbo
 
 import io
 import struct
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +70,7 @@ def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window 
             raise ImageError(f"cannot be decoded: {error}") from None
 
 
-def wide_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.int64] | None:
+def wide_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.integer[Any]] | None:
     """The samples of a 16-bit grayscale image, HW as stored: what a `Window` is chosen by. None for any other image.
 
     Raises:
@@ -80,7 +80,7 @@ def wide_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np
         if not _is_wide(picture):
             return None
         try:
-            return np.asarray(picture).astype(np.int64)
+            return np.asarray(picture)
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
 
@@ -206,19 +206,24 @@ def _refuse_floats(picture: Image.Image) -> None:
         raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
 
 
+def _narrow(samples: npt.NDArray[np.integer[Any]], window: Window | None) -> Array:
+    """Sixteen-bit samples as eight bits."""
+    if window is None:
+        return (samples.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+    low, high = window
+    scaled = samples.astype(np.float32)
+    scaled -= low  # in place: there may be a hundred million
+    scaled *= 255 / (high - low)
+    return scaled.round(out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+
+
 def _is_wide(picture: Image.Image) -> bool:
     return picture.mode.startswith("I")
 
 
 def _as_rgb(picture: Image.Image, window: Window | None) -> Image.Image:
     if _is_wide(picture):  # which convert() would clip to white
-        samples = np.asarray(picture)
-        if window is None:
-            narrow = samples.astype(np.int64) >> 8
-        else:
-            low, high = window
-            narrow = ((samples.astype(np.float64) - low) * (255 / (high - low))).round()
-        picture = Image.fromarray(narrow.clip(0, 255).astype(np.uint8))
+        picture = Image.fromarray(_narrow(np.asarray(picture), window))
     elif "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +68,7 @@ class Census:
     """Pixels that are not scored."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Pairs read, by (height, width)."""
-    samples: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    samples: list[npt.NDArray[np.integer[Any]]] = field(default_factory=list)
     """Of each 16-bit grayscale image, `SAMPLES` of its pixels."""
 
     @property
@@ -210,7 +210,7 @@ def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], 
     return train, val
 
 
-_Seen = tuple[tuple[int, int], npt.NDArray[np.int64], list[npt.NDArray[np.int64]]]
+_Seen = tuple[tuple[int, int], npt.NDArray[np.int64], list[npt.NDArray[np.integer[Any]]]]
 """Height and width, pixels by class index, and samples of a 16-bit image."""
 
 
@@ -225,7 +225,7 @@ def _look(pair: Pair, labels: LabelSet) -> _Seen | ImageError:
     return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256), samples
 
 
-def _sampled(data: bytes) -> list[npt.NDArray[np.int64]]:
+def _sampled(data: bytes) -> list[npt.NDArray[np.integer[Any]]]:
     samples = wide_samples(data)
     return [] if samples is None else [np.random.default_rng(0).choice(samples.ravel(), SAMPLES)]
 
