@@ -17,6 +17,7 @@ from unet.image import decode_image, decode_mask, encode
 from unet.labelled_set import LabelledSet, check, describe, find_labelled_set, read_pair, window_of
 from unet.labels import IGNORE, LabelSet, read_labels
 from unet.predict import Predictor
+from unet.scorer import Scorer
 from unet.segmentation import segment
 from unet.settings import DataSettings, RequestError, SegmentSettings, TrainSettings
 from unet.training import train
@@ -111,7 +112,7 @@ WRITERS = {"cityscapes": write_cityscapes, "camvid32": write_camvid32, "voc": wr
 
 def settings_of(name: str, folder: Path, **options: Any) -> DataSettings:
     meant: dict[str, Any] = {"binary": True} if name == "binary" else {"classes": name}
-    return DataSettings(data=str(folder), **meant, **options)
+    return DataSettings(**{"data": str(folder), **meant, **options})
 
 
 def found(name: str, folder: Path) -> LabelledSet:
@@ -159,6 +160,15 @@ def test_the_lists_of_voc_may_be_absent_and_then_all_masks_are_split(tmp_path: P
     labelled = find_labelled_set(settings_of("voc", tmp_path, val_fraction=0.4))
     assert len(labelled.train) + len(labelled.val) == 9
     assert labelled.val
+
+
+def test_a_set_in_a_bucket_is_found_as_in_a_folder(tmp_path: Path, bucket: str) -> None:
+    here = found("voc", tmp_path)
+    for file in tmp_path.rglob("*.*"):
+        storage.write(f"{bucket}/voc/{file.relative_to(tmp_path)}", file.read_bytes())
+    there = find_labelled_set(settings_of("voc", Path("voc"), data=f"{bucket}/voc"))
+    assert [pair.key for pair in there.train + there.val] == [pair.key for pair in here.train + here.val]
+    read_pair(there.val[0], read_labels("voc"))
 
 
 def test_voc_with_a_val_list_alone_trains_on_the_other_masks(tmp_path: Path) -> None:
@@ -302,6 +312,10 @@ def test_a_16_bit_set_is_trained_and_segmented_through_the_window_of_the_model(
         expected = predictor.predict(decode_image(file.read_bytes(), window=model.window))
         written = decode_mask((tmp_path / f"masks/{file.name}.png").read_bytes(), model.labels)
         assert (written == expected).all()
+    labelled = find_labelled_set(settings_of("binary", tmp_path / "set"))
+    for pair, image in zip(labelled.train, Scorer(model.labels, predictor, {})(labelled.train).images, strict=True):
+        seen, truth = read_pair(pair, model.labels, window=model.window)
+        assert image.pixel_accuracy == pytest.approx((predictor.predict(np.asarray(seen)) == truth).mean())
 
 
 @pytest.mark.usefixtures("one_ray")

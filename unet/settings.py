@@ -384,7 +384,7 @@ class EvaluateSettings:
     masks: str | None = None
     """Folder of masks that jobs/segment.py has written for the set's images, to be scored in place of a model's."""
     classes: str | None = None
-    """Label set of the truth: camvid, or a CSV. Default: the model's own."""
+    """Label set of the truth: camvid, camvid32, cityscapes, voc, binary, or a CSV. Default: the model's own."""
     score_ignore: bool = False
     """Score the ignored labels of --classes as classes of their own."""
     part: Literal["val", "train", "all"] = "val"
