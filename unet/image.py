@@ -71,7 +71,7 @@ def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window 
 
 
 def wide_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.integer[Any]] | None:
-    """The samples of a 16-bit grayscale image, HW as stored: what a `Window` is chosen by. None for any other image.
+    """The samples of a 16-bit grayscale image, HW: what a `Window` is chosen by. None for any other image.
 
     Raises:
         ImageError: not an image, truncated, or larger than `max_pixels`.
