@@ -45,6 +45,16 @@ def test_a_mask_has_the_size_of_its_image_in_both_geometries(saved: tuple[Model,
         assert Predictor(model).predict(image).shape == (37, 61)
 
 
+def test_a_window_is_kept_and_its_absence_leaves_the_description_as_it_was(saved: tuple[Model, str]) -> None:
+    model, folder = saved
+    description = json.loads((Path(folder) / "model.json").read_text())
+    assert (description["format"], description["preprocessing"]) == (1, {"version": 1, "range": [-1, 1]})
+    assert Model.load(folder).window is None
+    model.window = (212, 3890)
+    model.save(folder)
+    assert Model.load(folder).window == (212, 3890)
+
+
 def test_weights_that_do_not_match_their_description_are_refused(saved: tuple[Model, str]) -> None:
     file = Path(saved[1]) / "model.safetensors"
     data = bytearray(file.read_bytes())

@@ -15,6 +15,7 @@ from unet.image import (
     ImageError,
     decode_image,
     decode_mask,
+    decode_picture,
     encode,
     encode_mask,
     fit_image,
@@ -22,6 +23,7 @@ from unet.image import (
     overlay,
     resize_mask,
     size_of,
+    wide_samples,
 )
 from unet.labels import IGNORE, LabelSet, read_labels
 from unet.settings import Geometry
@@ -166,6 +168,16 @@ def test_an_encoded_mask_keeps_what_is_ignored() -> None:
     assert (decode_mask(encode_mask(mask, CAMVID), CAMVID) == mask).all()
 
 
+def test_a_class_of_several_labels_is_read_from_each_and_written_as_the_first() -> None:
+    published = read_labels("camvid32")
+    colors = np.array([[label.color for label in published.labels]], np.uint8)
+    mask = decode_mask(encode(colors), published)
+    assert set(mask.ravel().tolist()) == {*range(11), IGNORE}
+    written = encode_mask(mask, published)
+    assert (decode_mask(written, published) == mask).all()
+    assert (np.asarray(Image.open(io.BytesIO(written))) == np.where(mask == IGNORE, 11, mask)).all()
+
+
 def test_a_confidence_is_a_grayscale_png() -> None:
     confidence = np.arange(12, dtype=np.uint8).reshape(3, 4)
     picture = Image.open(io.BytesIO(encode(confidence)))
@@ -175,6 +187,20 @@ def test_a_confidence_is_a_grayscale_png() -> None:
 def test_sixteen_bit_grayscale_keeps_its_high_byte() -> None:
     values = np.array([[0, 256, 65535]], np.uint16)
     assert decode_image(saved(Image.fromarray(values)))[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_a_window_scales_sixteen_bit_grayscale_and_nothing_else() -> None:
+    values = np.array([[0, 1000, 1002, 2000, 3000, 65535]], np.uint16)
+    data = saved(Image.fromarray(values))
+    decoded = decode_image(data, window=(1000, 3000))
+    assert decoded[0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]
+    assert (np.asarray(decode_picture(data, window=(1000, 3000))) == decoded).all()
+    samples = wide_samples(data)
+    assert samples is not None
+    assert (samples == values).all()
+    for narrow in (encode(make_pair(0)[0]), encode(make_pair(0)[1]), png_of_16_bits(np.zeros((2, 2, 3), np.uint16))):
+        assert wide_samples(narrow) is None
+        assert (decode_image(narrow, window=(0, 9)) == decode_image(narrow)).all()
 
 
 @pytest.mark.parametrize(
@@ -226,6 +252,26 @@ def test_a_0_255_mask_of_a_binary_set_is_recognised() -> None:
     with pytest.raises(ImageError, match=r"0/255 mask.*index 255 in the label file"):
         decode_mask(encode(np.array([[0, 255]], np.uint8)), labels_of(0, 1))
     assert decode_mask(encode(np.array([[0, 255]], np.uint8)), labels_of(0, 255)).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 255], [0, 0]])
+def test_a_binary_mask_holds_0_and_255_or_0_and_1(values: list[int]) -> None:
+    binary = read_labels("binary")
+    samples = np.array([values], np.uint8)
+    expected = [[int(value > 0) for value in values]]
+    for data in (encode(samples), encode(samples[..., None].repeat(3, -1))):
+        assert decode_mask(data, binary).tolist() == expected
+    if values == [0, 1]:
+        assert decode_mask(saved(Image.fromarray(samples.astype(bool))), binary).tolist() == expected
+
+
+@pytest.mark.parametrize("value", [2, 128, 254])
+def test_another_value_in_a_binary_mask_is_named(value: int) -> None:
+    samples = np.array([[0, value, 255]], np.uint8)
+    with pytest.raises(ImageError, match=rf"holds the value {value}, .*threshold it"):
+        decode_mask(encode(samples), read_labels("binary"))
+    with pytest.raises(ImageError, match=rf"holds the colour \({value}, .*threshold it"):
+        decode_mask(encode(samples[..., None].repeat(3, -1)), read_labels("binary"))
 
 
 def test_an_unknown_colour_is_named() -> None:

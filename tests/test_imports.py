@@ -30,7 +30,7 @@ ROWS = (
         "sample",
         "labelled_set",
     },
-    {"plots"},
+    {"plots", "layouts"},
     {"storage", "schedule", "page", "scene", "memory", "priority", "stop"},
     {"s3"},
     {"s3_faults"},
@@ -39,7 +39,7 @@ ROWS = (
     {"image", "canvas"},
     {"palette"},
     {"labels"},
-    {"settings"},
+    {"settings", "published"},
 )
 """Modules of unet/, highest first: each imports only from rows below its own, or within its own where SIDEWAYS says."""
 

@@ -8,8 +8,9 @@ import pytest
 
 from tests.conftest import make_pair, write_pair
 from unet.image import ImageError, encode
-from unet.labelled_set import LAYOUTS, check, describe, find_labelled_set, read_pair
+from unet.labelled_set import check, describe, find_labelled_set, read_pair
 from unet.labels import read_labels
+from unet.layouts import LAYOUTS, Layout
 from unet.settings import DataSettings, RequestError
 
 
@@ -18,11 +19,12 @@ def find(folder: Path, **options: object) -> tuple[list[str], list[str]]:
     return [pair.key for pair in labelled.train], [pair.key for pair in labelled.val]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:-1], ids=lambda layout: layout[0])
-def test_a_layout_with_a_validation_part_is_found(tmp_path: Path, boxes: Path, layout: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=lambda layout: layout.images)
+def test_a_layout_with_a_validation_part_is_found(tmp_path: Path, boxes: Path, layout: Layout) -> None:
     sources = ("train/images", "train/masks", "val/images", "val/masks")
-    for source, target in zip(sources, layout, strict=True):
-        shutil.copytree(boxes / source, tmp_path / "set" / target)
+    targets = (layout.images, layout.masks, layout.val_images, layout.val_masks)
+    for source, target in zip(sources, targets, strict=True):
+        shutil.copytree(boxes / source, tmp_path / "set" / str(target))
     train, val = find(tmp_path / "set")
     assert train == [f"{number:03}" for number in range(12)]
     assert val == [f"{number:03}" for number in range(100, 105)]

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -169,6 +170,8 @@ def test_the_fingerprint_names_what_changes_pixels_and_nothing_else() -> None:
     assert base["model"] == "d"
     for other in (Predictor(model, tta=True), Predictor(model, precision="fp32"), Predictor(model, tile=512)):
         assert other.fingerprint != base
+    assert "window" not in base
+    assert Predictor(replace(model, window=(0, 4095))).fingerprint != base
     resize = random_model("resize")
     assert Predictor(resize, tile=512).fingerprint == Predictor(resize).fingerprint != base
 

@@ -16,10 +16,10 @@ from safetensors.torch import save as save_tensors
 from unet import storage
 from unet.labels import LabelSet
 from unet.model import UNet
-from unet.settings import Geometry, RequestError
+from unet.settings import Geometry, RequestError, Window
 
-FORMAT = 1
-"""Version of model.json; a newer one is refused."""
+FORMAT = 2
+"""Version of model.json; a newer one is refused. A model without a window is written as 1, which had none."""
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -37,19 +37,22 @@ class Model:
     """What it scored in validation."""
     digest: str = ""
     """SHA-256 of the weights file; set by `save` and `load`."""
+    window: Window | None = None
+    """How 16-bit grayscale images are scaled before it sees them; without one they keep their high byte."""
 
     def save(self, folder: str) -> None:
         """Writes the model folder, the description last."""
         tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         weights = save_tensors(tensors, {"format": "pt"})
         self.digest = hashlib.sha256(weights).hexdigest()
+        window = {} if self.window is None else {"window": list(self.window)}
         description = {
-            "format": FORMAT,
+            "format": 1 if self.window is None else FORMAT,
             "architecture": {"name": "unet", **self.network.config},
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "labels": self.labels.to_json(),
             "geometry": asdict(self.geometry),
-            "preprocessing": {"version": 1, "range": [-1, 1]},
+            "preprocessing": {"version": 1, "range": [-1, 1], **window},
             "training": self.training,
             "scores": self.scores,
             "digest": self.digest,
@@ -75,6 +78,7 @@ class Model:
             architecture = {key: value for key, value in description["architecture"].items() if key != "name"}
             network = UNet(**architecture)
             network.load_state_dict(load_tensors(weights))
+            window = description.get("preprocessing", {}).get("window")
             return cls(
                 network=network.eval(),
                 labels=LabelSet.from_json(description["labels"]),
@@ -82,6 +86,7 @@ class Model:
                 training=description["training"],
                 scores=description["scores"],
                 digest=digest,
+                window=None if window is None else (int(window[0]), int(window[1])),
             )
         except RequestError:
             raise
@@ -90,5 +95,5 @@ class Model:
                 f"{flag} {folder}: is no model folder ({error.strerror}: {DESCRIPTION} and {WEIGHTS}); "
                 "name the model/ folder of a training run"
             ) from None
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise RequestError(f"{flag} {folder}: cannot be read as a model folder: {error}") from None

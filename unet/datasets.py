@@ -27,7 +27,7 @@ from unet.labelled_set import Pair, read_pair
 from unet.labels import LabelSet
 from unet.priority import yield_to_training
 from unet.schedule import Draw
-from unet.settings import AugmentSettings, Geometry, RequestError
+from unet.settings import AugmentSettings, Geometry, RequestError, Window
 
 SPAN_BYTES = 256 << 20
 """About how much a plan makes, at most. The next plan runs while the batches of one are used, so two lie in memory."""
@@ -49,7 +49,7 @@ BYTES_OF_PIXEL = 5
 """Of a decoded pair: Pillow keeps RGB in four, and a mask has one."""
 
 _kept: dict[Pair, tuple[Image.Image, Array]] = {}
-"""The decoded pairs of this process. A process works for one run, hence for one label set."""
+"""The decoded pairs of this process. A process works for one run, hence for one label set and window."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class View:
     seed: int
     largest: tuple[int, int] = (0, 0)
     """Height and width of the largest image that is validated whole."""
+    window: Window | None = None
+    """How 16-bit images are scaled."""
 
     def bytes_of(self, work: "Work") -> int:
         """About how many bytes a batch has: RGB and mask."""
@@ -168,7 +170,7 @@ def make_batch(work: Work, view: View) -> Batch:
     """
     made = []
     for place, pair in enumerate(work.pairs):
-        image, mask = _read_once(pair, view.labels)
+        image, mask = _read_once(pair, view)
         if work.draws:
             rng = np.random.default_rng((view.seed, *work.draws[place]))
             made.append(augment(image, mask, geometry=view.geometry, settings=view.augment, rng=rng))
@@ -177,10 +179,10 @@ def make_batch(work: Work, view: View) -> Batch:
     return Batch(np.stack([image for image, _ in made]), np.stack([mask for _, mask in made]))
 
 
-def _read_once(pair: Pair, labels: LabelSet) -> tuple[Image.Image, Array]:
+def _read_once(pair: Pair, view: View) -> tuple[Image.Image, Array]:
     """`read_pair`, which is most of the work of a batch, remembered as far as `KEPT_BYTES` go."""
     if pair not in _kept:
-        image, mask = read_pair(pair, labels)
+        image, mask = read_pair(pair, view.labels, window=view.window)
         if BYTES_OF_PIXEL * (sum(kept.size for _, kept in _kept.values()) + mask.size) > KEPT_BYTES:
             return image, mask
         _kept[pair] = image, mask

@@ -32,7 +32,7 @@ from unet.pipeline import Row, connected_workers, packed, plan_of, pool, running
 from unet.predict import Predictor
 from unet.report import Sample
 from unet.scorer import Scored, Scorer
-from unet.settings import EvaluateSettings, RequestError, to_mapping
+from unet.settings import EvaluateSettings, RequestError, Window, to_mapping
 
 FAILED = 1
 
@@ -57,7 +57,7 @@ def evaluate(settings: EvaluateSettings) -> int:
     model = None if settings.model is None else Model.load(settings.model)
     labels = _labels(settings, model)
     storage.check_writable(settings.output, "--output")
-    pairs = _pairs(settings, labels)
+    pairs = _pairs(settings, labels, None if model is None else model.window)
     written = {} if settings.masks is None else _written(settings.masks, settings.data, pairs)
     began = time.monotonic()
     try:
@@ -94,10 +94,10 @@ def _labels(settings: EvaluateSettings, model: Model | None) -> LabelSet:
     return labels
 
 
-def _pairs(settings: EvaluateSettings, labels: LabelSet) -> tuple[Pair, ...]:
+def _pairs(settings: EvaluateSettings, labels: LabelSet, window: Window | None) -> tuple[Pair, ...]:
     labelled = find_labelled_set(settings.set_of(settings.classes or "model"))
     census = check(labelled, labels, settings.check_limit, print)
-    print(describe(labelled, labels, census))
+    print(describe(labelled, labels, census, window))
     parts = {"val": labelled.val, "train": labelled.train, "all": (*labelled.train, *labelled.val)}
     return parts[settings.part]
 

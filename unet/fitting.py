@@ -33,7 +33,7 @@ from unet.priority import silence_siblings, take_precedence
 from unet.progress import Audience, Progress
 from unet.ranks import rank, said_by_first, summed, world_size
 from unet.schedule import draws_of_step, share
-from unet.settings import RequestError, TrainSettings, to_mapping
+from unet.settings import RequestError, TrainSettings, Window, to_mapping
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Run:
     """Ray was started for this run alone."""
     largest: tuple[int, int] = (0, 0)
     """Height and width of the largest validation image seen."""
+    window: Window | None = None
+    """How 16-bit images are scaled."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -115,7 +117,8 @@ def fit(config: dict[str, Run]) -> None:
         position = _restore(learner, checkpoints, latest)
         first = len(position.entries)
         journal = Journal(run.folder, position.entries) if rank() == 0 else None
-        view = View(run.labels, run.settings.geometry, run.settings.augment, run.settings.fit.seed, run.largest)
+        settings = run.settings
+        view = View(run.labels, settings.geometry, settings.augment, settings.fit.seed, run.largest, run.window)
         stream = batches(
             run.work(first, learner.step),
             view,
@@ -258,6 +261,7 @@ def _model(run: Run, learner: Learner, entry: Entry, matrix: ConfusionMatrix) ->
         training=to_mapping(run.settings) | {"images": len(run.labelled.train), "steps_done": learner.step},
         scores={name: value for name, value in entry.items() if name == "epoch" or name.startswith("val_")}
         | {"confusion": matrix.counts.tolist()},
+        window=run.window,
     )
 
 

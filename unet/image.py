@@ -6,14 +6,14 @@ nothing is trained or scored. Masks are only ever resampled with nearest neighbo
 
 import io
 import struct
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from unet.labels import INVALID, LabelSet
-from unet.settings import Geometry
+from unet.labels import BUILT_IN, INVALID, LabelSet
+from unet.settings import Geometry, Window
 
 Array = npt.NDArray[np.uint8]
 
@@ -36,10 +36,11 @@ class ImageError(ValueError):
     """Bytes that cannot be taken as an image or a mask; the message says why, the caller knows the file."""
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Array:
     """The first frame as displayed, HWC uint8 RGB.
 
-    Sixteen-bit samples keep their high byte; transparency is dropped.
+    Sixteen-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency
+    is dropped.
 
     Raises:
         ImageError: not an image, truncated, or larger than `max_pixels`.
@@ -52,19 +53,34 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Array:
             height = max(1, BAND // picture.width)
             for top in range(0, picture.height, height):  # Pillow's own copy is all that is held beside the image
                 rows = image[top : top + height]
-                rows[:] = np.asarray(_as_rgb(picture.crop((0, top, picture.width, top + len(rows)))))
+                rows[:] = np.asarray(_as_rgb(picture.crop((0, top, picture.width, top + len(rows))), window))
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
     return image
 
 
-def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Image.Image:
     """What `decode_image` gives, as Pillow's own RGB image: to be worked on by Pillow, it need not become an array."""
     with _open(data, max_pixels) as picture:
         _refuse_floats(picture)
         try:
             ImageOps.exif_transpose(picture, in_place=True)
-            return _as_rgb(picture)
+            return _as_rgb(picture, window)
+        except _DECODING_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def wide_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.integer[Any]] | None:
+    """The samples of a 16-bit grayscale image, HW: what a `Window` is chosen by. None for any other image.
+
+    Raises:
+        ImageError: not an image, truncated, or larger than `max_pixels`.
+    """
+    with _open(data, max_pixels) as picture:
+        if not _is_wide(picture):
+            return None
+        try:
+            return np.asarray(picture)
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
 
@@ -138,15 +154,15 @@ def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG", *, compress_level
 def encode_mask(mask: Array, labels: LabelSet, *, compress_level: int = 1) -> bytes:
     """`mask` as an indexed PNG of the labels' own values and colours, which `decode_mask` reads back.
 
-    `compress_level`: 1 (fast) to 9 (small). `IGNORE` becomes the first ignored label; a mask for a set without any
-    must not hold it.
+    `compress_level`: 1 (fast) to 9 (small). A class becomes the first of its labels, `IGNORE` the first ignored label;
+    a mask for a set without any must not hold it.
     """
-    ignored = [label.value for label in labels.labels if label.ignore]
+    ignored = [label.value for label in labels.written if label.ignore]
     assert ignored or mask.max(initial=0) < len(labels.classes)
     values = np.full(256, ignored[0] if ignored else 0, np.uint8)
     values[: len(labels.classes)] = [label.value for label in labels.classes]
-    palette = np.zeros((labels.labels[-1].value + 1, 3), np.uint8)  # no longer: up to 16 colours take half a byte
-    palette[[label.value for label in labels.labels]] = [label.color for label in labels.labels]
+    palette = np.zeros((labels.written[-1].value + 1, 3), np.uint8)  # no longer: up to 16 colours take half a byte
+    palette[[label.value for label in labels.written]] = [label.color for label in labels.written]
     picture = Image.fromarray(values[mask])
     picture.putpalette(palette.tobytes())
     return _saved(picture, "PNG", compress_level=compress_level)
@@ -190,13 +206,33 @@ def _refuse_floats(picture: Image.Image) -> None:
         raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit grayscale, which convert() would clip to white
-        high_bytes = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        picture = Image.fromarray(high_bytes)
+def _narrow(samples: npt.NDArray[np.integer[Any]], window: Window | None) -> Array:
+    """Sixteen-bit samples as eight bits."""
+    if window is None:
+        return (samples.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+    low, high = window
+    scaled = samples.astype(np.float32)
+    scaled -= low  # in place: there may be a hundred million
+    scaled *= 255 / (high - low)
+    return scaled.round(out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+
+
+def _is_wide(picture: Image.Image) -> bool:
+    return picture.mode.startswith("I")
+
+
+def _as_rgb(picture: Image.Image, window: Window | None) -> Image.Image:
+    if _is_wide(picture):  # which convert() would clip to white
+        picture = Image.fromarray(_narrow(np.asarray(picture), window))
     elif "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
+
+
+_NO_BINARY = (
+    "a binary mask holds 0 and 255, or 0 and 1; threshold it, or say with --classes what its values mean, in place of "
+    "--binary"
+)
 
 
 def _classes_of_values(values: npt.NDArray[np.generic], labels: LabelSet) -> Array:
@@ -212,14 +248,16 @@ def _classes_of_values(values: npt.NDArray[np.generic], labels: LabelSet) -> Arr
 
 
 def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
-    known = [label.value for label in labels.labels]
+    known = sorted(label.value for label in labels.labels)
     if set(present.tolist()) <= {0, 255} and len(labels.classes) == 2:
         return (
             f"is a 0/255 mask, but the label set has the indices {known}; "
-            "give the foreground the index 255 in the label file"
+            "give the foreground the index 255 in the label file, or --binary in place of --classes"
         )
     unknown = [value for value in present.tolist() if value not in known]
     shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    if labels == BUILT_IN["binary"]:
+        return f"holds the value {shown}, and {_NO_BINARY}"
     return (
         f"holds the value {shown}, which the label set (indices {known[0]} to {known[-1]}) lacks; "
         "add it to the label file (marked ignore, if it is no class) or mend the mask"
@@ -239,6 +277,8 @@ def _classes_of_colors(colors: Array, labels: LabelSet) -> Array:
                 f"holds the colour {color}, which no label has, but there is a label with the index {color[0]}: "
                 "it looks like an index mask saved as RGB; save its first channel alone"
             )
+        if labels == BUILT_IN["binary"]:
+            raise ImageError(f"holds the colour {color}, and {_NO_BINARY}")
         raise ImageError(f"holds the colour {color}, which no label has; add it to the label file or mend the mask")
     values = np.array([label.value for label in labels.labels], np.uint8)
     mask: Array = labels.value_to_class[values[nearest]]

@@ -1,54 +1,53 @@
 """A labelled set: pairs of image and mask, found by layout, split, and checked before anything starts.
 
-A pair's key is its path below the image folder without the suffix; image and mask pair by it. Whatever is wrong with a
-file is said in one line that names the file and the remedy.
+Whatever is wrong with a file is said in one line that names the file and the remedy.
 """
 
 import hashlib
+import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from unet import storage
-from unet.image import SUFFIXES, Array, ImageError, decode_mask, decode_picture
+from unet.image import Array, ImageError, decode_mask, decode_picture, wide_samples
 from unet.labels import IGNORE, LabelSet
-from unet.settings import DataSettings, RequestError
+from unet.layouts import Pair, pairs_by_layout, pairs_of, some
+from unet.settings import DataSettings, RequestError, Window
+
+__all__ = [
+    "Census",
+    "LabelledSet",
+    "Pair",
+    "check",
+    "describe",
+    "find_labelled_set",
+    "read_mask",
+    "read_pair",
+    "window_of",
+]
 
 T = TypeVar("T")
-
-LAYOUTS = (
-    # training images, training masks, validation images, validation masks
-    ("train", "trainannot", "val", "valannot"),
-    ("images_prepped_train", "annotations_prepped_train", "images_prepped_test", "annotations_prepped_test"),
-    ("train/images", "train/masks", "val/images", "val/masks"),
-    ("images/train", "masks/train", "images/val", "masks/val"),
-    ("images", "masks", None, None),
-)
-"""Folders below --data, tried in this order."""
 
 READERS = 16
 """Pairs that the check reads at a time: from a bucket it waits more than it works."""
 
-SHOWN = 3
-"""How many files an error names before it only counts them."""
+SAMPLES = 1024
+"""Pixels of each 16-bit image that the window is chosen by: images count alike, whatever their size."""
 
+TAILS = (0.5, 99.5)
+"""Percentiles of these that become black and white."""
 
-@dataclass(frozen=True)
-class Pair:
-    """An image and its mask. `image` and `mask` are URIs."""
-
-    key: str
-    image: str
-    mask: str
+SIZES_SHOWN = 3
+"""How many of the commonest sizes the table shows before it only counts them."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ class Census:
     """Pixels that are not scored."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Pairs read, by (height, width)."""
+    samples: list[npt.NDArray[np.integer[Any]]] = field(default_factory=list)
+    """Of each 16-bit grayscale image, `SAMPLES` of its pixels."""
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
@@ -86,11 +87,11 @@ def find_labelled_set(settings: DataSettings, folder: str | None = None) -> Labe
     if settings.images is not None and settings.masks is not None:
         storage.check_readable(settings.images, "--images")
         storage.check_readable(settings.masks, "--masks")
-        train, val = _pairs(settings.images, settings.masks), tuple[Pair, ...]()
+        train, val = pairs_of(settings.images, settings.masks), tuple[Pair, ...]()
     else:
-        train, val = _by_layout(folder or settings.data or "", "--data")
+        train, val = pairs_by_layout(folder or settings.data or "", "--data")
     if settings.val_data is not None:
-        part = _by_layout(settings.val_data, "--val-data")
+        part = pairs_by_layout(settings.val_data, "--val-data")
         val = part[1] or part[0]
         if shared := {pair.image for pair in val} & {pair.image for pair in train}:
             raise RequestError(
@@ -101,21 +102,14 @@ def find_labelled_set(settings: DataSettings, folder: str | None = None) -> Labe
     return LabelledSet(train, val)
 
 
-def read_pair(pair: Pair, labels: LabelSet) -> tuple[Image.Image, Array]:
+def read_pair(pair: Pair, labels: LabelSet, *, window: Window | None = None) -> tuple[Image.Image, Array]:
     """Image (Pillow's, RGB) and mask (HW uint8 class indices), of one size.
 
     Raises:
         ImageError: names the file, what is wrong with it and the remedy.
     """
-    image = _decode(pair.image, decode_picture)
-    mask = read_mask(pair.mask, labels)
-    size = (image.height, image.width)
-    if size != mask.shape:
-        raise ImageError(
-            f"{pair.mask}: the mask has {_by(mask.shape)} pixels, its image {pair.image} has {_by(size)}; "
-            "export both at one size"
-        )
-    return image, mask
+    image = _decode(pair.image, lambda data: decode_picture(data, window=window))
+    return image, _mask_of(image, pair, labels)
 
 
 def read_mask(uri: str, labels: LabelSet) -> Array:
@@ -125,6 +119,15 @@ def read_mask(uri: str, labels: LabelSet) -> Array:
         ImageError: names the file, what is wrong with it and the remedy.
     """
     return _decode(uri, lambda data: decode_mask(data, labels))
+
+
+def window_of(census: tuple[Census, Census]) -> Window | None:
+    """The window that suits the 16-bit images that the check has read; None if there are none."""
+    samples = [sampled for part in census for sampled in part.samples]
+    if not samples:
+        return None
+    low, high = np.percentile(np.concatenate(samples), TAILS)
+    return math.floor(low), max(math.ceil(high), math.floor(low) + 1)
 
 
 def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[str], None]) -> tuple[Census, Census]:
@@ -147,16 +150,17 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
             if isinstance(seen, ImageError):
                 faults.append(str(seen))
             else:
-                size, counts = seen
+                size, counts, samples = seen
                 part = parts[is_val]
                 part.sizes[size] += 1
                 part.pixels += counts[: len(part.pixels)]
                 part.ignored += int(counts[IGNORE])
+                part.samples += samples
             if time.monotonic() - said > 5:
                 said = time.monotonic()
                 say(f"check: {done} of {len(marked)} pairs read")
     if faults:
-        more = f" (and {len(faults) - 1} more such files: {_some(faults[1:])})" if len(faults) > 1 else ""
+        more = f" (and {len(faults) - 1} more such files: {some(faults[1:])})" if len(faults) > 1 else ""
         raise RequestError(faults[0] + more)
     for name, pairs, part in (("training", labelled.train, parts[0]), ("validation", labelled.val, parts[1])):
         if part.sizes.total() == len(pairs) and not part.pixels.any():
@@ -164,8 +168,10 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
     return parts[0], parts[1]
 
 
-def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Census]) -> str:
-    """The table that the check prints."""
+def describe(
+    labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Census], window: Window | None = None
+) -> str:
+    """The table that the check prints. `window`: of 16-bit images."""
     lines = [f"{'':16}{'train':>16}{'val':>16}", f"{'pairs':16}{len(labelled.train):16}{len(labelled.val):16}"]
     read = tuple(sum(part.sizes.values()) for part in census)
     if sum(read) < len(labelled.train) + len(labelled.val):
@@ -174,9 +180,13 @@ def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Cens
         sizes = [part.sizes.most_common() for part in census]
         shown = [f"{_by(s[place][0])}: {s[place][1]}" if place < len(s) else "" for s in sizes]
         lines.append(f"{'height x width' if not place else '':16}" + "".join(f"{text:>16}" for text in shown))
-        if place == SHOWN:
+        if place == SIZES_SHOWN:
             lines.append(f"{'':16}... {max(map(len, sizes)) - place - 1} more sizes")
             break
+    if any(part.samples for part in census):
+        lines.append(f"{'16-bit images':16}" + "".join(f"{len(part.samples):16}" for part in census))
+    if window is not None:
+        lines.append(f"{'window':16}{f'{window[0]} to {window[1]}':>16}")
     for index, name in enumerate(labels.names):
         shares = [part.shares[index] for part in census]
         note = "" if shares[0] else "   no pixel to learn it from"
@@ -184,47 +194,6 @@ def describe(labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Cens
     ignored = [part.ignored / max(1, part.ignored + part.pixels.sum()) for part in census]
     lines.append(f"{'(ignored)':16}" + "".join(f"{share:16.1%}" for share in ignored))
     return "\n".join(lines)
-
-
-def _by_layout(folder: str, flag: str) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    storage.check_readable(folder, flag)
-    for images, masks, val_images, val_masks in LAYOUTS:
-        if storage.exists(storage.join(folder, images)) and storage.exists(storage.join(folder, masks)):
-            train = _pairs(storage.join(folder, images), storage.join(folder, masks))
-            if val_images and val_masks and storage.exists(storage.join(folder, val_images)):
-                return train, _pairs(storage.join(folder, val_images), storage.join(folder, val_masks))
-            return train, ()
-    known = "; ".join(f"{images}/ + {masks}/" for images, masks, *_ in LAYOUTS)
-    raise RequestError(
-        f"{flag} {folder}: holds none of the known layouts ({known}); arrange it so, or use --images and --masks"
-    )
-
-
-def _pairs(images: str, masks: str) -> tuple[Pair, ...]:
-    image_files, mask_files = _by_stem(images), _by_stem(masks)
-    if not image_files:
-        raise RequestError(f"{images}: holds no image ({' '.join(SUFFIXES)}); name a folder that does")
-    for kind, other, without in (
-        ("image without a mask", masks, image_files.keys() - mask_files.keys()),
-        ("mask without an image", images, mask_files.keys() - image_files.keys()),
-    ):
-        if without:
-            files = mask_files if other == images else image_files
-            shown = _some([files[stem] for stem in sorted(without)])
-            raise RequestError(f"{kind}: {shown}; add the file of the same stem to {other} or remove this one")
-    return tuple(Pair(stem, image_files[stem], mask_files[stem]) for stem in sorted(image_files))
-
-
-def _by_stem(folder: str) -> dict[str, str]:
-    files: dict[str, str] = {}
-    for key in storage.list_files(folder):
-        path = PurePosixPath(key)
-        if path.suffix.lower() in SUFFIXES:
-            stem, uri = path.with_suffix("").as_posix(), storage.join(folder, key)
-            if stem in files:
-                raise RequestError(f"{files[stem]} and {uri} have one stem, and files pair by it; remove one of them")
-            files[stem] = uri
-    return files
 
 
 def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
@@ -241,14 +210,35 @@ def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], 
     return train, val
 
 
-def _look(pair: Pair, labels: LabelSet) -> tuple[tuple[int, int], npt.NDArray[np.int64]] | ImageError:
+_Seen = tuple[tuple[int, int], npt.NDArray[np.int64], list[npt.NDArray[np.integer[Any]]]]
+"""Height and width, pixels by class index, and samples of a 16-bit image."""
+
+
+def _look(pair: Pair, labels: LabelSet) -> _Seen | ImageError:
     try:
-        mask = read_pair(pair, labels)[1]
+        image, samples = _decode(pair.image, lambda data: (decode_picture(data), _sampled(data)))
+        mask = _mask_of(image, pair, labels)
     except storage.Unreachable as error:
         return ImageError(str(error))
     except ImageError as error:
         return error
-    return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256)
+    return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256), samples
+
+
+def _sampled(data: bytes) -> list[npt.NDArray[np.integer[Any]]]:
+    samples = wide_samples(data)
+    return [] if samples is None else [np.random.default_rng(0).choice(samples.ravel(), SAMPLES)]
+
+
+def _mask_of(image: Image.Image, pair: Pair, labels: LabelSet) -> Array:
+    mask = read_mask(pair.mask, labels)
+    size = (image.height, image.width)
+    if size != mask.shape:
+        raise ImageError(
+            f"{pair.mask}: the mask has {_by(mask.shape)} pixels, its image {pair.image} has {_by(size)}; "
+            "export both at one size"
+        )
+    return mask
 
 
 def _decode(uri: str, decode: Callable[[bytes], T]) -> T:
@@ -260,10 +250,6 @@ def _decode(uri: str, decode: Callable[[bytes], T]) -> T:
         raise  # says nothing of the file
     except OSError as error:
         raise ImageError(f"{uri}: cannot be read ({error.strerror})") from None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -1,8 +1,9 @@
 """The label set: what the values and colours of a mask file mean.
 
 Two numberings meet here. A *value* is what a mask file holds (0..255, any order, gaps allowed). A *class index*
-is what the model predicts (0..C-1, in order of value, ignore labels left out). `IGNORE` is the class index of
-every pixel that is neither trained nor scored. Everything past decoding speaks class indices only.
+is what the model predicts (0..C-1, in order of value, ignore labels left out). Labels of one name are one class, and
+the first of them stands for it. `IGNORE` is the class index of every pixel that is neither trained nor scored.
+Everything past decoding speaks class indices only.
 """
 
 import csv
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unet.published import BINARY, CAMVID, CAMVID32, CITYSCAPES, VOC, Rows
 from unet.settings import RequestError
 
 IGNORE = 255
@@ -32,6 +34,7 @@ class Label:
     value: int
     """What a mask file holds for this label, 0..255."""
     name: str
+    """Of the class. Several labels may share it."""
     color: tuple[int, int, int]
     """RGB, 0..255: the palette of written masks and the key of RGB colour masks."""
     ignore: bool = False
@@ -40,32 +43,45 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels of a set, in order of value.
+    """The labels of a set: names in order of the value of their first label, labels of one name as they were given.
 
     Raises:
-        RequestError: a repeated or impossible value, name or colour, or fewer than two classes.
+        RequestError: a repeated or impossible value or colour, a name ignored in part, or fewer than two classes.
     """
 
     labels: tuple[Label, ...]
 
     def __post_init__(self) -> None:
-        for what in ("value", "name", "color"):
+        for what, noun in (("value", "index"), ("color", "colour")):
             seen = [getattr(label, what) for label in self.labels]
             repeated = next((item for item in seen if seen.count(item) > 1), None)
             if repeated is not None:
-                noun = {"value": "index", "name": "name", "color": "colour"}[what]
                 raise RequestError(f"two labels have the {noun} {repeated}; each label needs its own")
+        first = {label.name: label for label in reversed(self.labels)}
         for label in self.labels:
             if not 0 <= label.value <= 255 or not all(0 <= channel <= 255 for channel in label.color):
                 raise RequestError(f"label {label.name!r}: index and colours must lie in 0..255")
+            if label.ignore != first[label.name].ignore:
+                raise RequestError(
+                    f"label {label.name!r}: is ignored in one row and not in another; rename one of them"
+                )
+        ordered = sorted(self.labels, key=lambda label: first[label.name].value)
+        object.__setattr__(self, "labels", tuple(ordered))
         if not 2 <= len(self.classes) <= MAX_CLASSES:
             raise RequestError(f"a label set needs 2 to {MAX_CLASSES} classes besides the ignored ones")
-        object.__setattr__(self, "labels", tuple(sorted(self.labels, key=lambda label: label.value)))
+
+    @cached_property
+    def written(self) -> tuple[Label, ...]:
+        """The first label of each name, in order of value: what written masks are made of."""
+        first: dict[str, Label] = {}
+        for label in self.labels:
+            first.setdefault(label.name, label)
+        return tuple(first.values())
 
     @cached_property
     def classes(self) -> tuple[Label, ...]:
-        """The labels that are trained and scored; position is the class index."""
-        return tuple(label for label in sorted(self.labels, key=lambda x: x.value) if not label.ignore)
+        """The first labels of what is trained and scored; position is the class index."""
+        return tuple(label for label in self.written if not label.ignore)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,9 +101,7 @@ class LabelSet:
         """Class index by mask value, [256] uint8: `IGNORE` for ignored labels, `INVALID` for values of no label."""
         table = np.full(256, INVALID, np.uint8)
         for label in self.labels:
-            table[label.value] = IGNORE
-        for index, label in enumerate(self.classes):
-            table[label.value] = index
+            table[label.value] = IGNORE if label.ignore else self.names.index(label.name)
         return table
 
     def scoring_ignored(self) -> "LabelSet":
@@ -110,10 +124,10 @@ class LabelSet:
 
 
 def read_labels(source: str) -> LabelSet:
-    """The label set named `source`: a built-in name (`camvid`) or the path of a CSV.
+    """The label set named `source`: a built-in name (as in `camvid`) or the path of a CSV.
 
     The CSV has the columns index, name, red, green, blue and, optionally, ignore (1 or 0). Without that column
-    the label named void is the ignored one.
+    the label named void is the ignored one. Rows of one name are one class.
 
     Raises:
         RequestError: names the file, the line and what is wrong with it.
@@ -157,28 +171,17 @@ def _label(source: str, line: int, row: dict[str, str]) -> Label:
         ) from None
 
 
-def _camvid() -> LabelSet:
-    rows = (
-        ("sky", (128, 128, 128)),
-        ("building", (128, 0, 0)),
-        ("pole", (192, 192, 128)),
-        ("road", (128, 64, 128)),
-        ("pavement", (60, 40, 222)),
-        ("tree", (128, 128, 0)),
-        ("sign", (192, 128, 128)),
-        ("fence", (64, 64, 128)),
-        ("car", (64, 0, 128)),
-        ("pedestrian", (64, 64, 0)),
-        ("bicyclist", (0, 128, 192)),
-        ("void", (0, 0, 0)),
-    )
+def _published(rows: Rows) -> LabelSet:
     return LabelSet(
-        tuple(
-            Label(value=value, name=name, color=color, ignore=name == "void")
-            for value, (name, color) in enumerate(rows)
-        )
+        tuple(Label(value=value, name=name, color=color, ignore=name == "void") for value, name, color in rows)
     )
 
 
-BUILT_IN = {"camvid": _camvid()}
+BUILT_IN = {
+    "binary": _published(BINARY),
+    "camvid": _published(CAMVID),
+    "camvid32": _published(CAMVID32),
+    "cityscapes": _published(CITYSCAPES),
+    "voc": _published(VOC),
+}
 """Label sets that need no file."""

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from unet.image import SUFFIXES
 from unet.ledger import CHANGED, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, Record, hash_of
 from unet.manifest import manifest_keys
-from unet.settings import SegmentSettings
+from unet.settings import SegmentSettings, Window
 from unet.storage import Listed, Store, Vanished, join, open_store
 
 TODO = "todo"
@@ -79,6 +79,8 @@ class Request:
     """Number of this run among those of the output; the highest has the last word on a key."""
     conditional: bool = False
     """Whether the output makes or replaces an object on condition of what is there."""
+    window: Window | None = None
+    """How the model sees 16-bit images."""
 
     @property
     def failed_fingerprint(self) -> str:

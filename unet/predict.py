@@ -74,6 +74,7 @@ class Predictor:
     def fingerprint(self) -> dict[str, Any]:
         """All that the pixels and the palette of a mask depend on, besides the image; ready for JSON."""
         native = self.model.geometry.kind == "native"
+        window = {} if self.model.window is None else {"window": list(self.model.window)}
         return {
             "model": self.model.digest,
             "labels": self.model.labels.to_json(),
@@ -82,6 +83,7 @@ class Predictor:
             "tile": self.tile if native else None,
             "tta": self.tta,
             "precision": self.precision,
+            **window,
         }
 
     def shape(self, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -100,7 +100,7 @@ def training_report(
 
 
 def _samples(samples: Sequence[Sample], strips: Sequence[Picture], labels: LabelSet) -> Iterable[str]:
-    ignored = [(f"{label.name} (not scored)", label.color) for label in labels.labels if label.ignore]
+    ignored = [(f"{label.name} (not scored)", label.color) for label in labels.written if label.ignore]
     yield legend([*((label.name, label.color) for label in labels.classes), *ignored])
     yield "<p>Errors: orange where the prediction is wrong, flat grey where nothing is scored.</p>"
     for sample, strip in zip(samples, strips, strict=True):

@@ -111,7 +111,8 @@ class Scorer:
 
     def read(self, pair: Pair) -> Example:
         """Reads a pair, and its written mask if those are scored."""
-        picture, truth = read_pair(pair, self.labels)
+        window = None if self.predictor is None else self.predictor.model.window
+        picture, truth = read_pair(pair, self.labels, window=window)
         prediction = None
         if self.predictor is None:
             prediction = read_mask(self.written[pair.image], self.labels)

@@ -140,7 +140,7 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
     if not settings.dry_run:
         storage.check_writable(settings.output, "--output")
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
-    request = Request(settings, _fingerprint(settings, model), run, fence=0)
+    request = Request(settings, _fingerprint(settings, model), run, fence=0, window=model.window)
     try:
         return model, replace(request, fence=request.ledger.next_fence())
     except storage.StorageError as error:

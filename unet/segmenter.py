@@ -96,7 +96,7 @@ class Fetcher:
 
     def __init__(self, request: Request, budget: Budget | None = None) -> None:
         self.settings = request.settings
-        self.source = request.source
+        self.source, self.window = request.source, request.window
         self.budget = budget or Budget(1 << 62)
 
     def __call__(self, item: Item) -> Item:
@@ -107,7 +107,7 @@ class Fetcher:
             height, width = size_of(data, max_pixels=self.settings.max_pixels)
             self.budget.take(height * width)
             try:
-                item.image = decode_image(data, max_pixels=self.settings.max_pixels)
+                item.image = decode_image(data, max_pixels=self.settings.max_pixels, window=self.window)
             finally:
                 if item.image is None:
                     self.budget.give_back(height * width)

@@ -24,6 +24,9 @@ class Geometry:
     """Height and width [pixels]."""
 
 
+Window = tuple[int, int]
+"""Samples of 16-bit grayscale images that become black and white, 0 and 255; between them the scale is linear."""
+
 Preset = Literal["default", "classic"]
 Norm = Literal["none", "batch", "group"]
 Upsample = Literal["transpose", "bilinear"]
@@ -39,7 +42,8 @@ class DataSettings:
 
     data: str | None = None
     """Folder of the labelled set, laid out as images/ + masks/ (with train/ and val/ inside or around them), as CamVid
-    (train/ trainannot/ val/ valannot/) or as image-segmentation-keras does. Without any: a generated sample set."""
+    (train/ trainannot/ val/ valannot/, or as published), Cityscapes or Pascal VOC, or as image-segmentation-keras does.
+    Without any: a generated sample set."""
     images: str | None = None
     """Folder of images, in place of --data; needs --masks."""
     masks: str | None = None
@@ -50,9 +54,15 @@ class DataSettings:
     """Share of images to validate on where the set has no val part; chosen by a hash of the key, so that an image
     stays on its side as the set grows."""
     classes: str | None = None
-    """Label set: camvid, or a CSV with the columns index,name,red,green,blue[,ignore]. Needed for your own data."""
+    """Label set: camvid, camvid32 (as published, in 32 colours), cityscapes, voc, or a CSV with the columns
+    index,name,red,green,blue[,ignore], where rows of one name are one class. Needed for your own data."""
+    binary: bool = False
+    """In place of --classes: masks hold 0 and 255, or 0 and 1: background and foreground."""
     score_ignore: bool = False
     """Train and score the ignored labels as classes of their own."""
+    window: Window | None = None
+    """Samples LOW HIGH of 16-bit grayscale images that become black and white; part of the model. Default: percentiles
+    0.5 and 99.5 of those that the check reads."""
     check_limit: int = 5000
     """How many pairs are read in full before anything starts; of a larger set, a random sample of that many."""
 
@@ -61,11 +71,26 @@ class DataSettings:
             raise RequestError("--images and --masks go together: give both, or --data")
         if self.data is not None and self.images is not None:
             raise RequestError("--data and --images/--masks are two ways to name the same set: give one")
-        if self.classes is None and (self.data is not None or self.images is not None):
-            raise RequestError("--classes: say what the values of the masks mean: camvid, or a label file")
+        given = self.data is not None or self.images is not None
+        if self.binary and self.classes is not None:
+            raise RequestError("--binary and --classes both say what the values of the masks mean: give one")
+        if self.binary and not given:
+            raise RequestError("--binary: the generated sample set has 11 classes; give --data, or leave the flag out")
+        if given and not self.binary and self.classes is None:
+            raise RequestError(
+                "--classes: say what the values of the masks mean: camvid, cityscapes, voc or a label file; or give "
+                "--binary for masks of 0 and 255"
+            )
         if not 0 < self.val_fraction < 1:
             raise RequestError(f"--val-fraction {self.val_fraction} must lie between 0 and 1")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise RequestError(f"--window {self.window[0]} {self.window[1]}: LOW must be below HIGH")
         _at_least("--check-limit", self.check_limit, 1)
+
+    @property
+    def labels(self) -> str:
+        """The name of the label set, as `labels.read_labels` takes it; the sample set's is camvid."""
+        return "binary" if self.binary else self.classes or "camvid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +384,7 @@ class EvaluateSettings:
     masks: str | None = None
     """Folder of masks that jobs/segment.py has written for the set's images, to be scored in place of a model's."""
     classes: str | None = None
-    """Label set of the truth: camvid, or a CSV. Default: the model's own."""
+    """Label set of the truth: camvid, camvid32, cityscapes, voc, binary, or a CSV. Default: the model's own."""
     score_ignore: bool = False
     """Score the ignored labels of --classes as classes of their own."""
     part: Literal["val", "train", "all"] = "val"

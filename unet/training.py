@@ -27,7 +27,7 @@ from unet.artifact import Model
 from unet.checkpoint import Checkpoints
 from unet.fitting import Run, fit, fitting_tensors
 from unet.journal import Entry, read_entries
-from unet.labelled_set import Census, check, describe, find_labelled_set, read_pair
+from unet.labelled_set import Census, check, describe, find_labelled_set, read_pair, window_of
 from unet.labels import LabelSet, read_labels
 from unet.metrics import ConfusionMatrix
 from unet.model import UNet, architecture
@@ -35,7 +35,7 @@ from unet.predict import Predictor
 from unet.report import Sample, training_report
 from unet.sample import write_sample_set
 from unet.session import check_shared, connect, is_shipped
-from unet.settings import RequestError, TrainSettings, to_mapping
+from unet.settings import RequestError, TrainSettings, Window, to_mapping
 from unet.trainer import Trainer, fault_of, resources
 
 SAMPLES = 6
@@ -48,7 +48,8 @@ FAILED = 1
 
 SETTINGS, IDENTITY, PAGE = "settings.yaml", "identity.json", "report/index.html"
 
-FREE = {"output", "data", "images", "masks", "val_data", "classes", "workers", "gpu", "checkpoint_every", "compile"}
+NAMES_OF_SET = {"data", "images", "masks", "val_data", "classes", "binary"}
+FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile"}
 """Settings that may differ when a run goes on; that the set and its labels are the same is seen in themselves."""
 
 
@@ -126,7 +127,8 @@ def _check_shared(run: Run) -> None:
 def _identity(run: Run) -> dict[str, Any]:
     """What the run trains on."""
     keys = [[pair.key for pair in part] for part in (run.labelled.train, run.labelled.val)]
-    decisive = json.dumps([keys, run.labels.to_json()]).encode()
+    window = [] if run.window is None else [run.window]
+    decisive = json.dumps([keys, run.labels.to_json(), *window]).encode()
     return {"train": len(keys[0]), "val": len(keys[1]), "digest": hashlib.sha256(decisive).hexdigest()}
 
 
@@ -140,7 +142,7 @@ def _refuse_other_set(run: Run, identity: dict[str, Any]) -> None:
 
 
 def _prepare(settings: TrainSettings, folder: str) -> Run:
-    labels = read_labels(settings.data.classes or "camvid")
+    labels = read_labels(settings.data.labels)
     if settings.data.score_ignore:
         labels = labels.scoring_ignored()
     source = None
@@ -164,7 +166,8 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
                 "--norm and --upsample that it was trained with"
             )
     census = check(labelled, labels, settings.data.check_limit, print)
-    print(describe(labelled, labels, census))
+    window = _window(settings.data.window, census)
+    print(describe(labelled, labels, census, window))
     return Run(
         settings=settings,
         folder=folder,
@@ -172,8 +175,17 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
         labels=labels,
         class_weights=_class_weights(settings, labels, census[0]),
         largest=max(census[1].sizes, key=math.prod, default=(0, 0)),
+        window=window,
         terminal=sys.stderr.isatty(),
     )
+
+
+def _window(given: Window | None, census: tuple[Census, Census]) -> Window | None:
+    """How 16-bit images are scaled: as `given`, or as suits those that the check has read."""
+    suited = window_of(census)
+    if given is not None and suited is None:
+        raise RequestError("--window: is for 16-bit grayscale images, and the check has read none; leave it out")
+    return given or suited
 
 
 def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) -> tuple[float, ...] | None:
@@ -229,7 +241,7 @@ def _write_report(run: Run) -> None:
     chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
     samples = []
     for pair in chosen:
-        picture, truth = read_pair(pair, run.labels)
+        picture, truth = read_pair(pair, run.labels, window=run.window)
         image = np.asarray(picture)
         samples.append(Sample(name=pair.key, image=image, truth=truth, prediction=predictor.predict(image)))
     entries = read_entries(run.folder)
