@@ -1,8 +1,8 @@
 """Hosts on one machine: a Ray cluster whose nodes share neither network addresses nor temporary disks.
 
-Each host is a network namespace with an address of its own, joined to the others by a bridge, and a mount namespace
-with an empty /tmp of its own. The bridge's address is this process: the S3 server and whoever submits jobs. Needs root
-and iproute2.
+Each host has namespaces of its own: a network with an address, joined to the others by a bridge; mounts with an empty
+/tmp; and processes, which end with it. The bridge's address is this process: the S3 server and whoever submits jobs.
+Needs root and iproute2.
 """
 
 import os
@@ -29,7 +29,6 @@ GCS, DASHBOARD, CLIENT = 6379, 8265, 10001
 PRIVATE_TMP = f"""
 set -e
 kept=$(mktemp -d /run/unet-XXXX)
-mount --make-rprivate /
 mount --bind {sys.prefix} $kept
 mount -t tmpfs tmpfs /tmp
 mkdir -p {sys.prefix}
@@ -50,6 +49,13 @@ class Host:
     holder: "subprocess.Popen[bytes]"
 
     @property
+    def first_process(self) -> int:
+        """The host's process 1, as its number here."""
+        while not (children := Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text()):
+            time.sleep(0.01)
+        return int(children)
+
+    @property
     def name(self) -> str:
         return f"unet{self.number}"
 
@@ -57,30 +63,16 @@ class Host:
     def address(self) -> str:
         return f"{NET}.{self.number}"
 
-    def command(self, *command: str) -> list[str]:
-        """`command` as it runs on this host."""
-        return ["nsenter", f"--target={self.holder.pid}", "--net", "--mount", f"--wd={ROOT}", *command]
-
     def run(self, *command: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+        """Runs `command` on this host."""
+        inside = ["nsenter", f"--target={self.first_process}", "--net", "--mount", "--pid", f"--wd={ROOT}"]
         return subprocess.run(
-            self.command(*command), env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+            [*inside, *command], env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
-
-    def processes(self) -> list[int]:
-        """All that runs on this host, but for the process that holds it."""
-        here = os.readlink(f"/proc/{self.holder.pid}/ns/net")
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if os.readlink(process / "ns/net") == here and int(process.name) != self.holder.pid:
-                    found.append(int(process.name))
-        return found
 
     def kill(self) -> None:
         """The host loses power."""
-        for process in self.processes():
-            with suppress(OSError):
-                os.kill(process, 9)
+        self.run("sh", "-c", "kill -9 -1")
 
     def cut(self) -> None:
         """Pulls its cable out."""
@@ -110,18 +102,17 @@ class Hosts:
     def add(self, *options: str) -> Host:
         """One more host, which joins the cluster; the first is its head."""
         number = len(self.hosts) + 2
-        holder = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "--mount", "sh", "-c", PRIVATE_TMP]
-        )
+        own = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        holder = subprocess.Popen(["setpriv", "--pdeathsig=KILL", "unshare", *own, "sh", "-c", PRIVATE_TMP])
         host = Host(number, self.environment, holder)
         self.hosts.append(host)
-        _ip("link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", str(_namespace(holder)))
+        _ip("link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", _network_of(holder))
         _ip("link", "set", host.name, "master", "unet0", "up")
-        for words in ("link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
-            assert host.run("ip", *words.split()).returncode == 0
-        while host.run("test", "-e", "/tmp/ready").returncode:
+        while not Path(f"/proc/{host.first_process}/root/tmp/ready").exists():
             assert holder.poll() is None
             time.sleep(0.05)
+        for words in ("link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
+            assert host.run("ip", *words.split()).returncode == 0
         first = self.hosts[0]
         role = ["--head", f"--port={GCS}", f"--dashboard-port={DASHBOARD}", "--dashboard-host=0.0.0.0"]
         role += [f"--ray-client-server-port={CLIENT}"]
@@ -157,7 +148,7 @@ class Hosts:
     def logs(self) -> Iterator[bytes]:
         """Every log file of every host."""
         for host in self.hosts:
-            for file in Path(f"/proc/{host.holder.pid}/root/tmp/ray").rglob("*"):
+            for file in Path(f"/proc/{host.first_process}/root/tmp/ray").rglob("*"):
                 with suppress(OSError):
                     if file.is_file():
                         yield file.read_bytes()
@@ -192,7 +183,6 @@ def network() -> Iterator[Hosts]:
             yield made
         finally:
             for host in made.hosts:
-                host.kill()
                 host.holder.kill()
                 host.holder.wait()
     finally:
@@ -205,9 +195,9 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-def _namespace(holder: "subprocess.Popen[bytes]") -> int:
-    """The process id of `holder`, once it is in a network of its own."""
+def _network_of(holder: "subprocess.Popen[bytes]") -> str:
+    """The process that names the network of its own that `holder` is in, once it is."""
     ours = os.readlink("/proc/self/ns/net")
     while os.readlink(f"/proc/{holder.pid}/ns/net") == ours:
         time.sleep(0.01)
-    return holder.pid
+    return str(holder.pid)
