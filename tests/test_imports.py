@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROWS = (
-    {"training", "segmentation", "evaluation"},
+    {"training", "segmentation", "evaluation", "export"},
     {"fitting", "trainer", "recorder", "steps"},
     {"pipeline", "quarantine", "scorer"},
     {"segmenter"},
