@@ -30,7 +30,7 @@ _PAGE = Template("""\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-$digest'">
-<title>$title</title>
+<title>$title - $kind</title>
 <style>
 $style</style>
 </head>
@@ -50,7 +50,10 @@ $body
 
 
 def render_page(title: str, kind: str, top: Iterable[str], sections: Mapping[str, str]) -> bytes:
-    """The bytes of index.html: `top`, and `sections` by heading, all HTML; sections without content are left out."""
+    """The bytes of index.html: `top`, and `sections` by heading, all HTML; sections without content are left out.
+
+    `kind` says what the page is of, `title` of which one.
+    """
     shown = {heading: content for heading, content in sections.items() if content}
     style, script = (files("unet").joinpath(name).read_text() for name in ("page.css", "page.js"))
     return _PAGE.substitute(
