@@ -63,8 +63,12 @@ def test_the_file_says_what_it_is(saved: str, tmp_path: Path) -> None:
     assert shapes["logits"] == ["batch", len(LABELS.classes), "height", "width"]
 
 
-def test_a_model_of_resized_images_says_that_the_caller_resizes() -> None:
-    assert "resize the image to 32 x 48" in exporting.describe(make_model(kind="resize"))["preprocessing"]["size"]
+def test_a_model_says_what_the_caller_does_to_images() -> None:
+    model = make_model(kind="resize")
+    model.window = (0, 4000)
+    said = exporting.describe(model)["preprocessing"]
+    assert "resize the image to 32 x 48" in said["size"]
+    assert said["window"] == (0, 4000)
 
 
 def test_a_file_can_be_written_to_s3(saved: str, bucket: str) -> None:

@@ -88,6 +88,8 @@ def describe(model: Model) -> dict[str, Any]:
             "version": PREPROCESSING,
             "image": "N x 3 x H x W float32, RGB, 0..255, as displayed (EXIF orientation applied); not normalised",
             "size": sizes,
+            "window": model.window,
+            "sixteen_bits": "grayscale of 16 bits: window's two samples become 0 and 255, without one the high byte",
         },
         "geometry": asdict(model.geometry),
         "labels": model.labels.to_json(),
