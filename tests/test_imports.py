@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROWS = (
-    {"training", "segmentation", "evaluation"},
+    {"training", "segmentation", "evaluation", "export"},
     {"fitting", "trainer", "recorder", "steps"},
     {"pipeline", "quarantine", "scorer"},
     {"segmenter"},
@@ -30,7 +30,8 @@ ROWS = (
         "sample",
         "labelled_set",
     },
-    {"plots", "layouts"},
+    {"comparison", "score_tables"},
+    {"plots", "tables", "layouts"},
     {"storage", "schedule", "page", "scene", "memory", "priority", "stop"},
     {"s3"},
     {"s3_faults"},
@@ -55,7 +56,7 @@ RAY = {
     "trainer",
     "training",
 }
-SIDEWAYS = {("predict", "artifact"), ("evaluation_page", "report")}
+SIDEWAYS = {("predict", "artifact")}
 
 
 def imported(file: Path) -> set[str]:

@@ -250,7 +250,7 @@ def _write(
         return shown
 
     files = evaluation_report(
-        title=f"Evaluation of {settings.model or settings.masks}",
+        title=str(settings.model or settings.masks),
         facts=_facts(settings, scores),
         labels=labels,
         confusion=ConfusionMatrix(scored.counts),

@@ -168,6 +168,14 @@ def encode_mask(mask: Array, labels: LabelSet, *, compress_level: int = 1) -> by
     return _saved(picture, "PNG", compress_level=compress_level)
 
 
+def encode_indexed(values: Array, colors: Array) -> bytes:
+    """`values` (HW) in `colors` ([256, 3], RGB by value) as a small PNG to look at; its indices are not the values."""
+    used, indices = np.unique(values, return_inverse=True)
+    picture = Image.fromarray(indices.reshape(values.shape).astype(np.uint8))
+    picture.putpalette(np.ascontiguousarray(colors[used]).tobytes())  # no longer: up to 16 colours take half a byte
+    return _saved(picture, "PNG", compress_level=9)
+
+
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,

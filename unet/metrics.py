@@ -53,13 +53,13 @@ class ConfusionMatrix:
 
     @property
     def precision(self) -> Ratios:
-        """Correct pixels over predicted pixels by class, [C]."""
+        """Correct pixels over all that were predicted as the class, [C]; NaN for a class never predicted."""
         hit, _, prediction = self._sums()
         return _ratio(hit, prediction)
 
     @property
     def recall(self) -> Ratios:
-        """Correct pixels over true pixels by class (class accuracy), [C]."""
+        """Correct pixels over all that are of the class, [C]; NaN for a class absent from truth."""
         hit, truth, _ = self._sums()
         return _ratio(hit, truth)
 
@@ -70,9 +70,9 @@ class ConfusionMatrix:
 
     @property
     def frequency_weighted_iou(self) -> float:
-        """Mean IoU weighted by the true pixels of each class; NaN without any."""
+        """Sum over classes of share of the truth times IoU (Long et al., 2015); NaN without any pixel."""
         _, truth, _ = self._sums()
-        return float(_ratio(np.nansum(truth * self.iou), truth.sum()))
+        return float(_ratio(truth @ np.nan_to_num(self.iou), truth.sum()))
 
     @property
     def mean_iou(self) -> float:

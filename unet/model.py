@@ -83,6 +83,11 @@ class UNet(nn.Module):
         height, width = images.shape[-2:]
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
         x = F.pad(images, padding, mode="replicate") if any(padding) else images
+        return self.unpadded(x)[..., :height, :width]
+
+    def unpadded(self, images: Tensor) -> Tensor:
+        """Logits of normalised images whose height and width are multiples of `multiple`."""
+        x = images
         skips = []
         for level in self.down:
             x = level(x)
@@ -91,7 +96,7 @@ class UNet(nn.Module):
         for level in self.up:
             x = level(x, skips.pop())
         logits: Tensor = self.head(x)
-        return logits[..., :height, :width]
+        return logits
 
 
 class _Block(nn.Module):

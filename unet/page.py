@@ -1,32 +1,26 @@
-"""The shell of a page: its HTML and CSS, and the parts that every page is made of.
+"""The shell of a page: its HTML, the parts that every page is made of, and how text and pictures get into it.
 
-A page is a folder with index.html and the pictures it shows. It opens from a local disk: relative links, no script,
-nothing fetched. Parts are strings of HTML; every text from outside is escaped here, but for a caption, which is HTML
-already.
+A page is one file: pictures are data URIs, style and script are its own (page.css, page.js), and its policy forbids the
+browser to fetch anything. Parts are strings of HTML; every text from outside is escaped here. `FULL` bounds a page.
 """
 
+import base64
+import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from html import escape
+from importlib.resources import files
 from string import Template
 
 from unet.image import size_of
 
+FULL = 3_500_000
+"""Bytes of pictures in a page, at most; with all else it stays below 5 MB."""
+LISTED = 40
+"""More entries of a legend are folded away."""
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A PNG of a page."""
-
-    name: str
-    """File name, relative to the page."""
-    png: bytes
-    alt: str
-    """What it shows, in words."""
-    density: int = 1
-    """Pixels of the file to each pixel of the page."""
-
+RGB = tuple[int, int, int]
 
 _PAGE = Template("""\
 <!doctype html>
@@ -34,123 +28,117 @@ _PAGE = Template("""\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-$digest'">
+<title>$title - $kind</title>
 <style>
-:root { color-scheme: light dark; --ink: #22262b; --muted: #5f6770; --paper: #f7f8f9; --line: #dde1e5 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8eb; --muted: #9aa3ad; --paper: #16191d; --line: #343a41 }
-}
-body { max-width: 72rem; margin: 0 auto; padding: 2.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-h1 { margin: 0 0 1.5rem; font-size: 1.75rem; font-weight: 600; line-height: 1.2 }
-h2 { margin: 3rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: 1.125rem; font-weight: 600 }
-p { max-width: 44rem; margin: 0 0 1rem; color: var(--muted) }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1rem; margin: 0 0 2rem }
-dt, th, figcaption { color: var(--muted); font-size: .875rem; font-weight: 400 }
-dd { margin: 0; font-size: 2rem; font-weight: 600; line-height: 1.2; white-space: nowrap }
-table { border-collapse: collapse }
-table + p { margin-top: 1rem }
-th, td { padding: .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-th { padding-right: 2rem; line-height: 1.7; overflow-wrap: normal }
-figure { width: fit-content; max-width: 100%; margin: 0 }
-figcaption { width: 0; min-width: 100% }
-img { display: block; max-width: 100%; height: auto }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
-.plots figure, .plots img { width: 100% }
-.plots img { box-sizing: border-box; border: 1px solid var(--line); border-radius: 6px; background: #fff }
-.strip { margin-bottom: 1.5rem }
-.strip figcaption { display: grid; grid-template-columns: repeat(4, 1fr); margin-bottom: .25rem }
-.strip strong { grid-column: span 4; color: var(--ink); font-weight: 500 }
-.wide { width: 100%; table-layout: fixed; margin-top: 1rem }
-.wide td { padding: .3rem 1.5rem .3rem 0; font-size: .875rem }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(44%, 11rem), 1fr)); gap: 1rem }
-.sheet figure { width: 100% }
-.sheet img { width: 100%; aspect-ratio: 4 / 3; object-fit: contain; object-position: left bottom }
-.sheet figcaption { margin-top: .25rem; font-size: .75rem; line-height: 1.4 }
-@media (max-width: 40rem) {
-  dd { font-size: 1.5rem }
-  .wide, .wide tbody { display: block }
-  .wide thead { display: none }
-  .wide tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line) }
-  .wide td { display: block; padding: 0; border: 0 }
-  .wide td + td { color: var(--muted) }
-}
-.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 0 0 1.5rem; padding: 0; list-style: none;
-  font-size: .875rem }
-.legend span { display: inline-block; width: .9em; height: .9em; margin-right: .4em; border: 1px solid var(--muted);
-  border-radius: 2px; vertical-align: -.1em }
-</style>
+$style</style>
 </head>
 <body>
-<main>
+<header>
+<p class="kind">$kind</p>
 <h1>$title</h1>
+<nav aria-label="Sections">$links</nav>
+</header>
+<main>
 $body
 </main>
+<script>$script</script>
 </body>
 </html>
 """)
 
 
-def render_page(title: str, parts: Iterable[str]) -> bytes:
-    """The bytes of index.html; `parts` are HTML."""
-    return _PAGE.substitute(title=html_of(title), body="\n".join(parts)).encode()
+def render_page(title: str, kind: str, top: Iterable[str], sections: Mapping[str, str]) -> bytes:
+    """The bytes of index.html: `top`, and `sections` by heading, all HTML; sections without content are left out.
+
+    `kind` says what the page is of, `title` of which one.
+    """
+    shown = {heading: content for heading, content in sections.items() if content}
+    style, script = (files("unet").joinpath(name).read_text() for name in ("page.css", "page.js"))
+    return _PAGE.substitute(
+        title=html_of(title),
+        kind=html_of(kind),
+        style=style,
+        script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        links="\n".join(f'<a href="#{_anchor(heading)}">{html_of(heading)}</a>' for heading in shown),
+        body="\n".join((*top, *(_section(heading, content) for heading, content in shown.items()))),
+    ).encode()
 
 
-def section(heading: str, *parts: str) -> str:
-    """`parts`, which are HTML, under a heading."""
-    return "\n".join((f"<section>\n<h2>{html_of(heading)}</h2>", *parts, "</section>"))
+def _section(heading: str, content: str) -> str:
+    return f'<section id="{_anchor(heading)}">\n<h2>{html_of(heading)}</h2>\n{content}\n</section>'
+
+
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
 
 
 def headline(figures: Mapping[str, str]) -> str:
     """The few figures that matter most, large."""
-    items = (f"<div><dt>{html_of(k)}</dt><dd>{html_of(v)}</dd></div>" for k, v in figures.items())
-    return "\n".join(("<dl>", *items, "</dl>"))
+    return _definitions("headline", figures)
 
 
-def table(facts: Mapping[str, str]) -> str:
-    """Facts, a row for each."""
-    rows = (f'<tr><th scope="row">{html_of(k)}</th><td>{html_of(v)}</td></tr>' for k, v in facts.items())
-    return "\n".join(("<table>", *rows, "</table>"))
+def facts_list(facts: Mapping[str, str]) -> str:
+    """Facts, label over value."""
+    return _definitions("facts", facts)
 
 
-def wide_table(columns: Mapping[str, int], values: Iterable[Sequence[str]]) -> str:
-    """A table as wide as the page; `columns` are headings and widths in percent, a row has a value for each column."""
-    head = "".join(f'<th scope="col" style="width: {width}%">{html_of(name)}</th>' for name, width in columns.items())
-    body = ("<tr>" + "".join(f"<td>{html_of(value)}</td>" for value in row) + "</tr>" for row in values)
-    return "\n".join((f'<table class="wide">\n<thead><tr>{head}</tr></thead>\n<tbody>', *body, "</tbody>\n</table>"))
+def _definitions(kind: str, texts: Mapping[str, str]) -> str:
+    items = (f"<div><dt>{html_of(name)}</dt><dd>{html_of(text)}</dd></div>" for name, text in texts.items())
+    return "\n".join((f'<dl class="{kind}">', *items, "</dl>"))
 
 
-def contact_sheet(pictures: Iterable[tuple[str, bytes, str]]) -> str:
-    """Small pictures in a grid; each is its file name, its bytes and the name to show under it."""
-    figures = (_thumbnail(*picture) for picture in pictures)
+def pair(*parts: str) -> str:
+    """Parts beside each other where there is room."""
+    return "\n".join(('<div class="pair">', *parts, "</div>"))
+
+
+def contact_sheet(pictures: Iterable[tuple[bytes, str]]) -> str:
+    """Small pictures in a grid, each its bytes and its name; those beyond `FULL` are left out."""
+    figures = within((_thumbnail(data, name) for data, name in pictures), FULL)
     return "\n".join(('<div class="sheet">', *figures, "</div>"))
 
 
-def _thumbnail(file: str, data: bytes, name: str) -> str:
+def _thumbnail(data: bytes, name: str) -> str:
+    shown = html_of(name)
+    caption = f'<figcaption title="{shown}">{html_of(shortened(name, 48))}</figcaption>'
+    return f"<figure>{picture(data, name)}{caption}</figure>"
+
+
+def picture(data: bytes, alt: str) -> str:
+    """A PNG or JPEG; `alt` says in words what it shows."""
     height, width = size_of(data)
-    image = f'<img src="{html_of(file)}" width="{width}" height="{height}" alt="{html_of(name)}" loading="lazy">'
-    return f'<figure>{image}<figcaption title="{html_of(name)}">{html_of(shortened(name, 48))}</figcaption></figure>'
+    return f'<img src="{data_uri(data)}" width="{width}" height="{height}" alt="{html_of(alt)}" decoding="async">'
 
 
-def linked_picture(picture: Picture, kind: str, caption: str = "") -> str:
-    """`picture` of the CSS class `kind`, linked to its file in full size; `caption` is HTML."""
-    height, width = (side // picture.density for side in size_of(picture.png))
-    name = html_of(picture.name)
-    image = f'<img src="{name}" width="{width}" height="{height}" alt="{html_of(picture.alt)}">'
-    above = f"<figcaption>{caption}</figcaption>\n" if caption else ""
-    return f'<figure class="{kind}">\n{above}<a href="{name}">{image}</a>\n</figure>'
+def data_uri(data: bytes) -> str:
+    """A PNG or JPEG as part of the page."""
+    kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def plots(pictures: Iterable[Picture]) -> str:
-    """Plots, two beside each other where there is room."""
-    figures = (linked_picture(picture, "plot") for picture in pictures)
-    return "\n".join(('<div class="plots">', *figures, "</div>"))
+def within(parts: Iterable[str], limit: int) -> Iterable[str]:
+    """As many of `parts`, from the first on, as fit `limit` characters."""
+    used = 0
+    for part in parts:
+        used += len(part)
+        if used > limit:
+            return
+        yield part
 
 
-def legend(colors: Iterable[tuple[str, tuple[int, int, int]]]) -> str:
-    """What the colours (RGB) stand for."""
-    items = (f'<li><span style="background: rgb{color}"></span>{html_of(name)}</li>' for name, color in colors)
-    return "\n".join(('<ul class="legend">', *items, "</ul>"))
+def swatch(color: RGB) -> str:
+    """A small square of a colour."""
+    return f'<span class="swatch" style="--color: rgb{color}"></span>'
+
+
+def legend(colors: Iterable[tuple[str, RGB]]) -> str:
+    """What the colours stand for."""
+    items = [f"<li>{swatch(color)}{html_of(shortened(name, 80))}</li>" for name, color in colors]
+    shown = "\n".join(('<ul class="legend">', *items, "</ul>"))
+    return shown if len(items) <= LISTED else f"<details><summary>{len(items)} colours</summary>\n{shown}\n</details>"
 
 
 def shortened(text: str, length: int) -> str:

@@ -204,7 +204,7 @@ class Recorder:
             "Time": f"{summary['seconds']:,.1f} s",
         }
         return segmentation_report(
-            title=f"Segmentation {self.request.run}",
+            title=self.request.run,
             facts=facts,
             counts=summary["counts"],
             images_per_second=summary["images_per_second"] if self.counts["done"] else None,

@@ -1,30 +1,19 @@
 """The page of a segmentation run: headline, facts, what became of the objects, a contact sheet, classes, failures.
 
-A page is bytes by file name, index.html and the pictures it shows; the caller stores them beside report.parquet and
-summary.json, which it links to. Whatever was listed and however many failed, index.html stays below 2 MB.
+A page is bytes by file name, index.html alone; the caller stores it beside report.parquet and summary.json, which it
+links to. Whatever was listed and however many failed, it stays below 5 MB.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from unet.labels import LabelSet
-from unet.page import (
-    Picture,
-    contact_sheet,
-    headline,
-    legend,
-    percent,
-    plots,
-    render_page,
-    section,
-    shortened,
-    table,
-    wide_table,
-)
-from unet.plots import BLUE, INK, MUTED, NEUTRAL, class_bars, empty_plot, grid, height_of, picture_of
+from unet.page import contact_sheet, facts_list, headline, legend, pair, percent, render_page, shortened
+from unet.plots import Mark, bar_plot
+from unet.score_tables import class_cells
+from unet.tables import Cell, count_cell, sortable_table
 
 Failure = tuple[str, str, str]
 """Key, status and reason."""
@@ -69,7 +58,7 @@ def segmentation_report(
     failures: Sequence[Failure],
     failures_total: int,
 ) -> dict[str, bytes]:
-    """Files of the page by name relative to its folder: index.html and the pictures it shows.
+    """Files of the page by name relative to its folder: index.html.
 
     `facts` are shown as they are, label and value. `counts` are objects by status. `class_pixels` are of the masks
     written in this run, by class index. `throughput` is seconds since the start and images done by then. `sheets` are
@@ -83,19 +72,15 @@ def segmentation_report(
     }
     drawn = [_class_shares(labels, class_pixels)] if sum(class_pixels) else []
     if windows := _windows(throughput):
-        drawn.append(_speed(*windows, images_per_second, height_of(len(labels.classes))))
-    names = [f"sheet-{i:03}.jpg" for i in range(1, len(sheets) + 1)]
-    masks = [(name, sheet.jpeg, sheet.key) for name, sheet in zip(names, sheets, strict=True)]
-    parts = [
-        headline(figures),
-        table(facts),
-        section("Objects", *_objects(counts)),
-        section("Masks", *_masks(len(masks), counts, labels), contact_sheet(masks)) if masks else "",
-        section("Classes and speed", plots(drawn)) if drawn else "",
-        section("Failures", *_failures(failures, failures_total)) if failures_total else "",
-    ]
-    pictures = {picture.name: picture.png for picture in drawn} | {name: data for name, data, _ in masks}
-    return {"index.html": render_page(title, parts), **pictures}
+        drawn.append(_speed(*windows, images_per_second))
+    masks = [(sheet.jpeg, sheet.key) for sheet in sheets]
+    sections = {
+        "Objects": "\n".join(_objects(counts)),
+        "Masks": "\n".join((*_masks(len(masks), counts, labels), contact_sheet(masks))) if masks else "",
+        "Classes and speed": pair(*drawn) if drawn else "",
+        "Failures": "\n".join(_failures(failures, failures_total)) if failures_total else "",
+    }
+    return {"index.html": render_page(title, "Segmentation", [headline(figures), facts_list(facts)], sections)}
 
 
 def _objects(counts: Mapping[str, int]) -> Iterable[str]:
@@ -105,11 +90,12 @@ def _objects(counts: Mapping[str, int]) -> Iterable[str]:
     elif known.keys() <= {"unchanged", "failed_before", "skipped"}:
         yield "<p>Nothing was new, so no mask was written.</p>"
     order = sorted(known, key=lambda status: [*MEANING, status].index(status))
-    yield table({status: f"{known[status]:,} {MEANING.get(status, '')}" for status in order}) if known else ""
+    rows = [(status, count_cell(known[status]), MEANING.get(status, "")) for status in order]
     yield (
         '<p>Every object that was listed has a row in <a href="report.parquet">report.parquet</a>; '
         'the figures of this page are in <a href="summary.json">summary.json</a>.</p>'
     )
+    yield sortable_table("Objects by status", ("Status", "Objects", "Meaning"), rows) if rows else ""
 
 
 def _masks(shown: int, counts: Mapping[str, int], labels: LabelSet) -> Iterable[str]:
@@ -121,18 +107,17 @@ def _masks(shown: int, counts: Mapping[str, int], labels: LabelSet) -> Iterable[
 
 def _failures(failures: Sequence[Failure], total: int) -> Iterable[str]:
     shown = failures[:FAILURES]
-    values = ((shortened(k, KEY_LENGTH), status, shortened(why, REASON_LENGTH)) for k, status, why in shown)
-    yield wide_table({"Key": 45, "Status": 15, "Reason": 40}, values)
+    rows = ((shortened(k, KEY_LENGTH), status, shortened(why, REASON_LENGTH)) for k, status, why in shown)
+    yield sortable_table("Failures", ("Key", "Status", "Reason"), rows)
     if more := total - len(shown):
         yield f'<p>{more:,} more in <a href="report.parquet">report.parquet</a>.</p>'
 
 
-def _class_shares(labels: LabelSet, pixels: Sequence[int]) -> Picture:
-    shares = np.array(pixels) / sum(pixels)
-    texts = [f"{100 * x:.1f}" if x >= 0.0005 else "< 0.1" if x else "none" for x in shares]
-    named = ", ".join(f"{name} {percent(share)}" for name, share in zip(labels.names, shares, strict=True))
-    figure = class_bars("Share of pixels by class, %", labels, shares.tolist(), texts, top=shares.max(), colored=True)
-    return picture_of("classes.png", figure, f"Share of pixels by class: {named}.")
+def _class_shares(labels: LabelSet, pixels: Sequence[int]) -> str:
+    shares = (np.array(pixels) / sum(pixels)).tolist()
+    cells = [Cell(text=percent(share), value=share, bar=share / max(shares)) for share in shares]
+    rows = zip(class_cells(labels), cells, map(count_cell, pixels), strict=True)
+    return sortable_table("Share of pixels by class", ("Class", "Share", "Pixels"), rows)
 
 
 def _windows(throughput: Sequence[tuple[float, int]]) -> tuple[list[float], list[float]] | None:
@@ -145,21 +130,11 @@ def _windows(throughput: Sequence[tuple[float, int]]) -> tuple[list[float], list
     return rates.tolist(), edges.tolist()
 
 
-def _speed(rates: Sequence[float], edges: Sequence[float], overall: float | None, height: float) -> Picture:
+def _speed(rates: Sequence[float], edges: Sequence[float], overall: float | None) -> str:
     seconds, unit = next((s, unit) for s, unit in _UNITS if edges[-1] >= 2 * s or s == 1)
-    figure, axes = empty_plot("Images per second", height)
-    places = np.array(edges) / seconds
-    axes.stairs(rates, places, fill=True, color=BLUE, alpha=0.15, linewidth=0)
-    axes.stairs(rates, places, color=BLUE, linewidth=1.5, baseline=None)
-    if overall is not None:
-        axes.axhline(overall, color=NEUTRAL, linewidth=1, linestyle=":", label=f"whole run: {_rate(overall)}")
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    axes.set_xlim(0, places[-1])
-    axes.set_ylim(0, 1.15 * max(*rates, overall or 0, 1e-9))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
-    axes.set_xlabel(f"{unit} since the start", color=MUTED, fontsize=9)
-    grid(axes)
-    return picture_of("throughput.png", figure, f"Images per second over {places[-1]:.3g} {unit}.")
+    level = None if overall is None else Mark(overall, f"whole run: {_rate(overall)}")
+    places = [edge / seconds for edge in edges]
+    return bar_plot("Images per second", places, rates, x_name=f"{unit} since the start", level=level)
 
 
 _UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))

@@ -435,6 +435,22 @@ class EvaluateSettings:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Write a trained model as one ONNX file, checked against the model itself."""
+
+    model: str
+    """Model folder, local or on S3: model/ of a training run."""
+    output: str
+    """The file to write, local or on S3; its name ends in .onnx."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise RequestError("--model: name a folder or s3://bucket/prefix")
+        if not self.output.endswith(".onnx"):
+            raise RequestError(f"--output {self.output}: name a file that ends in .onnx")
+
+
 def to_mapping(settings: Any) -> dict[str, Any]:
     """Every field by its name, groups flattened: what `--config` reads back."""
     flat: dict[str, Any] = {}
