@@ -14,7 +14,7 @@ ROWS = (
     {"segmenter"},
     {"listing"},
     {"manifest"},
-    {"datasets", "progress", "session"},
+    {"datasets", "progress", "session", "telemetry"},
     {
         "command_line",
         "predict",
@@ -42,7 +42,7 @@ ROWS = (
 )
 """Modules of unet/, highest first: each imports only from rows below its own, or within its own where SIDEWAYS says."""
 
-RAY = {"training", "trainer", "segmentation", "steps", "fitting", "datasets", "progress", "session"}
+RAY = {"training", "trainer", "segmentation", "steps", "fitting", "datasets", "progress", "session", "telemetry"}
 SIDEWAYS = {("predict", "artifact")}
 
 

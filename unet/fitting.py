@@ -16,7 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from unet import storage
+from unet import storage, telemetry
 from unet.artifact import Model
 from unet.checkpoint import Checkpoints
 from unet.datasets import Batch, View, Work, batches
@@ -139,6 +139,7 @@ def fit(config: dict[str, Run]) -> None:
             }
             progress.say_epoch(entry)
             if journal is not None:
+                telemetry.record_epoch(entry, run.settings.name)
                 journal.add(entry)
                 if _is_best(entry, position.entries):
                     _model(run, learner, entry, matrix).save(storage.join(run.folder, "model"))
@@ -172,6 +173,7 @@ def _train_epoch(
     if run.local and not run.settings.gpu:
         silence_siblings()
     epoch, every, started = len(position.entries), run.settings.checkpoint_every, time.monotonic()
+    told = learner.step
     steps = run.steps_of(epoch, learner.step)
     for step in steps:
         batch = next(stream)
@@ -179,10 +181,20 @@ def _train_epoch(
         if progress.due(learner.step):
             _check_finite(learner, position)
             progress.say_step(learner.step, epoch, float(position.losses[-1]))
+            told = _tell(run, learner, told, float(position.losses[-1]))
         if every and learner.step % every == 0 and step != steps[-1]:
             _save(learner, position, checkpoints)
     _check_finite(learner, position)
+    if steps:
+        _tell(run, learner, told, float(position.losses[-1]))
     return len(steps) * run.settings.fit.batch_size / (time.monotonic() - started)
+
+
+def _tell(run: Run, learner: Learner, told: int, loss: float) -> int:
+    """Tells of the steps since step `told`; returns the step it told of."""
+    if rank() == 0:
+        telemetry.record_steps((learner.step - told) * run.settings.fit.batch_size, loss, run.settings.name)
+    return learner.step
 
 
 def _validate(learner: Learner, stream: Iterable[Batch], run: Run) -> tuple[float, ConfusionMatrix]:

@@ -51,6 +51,12 @@ def connect(*, worker_output: bool) -> bool:
     return True
 
 
+def join() -> None:
+    """Connects to the cluster that RAY_ADDRESS names, if it names one: as it does for submitted jobs."""
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        connect(worker_output=False)
+
+
 def check_shared(paths: Mapping[str, str]) -> None:
     """Raises RequestError, naming the flag, if one of the `paths` is local and not seen by every machine."""
     local = {flag: path for flag, path in paths.items() if "://" not in path}
