@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -54,7 +55,8 @@ def connect(*, worker_output: bool) -> bool:
 def join() -> None:
     """Connects to the cluster that RAY_ADDRESS names, if it names one: as it does for submitted jobs."""
     if os.environ.get("RAY_ADDRESS", "local") != "local":
-        connect(worker_output=False)
+        with suppress(RequestError):  # who needs it will say so
+            connect(worker_output=False)
 
 
 def check_shared(paths: Mapping[str, str]) -> None:

@@ -1,8 +1,8 @@
 """What a run tells Prometheus through Ray: how many, how fast, how well.
 
 Every measure is declared in `MEASURES`; rules and dashboards in cluster/observability/ are checked against them. Ray
-exports a measure under `ray_NAME`, a counter with `_total`, a histogram with `_bucket`, `_sum` and `_count`. Recorded by
-the driver for each chunk of objects, and in training by the first worker every few seconds: never for each image.
+exports a measure under `ray_NAME`, a counter with `_total`, a histogram with `_bucket`, `_sum` and `_count`. They are
+recorded by the driver for each chunk of objects, and by the first training worker every few seconds: never for an image.
 """
 
 import time
@@ -70,7 +70,7 @@ MEASURES = (
 
 
 def record(measure: Measure, value: float | None, **tags: str) -> None:
-    """Adds to a counter (nothing where `value` is 0), sets a gauge, or observes; nothing without a connection to Ray."""
+    """Adds to a counter, sets a gauge or observes; does nothing without a connection to Ray."""
     if value is None or not ray.is_initialized():
         return
     metric = _made(measure)
