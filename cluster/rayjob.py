@@ -1,7 +1,7 @@
-"""Makes a run of a RayJob that stands suspended as a pattern, and ends as it ends: `python cluster/rayjob.py unet-segment`.
+"""Makes a run of a RayJob that stands suspended as a pattern, and ends as it ends: `rayjob.py unet-segment`.
 
-It runs in a pod of a Kubernetes Job and needs nothing but Python. The RayJob is named after the Job and belongs to it: a pod
-that takes another's place finds the run and waits for it, and with the Job the run goes too. Its exit code is the
+It runs in a pod of a Kubernetes Job and needs nothing but Python. The RayJob is named after the Job and belongs to it:
+a pod that takes another's place finds the run and waits for it, and with the Job the run goes too. Its exit code is the
 driver's, which KubeRay only passes on in a message, so that the Job can tell what is worth another attempt.
 """
 

@@ -2,7 +2,7 @@
 
 Every measure is declared in `MEASURES`; rules and dashboards in cluster/observability/ are checked against them. Ray
 exports a measure under `ray_NAME`, a counter with `_total`, a histogram with `_bucket`, `_sum` and `_count`. They are
-recorded by the driver for each chunk of objects, and by the first training worker every few seconds: never for an image.
+recorded by the driver for each chunk of objects, and by the first training worker every few seconds, never by image.
 """
 
 import time
