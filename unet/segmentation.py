@@ -31,7 +31,7 @@ from unet.listing import LARGEST_CHUNK, LEASE, OWN, TODO, Chunk, Request, chunks
 from unet.manifest import check_manifest
 from unet.predict import Predictor
 from unet.recorder import Recorder
-from unet.session import connect, join
+from unet.session import capacity, connect, join
 from unet.settings import RequestError, SegmentSettings, to_mapping
 from unet.steps import Fetch, List, Predict, Segment, Write, announcing, tell, told
 from unet.stop import ending_after, saying_farewell
@@ -218,14 +218,15 @@ def _nothing_to_do(request: Request, lease: Lease) -> list[Chunk] | None:
 
 
 def _workers(settings: SegmentSettings) -> tuple[int, int]:
-    """Connects; returns least and most workers: what --workers says, or up to one for each CPU or GPU.
+    """Connects; returns least and most workers: what --workers says, or up to one for each CPU or GPU
+    that the cluster has or may grow to.
 
     Raises:
         RequestError: --gpu without a GPU.
     """
     connect(worker_output=False)
     kind = "GPU" if settings.gpu else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
+    there = capacity(kind)
     if settings.gpu and not there and settings.worker_range is None:
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out, or give --workers to wait for some")
     return settings.worker_range or (1, max(1, there))

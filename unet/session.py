@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import ray
+from ray._private.state import state
 from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -57,6 +58,12 @@ def join() -> None:
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         with suppress(RequestError):  # who needs it will say so
             connect(worker_output=False)
+
+
+def capacity(kind: str) -> int:
+    """How many CPUs or GPUs the cluster has, or may grow to where it has an autoscaler."""
+    limits = state.get_max_resources_from_cluster_config() or {}
+    return max(int(ray.cluster_resources().get(kind, 0)), int(limits.get(kind, 0)))
 
 
 def check_shared(paths: Mapping[str, str]) -> None:

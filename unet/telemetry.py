@@ -18,6 +18,7 @@ from ray.util import metrics
 
 from unet.journal import Entry
 from unet.listing import Chunk
+from unet.stop import saying_farewell
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def training(run: str) -> Iterator[None]:
     """The time in which a run trains."""
     record(TRAINING, 1, run=run)
     try:
-        yield
+        with saying_farewell(lambda: record(TRAINING, 0, run=run)):
+            yield
     finally:
         record(TRAINING, 0, run=run)
