@@ -249,7 +249,7 @@ def test_commands_parse_as_the_jobs_parse_them(name: str) -> None:
 def parsed(command: str) -> Any:
     python, job, *flags = shlex.split(command)
     assert python == "python"
-    return parse(JOBS[Path(job).name], flags)  # type: ignore[arg-type]
+    return parse(JOBS[Path(job).name], flags)
 
 
 def test_the_unit_submits_a_command_that_parses() -> None:

@@ -10,11 +10,12 @@ ROOT = Path(__file__).parent.parent
 ROWS = (
     {"training", "segmentation"},
     {"fitting", "trainer", "recorder", "steps"},
+    {"telemetry"},
     {"quarantine"},
     {"segmenter"},
     {"listing"},
     {"manifest"},
-    {"datasets", "progress", "session", "telemetry"},
+    {"datasets", "progress", "session"},
     {
         "command_line",
         "predict",

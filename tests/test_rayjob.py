@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -118,8 +118,9 @@ def test_without_a_pattern_the_request_is_faulty(tmp_path: Path) -> None:
         assert rayjob.run(api, "unet-sgement", "night-1", "uid-1") == 2
 
 
-def test_a_run_that_is_deleted_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with kubernetes(tmp_path, failed(1)) as (api, jobs):
-        sleep: Callable[[float], None] = rayjob.time.sleep
-        monkeypatch.setattr(rayjob.time, "sleep", lambda seconds: (jobs.pop("night-1-1", None), sleep(seconds)))
+def test_a_run_that_is_deleted_was_stopped(tmp_path: Path) -> None:
+    with kubernetes(tmp_path, {}) as (api, jobs):
+        deleting = threading.Timer(0.3, lambda: jobs.pop("night-1-1"))
+        deleting.start()
         assert rayjob.run(api, "unet-segment", "night-1", "uid-1") == 143
+        deleting.join()

@@ -153,10 +153,10 @@ def test_on_a_real_cluster_codes_signals_and_a_wrong_token(tmp_path: Path) -> No
         for code in (0, 2, 3, 4, 143):
             process = submitted(cluster, tmp_path, "end.py", str(code), "0")
             said, _ = process.communicate(timeout=120)
-            assert (process.returncode, said) == (code, "begun\n")
+            assert (process.returncode, said.count("begun\n")) == (code, 1)  # after what Ray says of its own
         process = submitted(cluster, tmp_path, "end.py", "0", "600")
         assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
+        assert "begun\n" in iter(process.stdout.readline, "")
         process.terminate()
         process.communicate(timeout=120)
         assert process.returncode == 143

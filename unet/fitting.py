@@ -181,19 +181,22 @@ def _train_epoch(
         if progress.due(learner.step):
             _check_finite(learner, position)
             progress.say_step(learner.step, epoch, float(position.losses[-1]))
-            told = _tell(run, learner, told, float(position.losses[-1]))
+            told = _tell(run, learner, told, position)
         if every and learner.step % every == 0 and step != steps[-1]:
             _save(learner, position, checkpoints)
     _check_finite(learner, position)
     if steps:
-        _tell(run, learner, told, float(position.losses[-1]))
+        _tell(run, learner, told, position)
     return len(steps) * run.settings.fit.batch_size / (time.monotonic() - started)
 
 
-def _tell(run: Run, learner: Learner, told: int, loss: float) -> int:
-    """Tells of the steps since step `told`; returns the step it told of."""
+def _tell(run: Run, learner: Learner, told: int, position: Position) -> int:
+    """Tells of the steps since step `told`, and of the last epoch again; returns the step it told of."""
     if rank() == 0:
-        telemetry.record_steps((learner.step - told) * run.settings.fit.batch_size, loss, run.settings.name)
+        images = (learner.step - told) * run.settings.fit.batch_size
+        telemetry.record_steps(images, float(position.losses[-1]), run.settings.name)
+        for entry in position.entries[-1:]:
+            telemetry.record_epoch(entry, run.settings.name)
     return learner.step
 
 

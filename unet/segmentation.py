@@ -83,7 +83,6 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
     recorder = Recorder(request, model.labels, lease.confirm)
 
     def farewell() -> None:
-        telemetry.record(telemetry.SEGMENTING, 0, output=request.settings.output)
         with suppress(storage.StorageError, Held):
             recorder.record()
             lease.release()
@@ -92,7 +91,6 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
         idle = _nothing_to_do(request, lease)
         workers = _workers(request.settings) if idle is None else (0, 0)
         join()  # also a run that finds nothing to do is to be seen
-        telemetry.record(telemetry.SEGMENTING, 1, output=request.settings.output)
         settled = _worked(request, model, workers, recorder, lease) if idle is None else (chunk for chunk in idle)
         try:
             _write_settings(request)
@@ -117,6 +115,7 @@ def _worked(
     with (
         _Progress(recorder, request),
         announcing(request, lease),
+        telemetry.running(telemetry.SEGMENTING, output=request.settings.output),
         closing(_pipeline(request, model, workers)) as settled,
     ):
         for chunk in settled:

@@ -5,6 +5,7 @@ exports a measure under `ray_NAME`, a counter with `_total`, a histogram with `_
 recorded by the driver for each chunk of objects, and by the first training worker every few seconds, never by image.
 """
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from ray.util import metrics
 
 from unet.journal import Entry
 from unet.listing import Chunk
-from unet.stop import saying_farewell
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Measure:
         return tuple(f"ray_{self.name}{ending}" for ending in endings[self.kind])
 
 
+REFRESH_SECONDS = 5.0
+
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 OBJECTS = Measure("unet_segment_objects", "counter", "Objects settled.", ("output", "status"))
@@ -49,11 +51,10 @@ STAGE = Measure(
     ("output", "stage"),
     SECONDS,
 )
-SEGMENTING = Measure("unet_segment_running", "gauge", "1 while a run goes on, then 0.", ("output",))
-EXIT_CODE = Measure("unet_segment_exit_code", "gauge", "Exit code of the last run; 1 also for a crash.", ("output",))
-SUCCESS = Measure(
-    "unet_segment_success_time_seconds", "gauge", "Unix time of the last run that ended with 0.", ("output",)
-)
+SEGMENTING = Measure("unet_segment_running", "gauge", "1 while a run goes on.", ("output",))
+RUNS = Measure("unet_segment_runs", "counter", "Runs that ended; with 1 also by a crash.", ("output", "code"))
+SUCCESS = Measure("unet_segment_success_time_seconds", "counter", "Unix time of a run's end with 0.", ("output",))
+"""A counter, though it is none: Ray forgets a gauge some seconds after the driver has ended."""
 
 TRAINED = Measure("unet_train_images", "counter", "Images trained on.", ("run",))
 SPEED = Measure("unet_train_images_per_second", "gauge", "Images trained on in a second, of the last epoch.", ("run",))
@@ -62,10 +63,10 @@ LOSS = Measure("unet_train_loss", "gauge", "Loss of a recent step.", ("run",))
 VALIDATION_LOSS = Measure("unet_train_validation_loss", "gauge", "Validation loss of the last epoch.", ("run",))
 ACCURACY = Measure("unet_train_validation_accuracy", "gauge", "Pixel accuracy on the validation images.", ("run",))
 MIOU = Measure("unet_train_validation_miou", "gauge", "Mean IoU on the validation images.", ("run",))
-TRAINING = Measure("unet_train_running", "gauge", "1 while a run goes on, then 0.", ("run",))
+TRAINING = Measure("unet_train_running", "gauge", "1 while a run goes on.", ("run",))
 
 MEASURES = (
-    *(OBJECTS, BYTES, STAGE, SEGMENTING, EXIT_CODE, SUCCESS),
+    *(OBJECTS, BYTES, STAGE, SEGMENTING, RUNS, SUCCESS),
     *(TRAINED, SPEED, EPOCH, LOSS, VALIDATION_LOSS, ACCURACY, MIOU, TRAINING),
 )
 
@@ -104,8 +105,7 @@ def record_chunk(chunk: Chunk, output: str) -> None:
 
 def record_end(code: int, output: str) -> None:
     """How a segmentation run ends."""
-    record(SEGMENTING, 0, output=output)
-    record(EXIT_CODE, code, output=output)
+    record(RUNS, 1, output=output, code=str(code))
     if code == 0:
         record(SUCCESS, time.time(), output=output)
 
@@ -125,11 +125,20 @@ def record_epoch(entry: Entry, run: str) -> None:
 
 
 @contextmanager
-def training(run: str) -> Iterator[None]:
-    """The time in which a run trains."""
-    record(TRAINING, 1, run=run)
+def running(measure: Measure, **tags: str) -> Iterator[None]:
+    """Sets a gauge to 1 within the block, again and again: Ray exports one for 10 to 20 seconds after it was set."""
+    over = threading.Event()
+
+    def tell() -> None:
+        while True:
+            record(measure, 1, **tags)
+            if over.wait(REFRESH_SECONDS):
+                return
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
     try:
-        with saying_farewell(lambda: record(TRAINING, 0, run=run)):
-            yield
+        yield
     finally:
-        record(TRAINING, 0, run=run)
+        over.set()
+        thread.join()

@@ -83,7 +83,7 @@ def train(settings: TrainSettings) -> int:
             storage.write(
                 storage.join(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode()
             )
-            with telemetry.training(settings.name):
+            with telemetry.running(telemetry.TRAINING, run=settings.name):
                 trainer.fit()
     except ray.train.TrainingFailedError as error:
         fault = fault_of(error)  # type: ignore[arg-type]
