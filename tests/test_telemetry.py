@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ Told = list[tuple[str, float, dict[str, str]]]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
     """What is recorded, in place of Ray's metrics."""
     found: Told = []
 
@@ -35,7 +36,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     monkeypatch.setattr("unet.telemetry.ray.is_initialized", lambda: True)
     for kind in ("Counter", "Gauge", "Histogram"):
         monkeypatch.setattr(f"unet.telemetry.metrics.{kind}", Heard)
-    yield found  # type: ignore[misc]
+    yield found
     telemetry._made.cache_clear()
 
 
