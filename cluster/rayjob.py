@@ -8,6 +8,7 @@ driver's, which KubeRay only passes on in a message, so that the Job can tell wh
 import json
 import os
 import re
+import signal
 import ssl
 import sys
 import time
@@ -127,5 +128,6 @@ def run(kubernetes: Kubernetes, pattern: str, owner: str, uid: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # the first process of a container has no default
     api = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
     sys.exit(run(Kubernetes(api), sys.argv[1], os.environ["JOB_NAME"], os.environ["JOB_UID"]))

@@ -62,8 +62,7 @@ class Item:
     permanent: bool = False
     mask_etag: str | None = None
     seconds: float = 0.0
-    spent: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage."""
+    spent: dict[str, float] = field(default_factory=dict)  # seconds by stage
 
     def end(self, status: str, error: str | None = None, *, permanent: bool = False) -> "Item":
         """The last word on this object."""
@@ -339,8 +338,8 @@ def take_items(chunk: Chunk) -> list[Item]:
 def put_items(chunk: Chunk, items: list[Item]) -> Chunk:
     """`chunk` with the rows of ended items."""
     chunk.rows = pa.concat_tables([chunk.rows, rows_of(items)])
-    for stage in ("fetch", "decode", "predict", "write"):
-        chunk.spent[stage] = sum(item.spent.get(stage, 0.0) for item in items)
+    stages = ("fetch", "decode", "predict", "write")
+    chunk.spent = {stage: sum(item.spent.get(stage, 0.0) for item in items) for stage in stages}
     return chunk
 
 
