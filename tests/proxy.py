@@ -16,10 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import parse_qs, quote, urlsplit
 
-Action = Literal["500", "503", "403", "reset", "cut", "flip", "empty_page", "hold", "hold_answer"]
+Action = Literal["500", "503", "403", "reset", "cut", "flip", "empty_page", "hold", "hold_answer", "denied"]
 
 ERROR = "<Error><Code>{}</Code><Message>as the test wishes</Message></Error>"
-CODES = {"500": "InternalError", "503": "SlowDown", "403": "ExpiredToken"}
+CODES = {"500": "InternalError", "503": "SlowDown", "403": "ExpiredToken", "denied": "AccessDenied"}
+STATUS = {"denied": 403}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
 AFTER_EMPTY = "after-empty:"  # begins the token of an empty page; then the token of the page in whose place it came
 
@@ -62,7 +63,7 @@ class Proxy(ThreadingHTTPServer):
     def add(self, *, verb: str = "*", path: str = "*", nth: range | None = None, action: Action) -> None:
         self.rules.append(Rule(verb, path, nth, action))
 
-    def action(self, verb: str, path: str, authorization: str) -> Action | None:
+    def action(self, verb: str, path: str, authorization: str, body: bytes = b"") -> Action | None:
         with self.lock:
             self.requests.append((verb, path))
             self.times.append(time.monotonic())
@@ -85,14 +86,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        action = self.server.action(self.command, self.path, self.headers.get("Authorization", ""))
+        action = self.server.action(self.command, self.path, self.headers.get("Authorization", ""), body)
         if action == "reset":
             self.hang_up()
         elif action == "hold":
             self.hold()
         elif action in CODES:
             error = ERROR.format(CODES[action]).encode()
-            self.reply(int(action), {"Content-Length": "0"}, b"" if self.command == "HEAD" else error)
+            self.reply(
+                STATUS.get(action) or int(action), {"Content-Length": "0"}, b"" if self.command == "HEAD" else error
+            )
         elif action == "empty_page":
             token = AFTER_EMPTY + parse_qs(urlsplit(self.path).query).get("continuation-token", [""])[0]
             page = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = (
     {"training", "segmentation", "evaluation", "export"},
     {"fitting", "trainer", "recorder", "steps"},
+    {"telemetry"},
     {"pipeline", "quarantine", "scorer"},
     {"segmenter"},
     {"listing"},
@@ -53,6 +54,7 @@ RAY = {
     "segmentation",
     "session",
     "steps",
+    "telemetry",
     "trainer",
     "training",
 }

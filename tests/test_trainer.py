@@ -39,12 +39,26 @@ def test_workers_on_gpus_leave_all_other_cpus_to_the_data(machines: Machines) ->
     assert resources(2, least=2, gpu=True, local=False) == ({"GPU": 1.0, "CPU": 1.0}, 7)
 
 
-def test_what_a_cluster_cannot_hold_is_refused(machines: Machines, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpus_that_an_autoscaler_may_bring_are_waited_for(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machines({"memory": 1.0})
+    monkeypatch.setattr("unet.trainer.capacity", lambda kind: 4)
+    assert resources(4, least=1, gpu=True, local=False) == ({"GPU": 1.0, "CPU": 1.0}, 1)
+    assert "waiting for 1 GPUs" in capsys.readouterr().out
+
+
+def test_what_a_cluster_cannot_hold_is_refused(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     machines({"CPU": 2.0})
     with pytest.raises(RequestError, match="3 workers need a CPU each, and this machine has 2"):
         resources(3, least=3, gpu=False, local=True)
     with pytest.raises(RequestError, match="--gpu: the cluster has no GPU"):
         resources(1, least=1, gpu=True, local=True)
+    monkeypatch.setattr("unet.trainer.capacity", lambda kind: 0)
+    with pytest.raises(RequestError, match="--gpu: the cluster has no GPU"):
+        resources(1, least=1, gpu=True, local=False)
     machines({"CPU": 3.0, "GPU": 2.0})
     with pytest.raises(RequestError, match="need 2 CPUs each, and the cluster has 3"):
         resources(2, least=2, gpu=True, local=False)

@@ -16,7 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from unet import storage
+from unet import storage, telemetry
 from unet.artifact import Model
 from unet.checkpoint import Checkpoints
 from unet.datasets import Batch, View, Work, batches
@@ -142,6 +142,7 @@ def fit(config: dict[str, Run]) -> None:
             }
             progress.say_epoch(entry)
             if journal is not None:
+                telemetry.record_epoch(entry, run.settings.name)
                 journal.add(entry)
                 if _is_best(entry, position.entries):
                     _model(run, learner, entry, matrix).save(storage.join(run.folder, "model"))
@@ -175,6 +176,7 @@ def _train_epoch(
     if run.local and not run.settings.gpu:
         silence_siblings()
     epoch, every, started = len(position.entries), run.settings.checkpoint_every, time.monotonic()
+    told = learner.step
     steps = run.steps_of(epoch, learner.step)
     for step in steps:
         batch = next(stream)
@@ -182,10 +184,23 @@ def _train_epoch(
         if progress.due(learner.step):
             _check_finite(learner, position)
             progress.say_step(learner.step, epoch, float(position.losses[-1]))
+            told = _tell(run, learner, told, position)
         if every and learner.step % every == 0 and step != steps[-1]:
             _save(learner, position, checkpoints)
     _check_finite(learner, position)
+    if steps:
+        _tell(run, learner, told, position)
     return len(steps) * run.settings.fit.batch_size / (time.monotonic() - started)
+
+
+def _tell(run: Run, learner: Learner, told: int, position: Position) -> int:
+    """Tells of the steps since step `told`, and of the last epoch again; returns the step it told of."""
+    if rank() == 0:
+        images = (learner.step - told) * run.settings.fit.batch_size
+        telemetry.record_steps(images, float(position.losses[-1]), run.settings.name)
+        for entry in position.entries[-1:]:
+            telemetry.record_epoch(entry, run.settings.name)
+    return learner.step
 
 
 def _validate(learner: Learner, stream: Iterable[Batch], run: Run) -> tuple[float, ConfusionMatrix]:

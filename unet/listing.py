@@ -115,6 +115,8 @@ class Chunk:
     """Pixels of the masks made, by class index."""
     sheets: list[tuple[int, str, bytes]] = field(default_factory=list)
     """Candidates for the contact sheet: rank, key, JPEG."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of all its images, by stage."""
 
 
 def make_rows(columns: Mapping[str, Sequence[Any]]) -> pa.Table:

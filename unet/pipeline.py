@@ -12,7 +12,7 @@ import numpy as np
 import ray
 import ray.data
 
-from unet.session import connect
+from unet.session import capacity, connect
 from unet.settings import RequestError
 
 IN_FLIGHT = 2
@@ -74,14 +74,15 @@ def running(plan: ray.data.Dataset) -> Generator[Any, None, None]:
 
 
 def connected_workers(settings: Workers) -> tuple[int, int]:
-    """Connects; returns least and most workers: what --workers says, or up to one for each CPU or GPU.
+    """Connects; returns least and most workers: what --workers says, or up to one for each CPU or GPU that the cluster
+    has or may grow to.
 
     Raises:
         RequestError: --gpu without a GPU.
     """
     connect(worker_output=False)
     kind = "GPU" if settings.gpu else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
+    there = capacity(kind)
     if settings.gpu and not there and settings.worker_range is None:
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out, or give --workers to wait for some")
     return settings.worker_range or (1, max(1, there))

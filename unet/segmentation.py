@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import ray
 import yaml
 
-from unet import storage
+from unet import storage, telemetry
 from unet.artifact import Model
 from unet.lease import Held, Lease, acquire
 from unet.listing import LARGEST_CHUNK, LEASE, OWN, TODO, Chunk, Request, chunks
@@ -28,6 +28,7 @@ from unet.manifest import check_manifest
 from unet.pipeline import connected_workers, plan_of, pool, running
 from unet.predict import Predictor
 from unet.recorder import Recorder
+from unet.session import join
 from unet.settings import RequestError, SegmentSettings, to_mapping
 from unet.steps import Fetch, List, Predict, Segment, Write, announcing, tell, told
 from unet.stop import ending_after, saying_farewell
@@ -55,9 +56,12 @@ def segment(settings: SegmentSettings) -> int:
     output = request.settings.output
     try:
         lease = acquire(output, LEASE, run=request.run, lifetime=settings.lease, fence=request.fence)
+        code = FAILED
         try:
-            return _run(model, replace(request, fence=lease.fence, conditional=lease.conditional), lease)
+            code = _run(model, replace(request, fence=lease.fence, conditional=lease.conditional), lease)
+            return code
         finally:
+            telemetry.record_end(code, output)
             with suppress(storage.StorageError):  # then it ends by itself
                 lease.release()
     except Held as error:
@@ -80,6 +84,7 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
     with saying_farewell(farewell), ending_after(request.settings.time_limit, "--time-limit"):
         idle = _nothing_to_do(request, lease)
         workers = connected_workers(request.settings) if idle is None else (0, 0)
+        join()  # also a run that finds nothing to do is to be seen
         settled = _worked(request, model, workers, recorder, lease) if idle is None else (chunk for chunk in idle)
         try:
             _write_settings(request)
@@ -87,6 +92,7 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
                 for chunk in settled:
                     lease.confirm()
                     recorder.add(chunk)
+                    telemetry.record_chunk(chunk, request.settings.output)
             summary = recorder.finish(complete=True)
         except (storage.StorageError, RequestError) as error:
             return _give_up(recorder, error)
@@ -103,6 +109,7 @@ def _worked(
     with (
         _Progress(recorder, request),
         announcing(request, lease),
+        telemetry.running(telemetry.SEGMENTING, output=request.settings.output),
         closing(_pipeline(request, model, workers)) as settled,
     ):
         for chunk in settled:

@@ -62,6 +62,7 @@ class Item:
     permanent: bool = False
     mask_etag: str | None = None
     seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)  # seconds by stage
 
     def end(self, status: str, error: str | None = None, *, permanent: bool = False) -> "Item":
         """The last word on this object."""
@@ -105,9 +106,12 @@ class Fetcher:
         try:
             data = self.source.get(item.key, item.etag)
             height, width = size_of(data, max_pixels=self.settings.max_pixels)
+            item.spent["fetch"] = time.time() - item.began
             self.budget.take(height * width)
+            started = time.time()
             try:
                 item.image = decode_image(data, max_pixels=self.settings.max_pixels, window=self.window)
+                item.spent["decode"] = time.time() - started
             finally:
                 if item.image is None:
                     self.budget.give_back(height * width)
@@ -143,6 +147,7 @@ class Writer:
         """`item`, ended; counts go to `chunk`."""
         assert item.image is not None
         assert item.mask is not None
+        started = time.time()
         metadata = {"model-digest": self.digest, "image-etag": item.etag}
         pixels = np.bincount(item.mask.reshape(-1), minlength=len(self.labels.classes))
         try:
@@ -156,6 +161,7 @@ class Writer:
             raise
         except StorageError as error:
             return item.end("failed", str(error))
+        item.spent["write"] = time.time() - started
         sheet = self._sheet(item)
         with self._lock:
             chunk.class_pixels = pixels if chunk.class_pixels is None else chunk.class_pixels + pixels
@@ -291,10 +297,11 @@ def make_predictor(request: Request, model: Model, device: str) -> Predictor:
 
 def predict(batch: list[Item], predictor: Predictor, *, confidence: bool) -> None:
     """Gives each image of a batch, which are of one shape, its mask; in halves where a GPU's memory is too small."""
-    images = [item.image for item in batch if item.image is not None]
+    images, started = [item.image for item in batch if item.image is not None], time.time()
     try:
         for item, made in zip(batch, predictor.predict_batch(images, confidence=confidence), strict=True):
             item.mask, item.confidence = made.mask, made.confidence
+            item.spent["predict"] = (time.time() - started) / len(batch)
         return
     except (torch.OutOfMemoryError, MemoryError):
         pass  # and on below, where the failed attempt holds no memory any more
@@ -331,6 +338,8 @@ def take_items(chunk: Chunk) -> list[Item]:
 def put_items(chunk: Chunk, items: list[Item]) -> Chunk:
     """`chunk` with the rows of ended items."""
     chunk.rows = pa.concat_tables([chunk.rows, rows_of(items)])
+    stages = ("fetch", "decode", "predict", "write")
+    chunk.spent = {stage: sum(item.spent.get(stage, 0.0) for item in items) for stage in stages}
     return chunk
 
 

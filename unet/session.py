@@ -3,9 +3,11 @@
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import ray
+from ray._private.state import state
 from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -49,6 +51,19 @@ def connect(*, worker_output: bool) -> bool:
     with keeping_handlers():
         ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False, log_to_driver=worker_output)
     return True
+
+
+def join() -> None:
+    """Connects to the cluster that RAY_ADDRESS names, if it names one: as it does for submitted jobs."""
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        with suppress(RequestError):  # who needs it will say so
+            connect(worker_output=False)
+
+
+def capacity(kind: str) -> int:
+    """How many CPUs or GPUs the cluster has, or may grow to where it has an autoscaler."""
+    limits = state.get_max_resources_from_cluster_config() or {}
+    return max(int(ray.cluster_resources().get(kind, 0)), int(limits.get(kind, 0)))
 
 
 def check_shared(paths: Mapping[str, str]) -> None:

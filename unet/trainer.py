@@ -16,6 +16,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
+from unet.session import capacity
 from unet.settings import RequestError
 from unet.storage import Denied, NoSuchFolder
 
@@ -74,7 +75,7 @@ def resources(workers: int, *, least: int, gpu: bool, local: bool) -> tuple[dict
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     hosts = [machine for machine in machines if machine.get(kind)]
     there = int(sum(host[kind] for host in hosts))
-    if gpu and not there:
+    if gpu and not there and (local or not capacity("GPU")):
         raise RequestError("--gpu: the cluster has no GPU; leave the flag out to train on CPUs")
     if workers > there and local:
         raise RequestError(f"--workers: {workers} workers need a {kind} each, and this machine has {there}; give fewer")

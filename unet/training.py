@@ -22,7 +22,7 @@ import ray.train
 import ray.train.torch
 import yaml
 
-from unet import storage
+from unet import storage, telemetry
 from unet.artifact import Model
 from unet.checkpoint import Checkpoints
 from unet.fitting import Run, fit, fitting_tensors
@@ -83,7 +83,8 @@ def train(settings: TrainSettings) -> int:
             storage.write(
                 storage.join(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode()
             )
-            trainer.fit()
+            with telemetry.running(telemetry.TRAINING, run=settings.name):
+                trainer.fit()
     except ray.train.TrainingFailedError as error:
         fault = fault_of(error)  # type: ignore[arg-type]
         if fault is None:
