@@ -45,6 +45,8 @@ class Host:
     """A namespace. `number` is the last part of its address."""
 
     number: int
+    link: str
+    """This end of its cable."""
     environment: dict[str, str]
     holder: "subprocess.Popen[bytes]"
 
@@ -54,10 +56,6 @@ class Host:
         while not (children := Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text()):
             time.sleep(0.01)
         return int(children)
-
-    @property
-    def name(self) -> str:
-        return f"unet{self.number}"
 
     @property
     def address(self) -> str:
@@ -76,11 +74,11 @@ class Host:
 
     def cut(self) -> None:
         """Pulls its cable out."""
-        _ip("link", "set", self.name, "down")
+        _ip("link", "set", self.link, "down")
 
     def mend(self) -> None:
         """Puts its cable in again."""
-        _ip("link", "set", self.name, "up")
+        _ip("link", "set", self.link, "up")
 
 
 @dataclass
@@ -88,6 +86,7 @@ class Hosts:
     """A cluster being put together. Its processes use the S3 server of the tests at the bridge's address."""
 
     environment: dict[str, str]
+    bridge: str
     hosts: list[Host] = field(default_factory=list)
 
     @property
@@ -104,10 +103,10 @@ class Hosts:
         number = len(self.hosts) + 2
         own = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         holder = subprocess.Popen(["setpriv", "--pdeathsig=KILL", "unshare", *own, "sh", "-c", PRIVATE_TMP])
-        host = Host(number, self.environment, holder)
+        host = Host(number, f"{self.bridge}{number}", self.environment, holder)
         self.hosts.append(host)
-        _ip("link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", _network_of(holder))
-        _ip("link", "set", host.name, "master", "unet0", "up")
+        _ip("link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", _network_of(holder))
+        _ip("link", "set", host.link, "master", self.bridge, "up")
         while not Path(f"/proc/{host.first_process}/root/tmp/ready").exists():
             assert holder.poll() is None
             time.sleep(0.05)
@@ -137,7 +136,8 @@ class Hosts:
         where = ("--address", self.dashboard, "--working-dir", ".")
         for _ in range(30):
             ended = self.ray("job", "submit", *where, *options, "--", "python", *entrypoint)
-            if "No available agent to submit job" not in ended.stderr:  # it comes up after `ray start`
+            # Both come up after `ray start`.
+            if "No available agent" not in ended.stderr and "Failed to connect" not in ended.stderr:
                 return ended
             time.sleep(0.5)
         raise TimeoutError(ended.stderr)
@@ -159,12 +159,13 @@ def network() -> Iterator[Hosts]:
     """A bridge without hosts yet, and the S3 server of the tests on it; skips the test where that cannot be had."""
     if os.getuid() or not shutil.which("ip") or not shutil.which("nsenter"):
         pytest.skip("hosts of their own need root, iproute2 and util-linux")
-    if subprocess.run(["ip", "link", "add", "unet0", "type", "bridge"], capture_output=True, check=False).returncode:
+    bridge = f"unet{secrets.token_hex(3)}"  # the kernel takes a moment to forget a name
+    if subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], capture_output=True, check=False).returncode:
         pytest.skip("this kernel makes no bridge for the hosts")
     server = None
     try:
-        _ip("addr", "add", f"{HERE}/24", "dev", "unet0")
-        _ip("link", "set", "unet0", "up")
+        _ip("addr", "add", f"{HERE}/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
         server = ThreadedMotoServer(ip_address=HERE, port=0)
         server.start()
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
@@ -178,7 +179,7 @@ def network() -> Iterator[Hosts]:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "TMPDIR": "/tmp",
         }
-        made = Hosts(environment)
+        made = Hosts(environment, bridge)
         try:
             yield made
         finally:
@@ -188,7 +189,7 @@ def network() -> Iterator[Hosts]:
     finally:
         if server is not None:
             server.stop()
-        subprocess.run(["ip", "link", "del", "unet0"], check=False)
+        subprocess.run(["ip", "link", "del", bridge], check=False)
 
 
 def _ip(*words: str) -> None:

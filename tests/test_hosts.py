@@ -148,7 +148,7 @@ def test_segmenting_goes_on_after_a_host_is_lost(hosts: Hosts, bucket: str, faul
 def test_a_client_without_the_token_is_refused_at_every_port(hosts: Hosts) -> None:
     without = {name: value for name, value in hosts.environment.items() if not name.startswith("RAY_AUTH")}
     head = hosts.hosts[0]
-    stranger = Hosts(without, hosts.hosts)
+    stranger = Hosts(without, hosts.bridge, hosts.hosts)
     wait_for(lambda: stranger_sees(head.address, DASHBOARD), 60, lambda: "no dashboard")
     refused = stranger.ray("job", "list", "--address", hosts.dashboard)
     assert refused.returncode != 0
