@@ -120,6 +120,14 @@ def test_a_submitted_run_trains_from_and_to_s3_and_promise_25_no_secret_is_writt
     assert storage.exists(f"{bucket}/runs/run/report/index.html")
     assert_no_secret(cluster, bucket, ended)
 
+
+@pytest.mark.slow
+def test_a_finished_run_that_is_submitted_again_says_so(cluster: Cluster, boxes: Path, bucket: str) -> None:
+    for file in boxes.rglob("*.png"):
+        storage.write(f"{bucket}/boxes/{file.relative_to(boxes)}", file.read_bytes())
+    shutil.copy(boxes / "classes.csv", cluster.folder / "classes.csv")
+    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv")
+    assert cluster.submit("jobs/train.py", *arguments).returncode == 0
     again = cluster.submit("jobs/train.py", *arguments)
     assert "this run is finished" in again.stdout
     refused = cluster.submit("jobs/train.py", *arguments, "--lr", "9")

@@ -82,6 +82,7 @@ def test_scores_are_those_of_torchmetrics_on_the_predictor_s_masks(
     assert b"</html>" in (tmp_path / "scores" / "index.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_workers_nor_batches(job: Job, model: str) -> None:
     first = job(model=model, workers=1)
     assert job(model=model, workers=2, batch_size=4) == first

@@ -34,8 +34,17 @@ def saved(tmp_path: Path) -> str:
     return folder
 
 
-@pytest.mark.parametrize("norm", ["batch", "group", "none"])
-@pytest.mark.parametrize("upsample", ["transpose", "bilinear"])
+@pytest.mark.parametrize(
+    ("upsample", "norm"),
+    [
+        ("transpose", "batch"),
+        ("bilinear", "group"),
+        *(
+            pytest.param(*kind, marks=pytest.mark.slow)
+            for kind in (("transpose", "group"), ("transpose", "none"), ("bilinear", "batch"), ("bilinear", "none"))
+        ),
+    ],
+)
 def test_logits_are_the_models_at_sizes_it_was_not_exported_at(norm: Norm, upsample: Upsample) -> None:
     model = make_model(norm, upsample)
     data = to_onnx(model)
@@ -71,6 +80,7 @@ def test_a_model_says_what_the_caller_does_to_images() -> None:
     assert said["window"] == (0, 4000)
 
 
+@pytest.mark.slow
 def test_a_file_can_be_written_to_s3(saved: str, bucket: str) -> None:
     assert export(ExportSettings(model=saved, output=f"{bucket}/models/a.onnx")) == 0
     data = storage.read(f"{bucket}/models/a.onnx")

@@ -291,7 +291,8 @@ def test_a_window_that_cannot_be_right_is_refused(
 
 
 @pytest.mark.usefixtures("one_ray")
-@pytest.mark.parametrize("given", [None, pytest.param((0, 4095), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [None, (0, 4095)])
 def test_a_16_bit_set_is_trained_and_segmented_through_the_window_of_the_model(
     tmp_path: Path, given: tuple[int, int] | None
 ) -> None:

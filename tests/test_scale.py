@@ -191,6 +191,6 @@ def test_what_travels_is_as_small_as_its_rows(serve: Serve) -> None:
     _, request = _prepare(settings())
     parts = list(chunks(request))
     assert sum(len(part.rows) for part in parts) == 5000
-    assert max(len(packed(part)["chunk"][0]) for part in parts) < 2000 + 150 * LARGEST_CHUNK
+    assert max(len(packed(part)["content"][0]) for part in parts) < 2000 + 150 * LARGEST_CHUNK
     record_all(5000)
     assert [len(part.rows) for part in chunks(request)] == [5000]

@@ -321,6 +321,7 @@ def test_promise_09_a_server_that_falls_silent_is_asked_again(on_s3: Bench, prox
     assert time.monotonic() - began < 90
 
 
+@pytest.mark.slow
 def test_promise_12_expired_credentials_end_a_run_with_one_message(on_s3: Bench, proxy: Proxy, tmp_path: Path) -> None:
     save_model(on_s3.model)
     fill(on_s3.images, [f"{i:03}.png" for i in range(60)])

@@ -128,6 +128,7 @@ def test_options_of_the_network_the_loss_and_the_step_work(job: Job) -> None:
     assert job(epochs=1, class_weights="none", accumulate=2, loss="ce", lr_schedule="cosine", **network) == 0
 
 
+@pytest.mark.slow
 def test_promise_30_a_loss_that_is_not_finite_stops_the_run_which_can_go_on_from_the_last_good_epoch(
     job: Job, boxes: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
