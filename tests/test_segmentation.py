@@ -89,10 +89,13 @@ class Bench:
     def mask(self, key: str) -> bytes:
         return open_store(self.masks).get(f"{key}.png")
 
+    def mask_keys(self) -> list[str]:
+        store = open_store(self.masks)
+        return [item.key for page in store.list() for item in page if not item.key.startswith("_segment/")]
+
     def all_masks(self) -> dict[str, bytes]:
         store = open_store(self.masks)
-        keys = [item.key for page in store.list() for item in page if not item.key.startswith("_segment/")]
-        return {key: store.get(key) for key in keys}
+        return {key: store.get(key) for key in self.mask_keys()}
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -87,7 +87,7 @@ class Job:
 
     def wait_for_masks(self, bench: Bench, count: int) -> None:
         deadline = time.monotonic() + 120
-        while len(bench.all_masks()) < count:
+        while len(bench.mask_keys()) < count:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
