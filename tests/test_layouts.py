@@ -1,6 +1,7 @@
 """Published sets in miniature, laid out as they come: found, checked, decoded, and trained on for a step."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,13 +14,14 @@ from PIL import Image
 from unet import storage
 from unet.artifact import Model
 from unet.command_line import run
+from unet.evaluation import evaluate
 from unet.image import decode_image, decode_mask, encode
 from unet.labelled_set import LabelledSet, check, describe, find_labelled_set, read_pair, window_of
 from unet.labels import IGNORE, LabelSet, read_labels
 from unet.predict import Predictor
 from unet.scorer import Scorer
 from unet.segmentation import segment
-from unet.settings import DataSettings, RequestError, SegmentSettings, TrainSettings
+from unet.settings import DataSettings, EvaluateSettings, RequestError, SegmentSettings, TrainSettings
 from unet.training import train
 
 Values = npt.NDArray[np.uint8]
@@ -321,9 +323,15 @@ def test_a_16_bit_set_is_trained_and_segmented_through_the_window_of_the_model(
 
 @pytest.mark.usefixtures("one_ray")
 @pytest.mark.parametrize("name", ["cityscapes", *(pytest.param(n, marks=pytest.mark.slow) for n in [*WRITERS][1:])])
-def test_a_set_is_trained_on_as_it_comes(tmp_path: Path, name: str) -> None:
+def test_a_set_is_trained_on_and_scored_as_it_comes(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / "set")
     assert run(train, TrainSettings, flags_of(name, tmp_path / "set", tmp_path / "out")) == 0
     model = Model.load(str(tmp_path / "out/run/model"))
     assert model.labels == read_labels(name)
     assert model.network.config["classes"] == len(model.labels.names)
+    scores = str(tmp_path / "scores")
+    evaluation = EvaluateSettings(data=str(tmp_path / "set"), model=str(tmp_path / "out/run/model"), output=scores)
+    assert evaluate(evaluation) == 0
+    scored = json.loads((tmp_path / "scores/scores.json").read_text())
+    assert scored["images"] == len(find_labelled_set(settings_of(name, tmp_path / "set")).val)
+    assert scored["classes"].keys() == set(model.labels.names)
