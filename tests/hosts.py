@@ -68,6 +68,11 @@ class Host:
             [*inside, *command], env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
+    @property
+    def disk(self) -> Path:
+        """Its temporary disk, seen from here."""
+        return Path("/proc", str(self.first_process), "root", "tmp")
+
     def kill(self) -> None:
         """The host loses power."""
         self.run("sh", "-c", "kill -9 -1")
@@ -107,7 +112,7 @@ class Hosts:
         self.hosts.append(host)
         _ip("link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", _network_of(holder))
         _ip("link", "set", host.link, "master", self.bridge, "up")
-        while not Path(f"/proc/{host.first_process}/root/tmp/ready").exists():
+        while not (host.disk / "ready").exists():
             assert holder.poll() is None
             time.sleep(0.05)
         for words in ("link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
@@ -148,7 +153,7 @@ class Hosts:
     def logs(self) -> Iterator[bytes]:
         """Every log file of every host."""
         for host in self.hosts:
-            for file in Path(f"/proc/{host.first_process}/root/tmp/ray").rglob("*"):
+            for file in (host.disk / "ray").rglob("*"):
                 with suppress(OSError):
                     if file.is_file():
                         yield file.read_bytes()
