@@ -66,10 +66,10 @@ class UNet(nn.Module):
         }
         widths = [width << level for level in range(depth + 1)]
         self.down = nn.ModuleList()
-        self.down.append(_Block(channels, widths[0], norm))
+        self.down.append(Block(channels, widths[0], norm))
         for before, after in pairwise(widths):
-            self.down.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), _Block(before, after, norm)))
-        self.up = nn.ModuleList(_Up(widths[level], norm, dropout, upsample) for level in reversed(range(depth)))
+            self.down.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), Block(before, after, norm)))
+        self.up = nn.ModuleList(Up(widths[level], norm, dropout, upsample) for level in reversed(range(depth)))
         self.head = nn.Conv2d(width, classes, 1)
         self.multiple = 1 << depth
         for module in self.modules():
@@ -99,7 +99,9 @@ class UNet(nn.Module):
         return logits
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Two 3x3 convolutions, each followed by norm and ReLU."""
+
     def __init__(self, before: int, after: int, norm: Norm) -> None:
         super().__init__()
         self.first = _conv(before, after, norm)
@@ -110,7 +112,9 @@ class _Block(nn.Module):
         return F.relu(self.second(x), inplace=True)
 
 
-class _Up(nn.Module):
+class Up(nn.Module):
+    """Doubles height and width, joins the skip of that size, and applies a `Block`."""
+
     def __init__(self, width: int, norm: Norm, dropout: float, upsample: Upsample) -> None:
         super().__init__()
         self.upsample: nn.Module
@@ -121,7 +125,7 @@ class _Up(nn.Module):
                 nn.Conv2d(2 * width, width, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
             )
         self.dropout = nn.Dropout(dropout)
-        self.block = _Block(2 * width, width, norm)
+        self.block = Block(2 * width, width, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = torch.cat([self.upsample(x), skip], dim=1)

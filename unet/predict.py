@@ -5,21 +5,18 @@ the network leaves them. The model's geometry decides what the network sees; log
 A mask depends on its image and on `fingerprint` alone: never on its neighbours in a batch nor on the number of threads.
 """
 
-import copy
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
 from unet.artifact import Model
 from unet.image import Array, fit_image
-from unet.model import UNet, channels_last, normalise
+from unet.inference import prepared
+from unet.model import normalise
 from unet.settings import Precision, RequestError
 from unet.tiling import BAND, blend, padded, resized, spans
 
@@ -65,10 +62,7 @@ class Predictor:
         if self.tile < 2 * self.multiple:
             raise RequestError(f"--tile {tile} must be at least {2 * self.multiple} for a network of this depth")
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        network = _folded(copy.deepcopy(model.network).eval().requires_grad_(False))
-        if self.device.type == "cpu":
-            network = _steady(network)
-        self._network = channels_last(network.to(self.device, self._dtype))
+        self._network = prepared(model.network, self.device, self._dtype)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -167,81 +161,6 @@ def _decide(bands: Iterable[Tensor], mask: Tensor, sure: Tensor | None) -> Predi
             top = rows.stop
     assert top == len(mask)
     return Prediction(mask.cpu().numpy(), None if sure is None else sure.cpu().numpy())
-
-
-def _folded(network: UNet) -> UNet:
-    """`network` for inference, each batch norm folded into the convolution before it."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Sequential) and isinstance(child[-1], nn.BatchNorm2d):
-                convolution, norm = child
-                assert isinstance(convolution, nn.Conv2d)
-                assert isinstance(norm, nn.BatchNorm2d)
-                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
-    return network
-
-
-def _steady(network: UNet) -> UNet:
-    """`network` of operations that sum in the same order on any number of CPU threads; all others measured do."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.ConvTranspose2d):
-                setattr(parent, name, _Doubling(child))
-            elif isinstance(child, nn.GroupNorm):
-                setattr(parent, name, _SteadyGroupNorm(child))
-            elif isinstance(child, nn.Conv2d):
-                _past_shortcut(child)
-    return network
-
-
-def _past_shortcut(convolution: nn.Conv2d) -> nn.Conv2d:
-    """`convolution`, of which PyTorch would take one of single pixels past oneDNN where it has a single thread."""
-    if convolution.kernel_size == (1, 1):
-        convolution.dilation = (2, 2)  # which changes nothing
-    return convolution
-
-
-class _Doubling(nn.Module):
-    """A 3x3 transposed convolution of stride 2 as four plain ones, for even and odd rows of even and odd columns.
-
-    An even row or column is the kernel's middle times the pixel; an odd one is the kernel's end times the pixel plus
-    its beginning times the next pixel.
-    """
-
-    def __init__(self, transposed: nn.ConvTranspose2d) -> None:
-        super().__init__()
-        kernel = transposed.weight.transpose(0, 1)
-        assert transposed.bias is not None
-        self.channels = transposed.out_channels
-        self.parts = nn.ModuleList()
-        for rows, columns in itertools.product(([1], [2, 0]), repeat=2):
-            size = len(rows), len(columns)
-            part = nn.Conv2d(transposed.in_channels, self.channels, size).requires_grad_(False)
-            part.weight.copy_(kernel[:, :, rows][..., columns])
-            assert part.bias is not None
-            part.bias.copy_(transposed.bias)
-            self.parts.append(_past_shortcut(part))
-
-    def forward(self, x: Tensor) -> Tensor:
-        count, _, height, width = x.shape
-        x = F.pad(x, (0, 1, 0, 1))  # not in the convolutions: with padding, these kernels depend on the threads
-        doubled = x.new_empty(count, height, 2, width, 2, self.channels)
-        for part, (row, column) in zip(self.parts, itertools.product((0, 1), repeat=2), strict=True):
-            made = part(x[:, :, : height + row, : width + column])
-            doubled[:, :, row, :, column] = made.permute(0, 2, 3, 1)
-        return doubled.view(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
-
-
-class _SteadyGroupNorm(nn.Module):
-    """Group norm over planes, not channels-last memory, where a group's sum is one thread's."""
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.norm(x.contiguous())
-        return normed.contiguous(memory_format=torch.channels_last)
 
 
 def _pad(image: Array, multiple: int) -> Array:
