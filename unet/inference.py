@@ -94,7 +94,7 @@ class _Doubling(nn.Module):
         x = F.pad(x, (0, 1, 0, 1))  # not in the convolutions: with padding, these kernels depend on the threads
         joined = x.new_empty(count, height, 2, width, 2, self.channels + skip.shape[1])
         for part, (row, column) in zip(self.parts, itertools.product((0, 1), repeat=2), strict=True):
-            made = part(x[:, :, : height + row, : width + column])
+            made = part(x)[:, :, :height, :width]
             joined[:, :, row, :, column, : self.channels] = made.permute(0, 2, 3, 1)
         joined = joined.view(count, 2 * height, 2 * width, -1)
         joined[..., self.channels :] = skip.permute(0, 2, 3, 1)
