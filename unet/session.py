@@ -39,9 +39,12 @@ def connect(*, worker_output: bool) -> bool:
                 raise RequestError(f"RAY_ADDRESS {named}: no cluster answers there; start it, or unset it") from None
         else:
             return False
-    # Little may run beside the work: on a laptop Ray's idle processes delay every step a little.
-    for name in ("RAY_worker_niceness", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_METRICS_ENABLED"):
-        os.environ.setdefault(name, "0")
+    # Little may run beside the work: on a laptop Ray's idle processes delay every step a little, and nobody reads what
+    # they gather for a dashboard that is not there.
+    for name in ("enable_metrics_collection", "task_events_report_interval_ms", "worker_niceness"):
+        os.environ.setdefault(f"RAY_{name}", "0")
+    for name in ("ENABLE_PREEMPTION_WATCHER", "METRICS_ENABLED"):
+        os.environ.setdefault(f"RAY_TRAIN_{name}", "0")
     # Processes that make batches keep what they have loaded and decoded while training uses up a plan's.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
     for name, value in KEEPING.items():
