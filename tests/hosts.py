@@ -20,6 +20,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.conftest import ROOT
+from tests.proxy import Proxy
 
 RAY = str(Path(sys.executable).with_name("ray"))
 NET = "10.231.17"
@@ -88,11 +89,12 @@ class Host:
 
 @dataclass
 class Hosts:
-    """A cluster being put together. Its processes use the S3 server of the tests at the bridge's address."""
+    """A cluster being put together. `environment`: of all its processes and of who submits jobs."""
 
     environment: dict[str, str]
     bridge: str
     hosts: list[Host] = field(default_factory=list)
+    head: Host | None = None
 
     @property
     def canary(self) -> str:
@@ -101,10 +103,11 @@ class Hosts:
 
     @property
     def dashboard(self) -> str:
-        return f"http://{self.hosts[0].address}:{DASHBOARD}"
+        assert self.head is not None
+        return f"http://{self.head.address}:{DASHBOARD}"
 
-    def add(self, *options: str) -> Host:
-        """One more host, which joins the cluster; the first is its head."""
+    def add(self, *options: str, core: int | None = None) -> Host:
+        """One more host, which joins the cluster, or is its head where there is none. `core`: the only one it has."""
         number = len(self.hosts) + 2
         own = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         holder = subprocess.Popen(["setpriv", "--pdeathsig=KILL", "unshare", *own, "sh", "-c", PRIVATE_TMP])
@@ -117,14 +120,23 @@ class Hosts:
             time.sleep(0.05)
         for words in ("link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
             assert host.run("ip", *words.split()).returncode == 0
-        first = self.hosts[0]
         role = ["--head", f"--port={GCS}", f"--dashboard-port={DASHBOARD}", "--dashboard-host=0.0.0.0"]
         role += [f"--ray-client-server-port={CLIENT}"]
-        if host is not first:
-            role = [f"--address={first.address}:{GCS}"]
-        began = host.run(RAY, "start", *role, f"--node-ip-address={host.address}", "--disable-usage-stats", *options)
+        if self.head is not None:
+            role = [f"--address={self.head.address}:{GCS}"]
+        pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
+        began = host.run(
+            *pinned, RAY, "start", *role, f"--node-ip-address={host.address}", "--disable-usage-stats", *options
+        )
         assert began.returncode == 0, began.stdout + began.stderr
+        self.head = self.head or host
         return host
+
+    def lose_head(self) -> None:
+        """The head loses power; the next host to be added is the head of a new cluster."""
+        assert self.head is not None
+        self.head.kill()
+        self.head = None
 
     def ray(self, *arguments: str, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -161,40 +173,46 @@ class Hosts:
 
 @contextmanager
 def network() -> Iterator[Hosts]:
-    """A bridge without hosts yet, and the S3 server of the tests on it; skips the test where that cannot be had."""
+    """A bridge without hosts yet; skips the test where that cannot be had."""
     if os.getuid() or not shutil.which("ip") or not shutil.which("nsenter"):
         pytest.skip("hosts of their own need root, iproute2 and util-linux")
     bridge = f"unet{secrets.token_hex(3)}"  # the kernel takes a moment to forget a name
     if subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], capture_output=True, check=False).returncode:
         pytest.skip("this kernel makes no bridge for the hosts")
-    server = None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))} | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TMPDIR": "/tmp",
+    }
+    made = Hosts(environment, bridge)
     try:
         _ip("addr", "add", f"{HERE}/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
-        server = ThreadedMotoServer(ip_address=HERE, port=0)
-        server.start()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-        environment |= {
-            "AWS_ENDPOINT_URL": f"http://{HERE}:{server.get_host_and_port()[1]}",
-            "AWS_ACCESS_KEY_ID": "the-tests-key",
-            "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
-            "AWS_REGION": "us-east-1",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(16),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "TMPDIR": "/tmp",
-        }
-        made = Hosts(environment, bridge)
-        try:
-            yield made
-        finally:
-            for host in made.hosts:
-                host.holder.kill()
-                host.holder.wait()
+        yield made
     finally:
-        if server is not None:
-            server.stop()
+        for host in made.hosts:
+            host.holder.kill()
+            host.holder.wait()
         subprocess.run(["ip", "link", "del", bridge], check=False)
+
+
+@contextmanager
+def buckets(hosts: Hosts) -> Iterator[Proxy]:
+    """The S3 server of the tests at the bridge's address, for `hosts`, behind a proxy."""
+    server = ThreadedMotoServer(ip_address=HERE, port=0)
+    server.start()
+    try:
+        with Proxy(f"http://{HERE}:{server.get_host_and_port()[1]}", HERE) as proxy:
+            hosts.environment |= {
+                "AWS_ENDPOINT_URL": proxy.url,
+                "AWS_ACCESS_KEY_ID": "the-tests-key",
+                "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
+                "AWS_REGION": "us-east-1",
+            }
+            yield proxy
+    finally:
+        server.stop()
 
 
 def _ip(*words: str) -> None:

@@ -46,10 +46,10 @@ class Proxy(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, target: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, target: str, address: str = "127.0.0.1") -> None:
+        super().__init__((address, 0), Handler)
         self.target = urlsplit(target).netloc
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.url = f"http://{address}:{self.server_port}"
         self.requests: list[tuple[str, str]] = []
         self.times: list[float] = []
         """When each of them came, on the monotonic clock."""

@@ -11,17 +11,17 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def rclone(folder: Path) -> Iterator[str]:
+def rclone(folder: Path, address: str = "127.0.0.1") -> Iterator[str]:
     """Serves `folder`, whose subfolders are buckets, and sets the AWS environment to use it; yields the URL."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((address, 0))
         port = free.getsockname()[1]
     key, secret = "local-server-key", "local-server-secret"
     command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--auth-key", f"{key},{secret}"]
-    options = ["--addr", f"127.0.0.1:{port}", "--vfs-cache-mode", "off", "--log-level", "ERROR", str(folder)]
+    options = ["--addr", f"{address}:{port}", "--vfs-cache-mode", "off", "--log-level", "ERROR", str(folder)]
     before = dict(os.environ)
     os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://{address}:{port}",
         "AWS_ACCESS_KEY_ID": key,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_REGION": "us-east-1",
@@ -29,7 +29,7 @@ def rclone(folder: Path) -> Iterator[str]:
     }
     with subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            _wait_for(port)
+            _wait_for(address, port)
             yield os.environ["AWS_ENDPOINT_URL"]
         finally:
             server.terminate()
@@ -37,9 +37,9 @@ def rclone(folder: Path) -> Iterator[str]:
             os.environ |= before
 
 
-def _wait_for(port: int) -> None:
+def _wait_for(address: str, port: int) -> None:
     for _ in range(100):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
             return
         time.sleep(0.1)
     raise TimeoutError(f"no answer from rclone on port {port}")

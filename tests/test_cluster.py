@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Cluster:
     environment: dict[str, str]
     address: str
     dashboard: str
+    metrics: str
+    """Where Prometheus would read."""
 
     def ray(self, *arguments: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -63,10 +66,14 @@ def started(*options: str) -> Iterator[Cluster]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "AWS_SECRET_ACCESS_KEY": CANARY}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # whose python runs the jobs
-    gcs, dashboard = free_port(), free_port()
-    made = Cluster(folder, environment, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
+    gcs, dashboard, metrics = free_port(), free_port(), free_port()
+    here = "127.0.0.1"
+    made = Cluster(
+        folder, environment, f"{here}:{gcs}", f"http://{here}:{dashboard}", f"http://{here}:{metrics}/metrics"
+    )
     head = ["start", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--disable-usage-stats"]
     ports = [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    ports.append(f"--metrics-export-port={metrics}")
     try:
         begun = made.ray(*head, *ports, f"--temp-dir={folder}", *options)
         assert begun.returncode == 0, begun.stderr
@@ -96,12 +103,17 @@ def processes_below(folder: Path) -> list[int]:
 
 
 def assert_no_secret(cluster: Cluster, bucket: str, ended: "subprocess.CompletedProcess[str]") -> None:
-    """In no object of the bucket, no log of Ray and no output of the job is the secret key of the machines."""
+    """The secret key of the machines is in no object of the bucket, no log of Ray, no metric and no record of a job."""
     written = [storage.read(f"{bucket}/{item.key}") for page in open_store(bucket).list() for item in page]
     logs = [file.read_bytes() for file in cluster.folder.glob("session_*/logs/**/*") if file.is_file()]
     assert len(logs) > 5
     assert len(written) > 5
-    for data in (*written, *logs, ended.stdout.encode(), ended.stderr.encode()):
+    with urllib.request.urlopen(cluster.metrics, timeout=10) as answer:
+        metrics = answer.read()
+    records = cluster.ray("job", "list", "--address", cluster.dashboard).stdout
+    assert b"ray_" in metrics
+    assert "jobs/" in records
+    for data in (*written, *logs, metrics, records.encode(), ended.stdout.encode(), ended.stderr.encode()):
         assert CANARY.encode() not in data
 
 

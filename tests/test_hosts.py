@@ -5,19 +5,24 @@ import json
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import ROOT
-from tests.hosts import CLIENT, DASHBOARD, GCS, Hosts, network
+from tests.hosts import CLIENT, DASHBOARD, GCS, Hosts, buckets, network
+from tests.proxy import Proxy
 from tests.test_resume import flags_of
 from tests.test_segmentation import Bench, fill, save_model
 from unet import storage
 from unet.evaluation import evaluate
 from unet.journal import read_entries
+from unet.recorder import PART_SECONDS
 from unet.settings import EvaluateSettings
 from unet.storage import open_store
 
@@ -25,13 +30,24 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def hosts(s3: str) -> Iterator[Hosts]:
+def bridge(s3: str) -> Iterator[tuple[Hosts, Proxy]]:
+    """A network without hosts yet, and the proxy between it and the S3 server of the tests."""
+    with network() as made, buckets(made) as proxy:
+        yield made, proxy
+
+
+@pytest.fixture
+def hosts(bridge: tuple[Hosts, Proxy]) -> Hosts:
     """A head without CPUs and two hosts of one CPU each."""
-    with network() as made:
-        made.add("--num-cpus=0")
-        made.add("--num-cpus=1")
-        made.add("--num-cpus=1")
-        yield made
+    made, _ = bridge
+    for processors in (0, 1, 1):
+        made.add(f"--num-cpus={processors}")
+    return made
+
+
+@pytest.fixture
+def proxy(bridge: tuple[Hosts, Proxy]) -> Proxy:
+    return bridge[1]
 
 
 def wait_for(ready: Callable[[], object], seconds: float, log: Callable[[], str]) -> None:
@@ -118,37 +134,73 @@ def test_training_goes_on_after_a_host_is_lost(
     assert [entry["step"] for entry in read_entries(f"{bucket}/runs/run")] == [60, 120, 180]
 
 
-@pytest.mark.parametrize("fault", ["cut", "killed"])
-def test_segmenting_goes_on_after_a_host_is_lost(hosts: Hosts, bucket: str, fault: str) -> None:
-    bench = Bench(bucket)
-    save_model(bench.model, width=16)
-    fill(bench.images, [f"{i:03}.png" for i in range(300)])
+KEYS = [f"{i:03}.png" for i in range(300)]
+
+
+@pytest.fixture
+def bench(bucket: str) -> Bench:
+    made = Bench(bucket)
+    save_model(made.model, width=16)
+    fill(made.images, KEYS)
+    return made
+
+
+def begin_to_segment(hosts: Hosts, bench: Bench, name: str) -> None:
     flags = ["--input", bench.images, "--output", bench.masks, "--model", bench.model, "--workers", "1:2"]
-    flags += ["--lease", "4"]
-    hosts.submit("jobs/segment.py", *flags, options=("--no-wait", "--submission-id", "lost"))
-    wait_for(lambda: len(bench.all_masks()) > 40, 120, lambda: hosts.log("lost"))
-    victim = hosts.hosts[-1]
-    victim.cut() if fault == "cut" else victim.kill()
+    begun = hosts.submit("jobs/segment.py", *flags, "--lease", "4", options=("--no-wait", "--submission-id", name))
+    assert begun.returncode == 0, begun.stdout + begun.stderr
 
-    def ended() -> bool:
-        return any(name.endswith("summary.json") for name in storage.list_files(bench.masks))
 
-    wait_for(ended, 240, lambda: hosts.log("lost"))
-    masks = bench.all_masks()
-    (summary,) = [name for name in storage.list_files(bench.masks) if name.endswith("summary.json")]
+def rows_at_the_end(hosts: Hosts, bench: Bench, name: str) -> list[dict[str, Any]]:
+    """The report of the run that comes to its end."""
+
+    def summaries() -> list[str]:
+        return [file for file in storage.list_files(bench.masks) if file.endswith("summary.json")]
+
+    wait_for(summaries, 240, lambda: hosts.log(name))
+    (summary,) = summaries()
     report = storage.read(storage.join(bench.masks, summary.replace("summary.json", "report.parquet")))
-    rows = pq.read_table(io.BytesIO(report)).to_pylist()
-    assert sorted(row["key"] for row in rows) == [f"{i:03}.png" for i in range(300)]
-    assert {row["status"] for row in rows} == {"done"}
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(report)).to_pylist()
+    assert sorted(row["key"] for row in rows) == KEYS
+    masks = bench.all_masks()
     bench.masks += "-here"
     bench.run()
     assert masks == bench.all_masks()
+    return rows
+
+
+@pytest.mark.parametrize("fault", ["cut", "killed"])
+def test_segmenting_goes_on_after_a_host_is_lost(hosts: Hosts, bench: Bench, fault: str) -> None:
+    begin_to_segment(hosts, bench, "lost")
+    wait_for(lambda: len(bench.mask_keys()) > 40, 120, lambda: hosts.log("lost"))
+    victim = hosts.hosts[-1]
+    victim.cut() if fault == "cut" else victim.kill()
+    assert {row["status"] for row in rows_at_the_end(hosts, bench, "lost")} == {"done"}
+
+
+def test_segmenting_goes_on_on_another_cluster_after_the_head_is_lost(hosts: Hosts, proxy: Proxy, bench: Bench) -> None:
+    begin_to_segment(hosts, bench, "lost")
+    wait_for(lambda: len(bench.mask_keys()) > 100, 120, lambda: hosts.log("lost"))
+    hosts.lose_head()
+    lost = time.monotonic()
+    for processors in (0, 1, 1):
+        hosts.add(f"--num-cpus={processors}")
+    so_far = [*zip(proxy.requests, proxy.times, strict=True)]
+    masks = [at for (verb, path), at in so_far if verb == "PUT" and path.endswith(".png.png")]
+    late = sum(at > lost - 2 * PART_SECONDS[0] for at in masks)
+    begin_to_segment(hosts, bench, "again")
+    rows = rows_at_the_end(hosts, bench, "again")
+    assert {row["status"] for row in rows} == {"done", "unchanged"}
+    read = Counter(path for verb, path in proxy.requests if verb == "GET" and "/images/" in path)
+    again = sum(count > 1 for count in read.values())
+    print(f"{again} images were read again, {late} masks were written late")
+    assert again <= late + 2 * 2 * 9  # two workers with two chunks each, of a 32nd of what is listed
 
 
 def test_a_client_without_the_token_is_refused_at_every_port(hosts: Hosts) -> None:
     without = {name: value for name, value in hosts.environment.items() if not name.startswith("RAY_AUTH")}
     head = hosts.hosts[0]
-    stranger = Hosts(without, hosts.bridge, hosts.hosts)
+    stranger = replace(hosts, environment=without)
     wait_for(lambda: stranger_sees(head.address, DASHBOARD), 60, lambda: "no dashboard")
     refused = stranger.ray("job", "list", "--address", hosts.dashboard)
     assert refused.returncode != 0

@@ -1,8 +1,12 @@
-"""cluster/aws/policy.json is enough for the segmentation job, and all of it is needed: tried behind a proxy."""
+"""cluster/aws/policy.json is enough for the jobs, and all of it is needed: tried behind a proxy."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
@@ -12,7 +16,10 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.proxy import Action, Proxy
+from tests.test_resume import flags_of
 from tests.test_segmentation import Bench, fill, save_model
+from unet import storage
+from unet.journal import read_entries
 from unet.lease import acquire
 from unet.listing import LEASE
 from unet.settings import RequestError
@@ -121,6 +128,25 @@ def test_the_policy_is_no_more_than_enough(left_out: str, guard: Guard) -> None:
     guard.statements = [statement for statement in STATEMENTS if statement["Sid"] != left_out]
     with pytest.raises((StorageError, RequestError, AssertionError)):
         segmented(bench)
+
+
+@pytest.mark.slow
+def test_the_policy_is_enough_to_train_and_to_evaluate(guard: Guard, boxes: Path) -> None:
+    site(guard)
+    for file in boxes.rglob("*.png"):
+        storage.write(f"s3://example-images/boxes/{file.relative_to(boxes)}", file.read_bytes())
+    guard.statements = STATEMENTS
+    classes, results = ["--classes", str(boxes / "classes.csv")], "s3://example-results"
+    train = ["jobs/train.py", *flags_of("s3://example-images/boxes", f"{results}/runs"), *classes]
+    evaluate = ["jobs/evaluate.py", "--data", "s3://example-images/boxes", "--model", f"{results}/runs/run/model"]
+    for command in (train, [*evaluate, "--output", f"{results}/scores", *classes]):
+        job = [sys.executable, *command]
+        ended = subprocess.run(job, env=os.environ | {"RAY_ADDRESS": "local"}, cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert [entry["epoch"] for entry in read_entries(f"{results}/runs/run")] == [1, 2, 3]
+    refused = {right for right in guard.denied if not right[1].endswith("/.writable")}
+    assert {action for action, _ in refused} <= {"s3:DeleteObject"}  # of old checkpoints, which then stay
+    assert all("/runs/run/" in resource for _, resource in refused)
 
 
 def test_nobody_under_the_policy_deletes_an_image_a_mask_or_a_model(guard: Guard) -> None:

@@ -1,6 +1,7 @@
 """cluster/submit.py ends as the job ends, whatever becomes of the stream of its log, of an answer, or of the head."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,11 @@ import pytest
 from cluster import submit
 from tests.conftest import ROOT
 from tests.jobs_api import Api, Outcome, served
-from tests.test_cluster import RAY, Cluster, free_port, started
+from tests.test_cluster import RAY, Cluster, free_port, processes_below, started, title_of
+from tests.test_segmentation import Bench, fill, save_model
+from tests.test_survival import recorded
+from unet.lease import acquire
+from unet.listing import LEASE
 
 JOB = ["--", "jobs/segment.py", "--input", "s3://bucket/a b", "--output", "out"]
 LINES = "".join(f"line {number}\n" for number in range(5))
@@ -172,3 +177,33 @@ def test_on_a_real_cluster_codes_signals_and_a_wrong_token(tmp_path: Path) -> No
         process = submitted(cluster, tmp_path, "end.py", "0", "0")
         process.communicate(timeout=120)
         assert process.returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["submit.py", "ray job stop"])
+def test_a_stopped_segmentation_is_recorded_and_leaves_nothing_behind(by: str, bucket: str, tmp_path: Path) -> None:
+    bench = Bench(bucket)
+    save_model(bench.model, width=16)
+    fill(bench.images, [f"{i:03}.png" for i in range(300)])
+    job = ["jobs/segment.py", "--input", bench.images, "--output", bench.masks, "--model", bench.model]
+    with started() as cluster, (tmp_path / "log").open("w") as log:
+        command = [sys.executable, "cluster/submit.py", "--address", cluster.dashboard, "--", *job]
+        process = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while len(bench.mask_keys()) < 60:
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        if by == "submit.py":
+            process.terminate()
+        else:
+            (name,) = re.findall(r"job (unet-\S+):", (tmp_path / "log").read_text())
+            assert cluster.ray("job", "stop", "--address", cluster.dashboard, name).returncode == 0
+        assert process.wait(60) == 143
+        acquire(bench.masks, LEASE, run="next", lifetime=5, fence=99).release()  # the output is free
+        unrecorded = {key.removesuffix(".png") for key in bench.mask_keys()} - recorded(bench)
+        assert len(unrecorded) <= 2 * 2 * 9  # of the chunks under way: two workers, two each, a 32nd of what is listed
+        deadline = time.monotonic() + 30
+        while [one for one in processes_below(cluster.folder) if b"MapWorker" in title_of(one)]:
+            assert time.monotonic() < deadline, "an actor is left"
+            time.sleep(0.5)
+    assert set(bench.statuses().values()) == {"done", "unchanged"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_cluster import free_port, started
+from tests.test_cluster import started
 from unet import telemetry
 from unet.listing import Chunk, make_rows
 
@@ -107,18 +107,17 @@ with telemetry.running(telemetry.TRAINING, run="street"), telemetry.running(tele
 
 @pytest.mark.slow
 def test_ray_exports_the_names_that_are_declared_though_the_driver_ends_at_once() -> None:
-    port = free_port()
-    with started(f"--metrics-export-port={port}") as cluster:
+    with started() as cluster:
         environment = cluster.environment | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", TELLING], env=environment, check=True, cwd=os.fspath(ROOT))
         deadline = time.monotonic() + 30
         declared = {name for measure in telemetry.MEASURES for name in measure.exported}
-        while (seen := exported(port)) != declared and time.monotonic() < deadline:
+        while (seen := exported(cluster.metrics)) != declared and time.monotonic() < deadline:
             time.sleep(0.5)
         assert seen == declared
 
 
-def exported(port: int) -> set[str]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+def exported(url: str) -> set[str]:
+    with urllib.request.urlopen(url, timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return {line.split("{")[0] for line in lines if line.startswith("ray_unet_")}

@@ -1,0 +1,71 @@
+"""What a second host adds: `python -m tests.benchmarks.hosts`, as root.
+
+The segmentation job runs on clusters of hosts with one core each, in network namespaces, once with one host for workers
+and once with two, taking turns; the head, which has no processor to give, runs on whichever is free. Rates are slopes
+between two sizes of bucket with the classic model; printed is the rate of two hosts over twice that of one.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import boto3
+
+from tests.benchmarks.segmentation import fill, save_model
+from tests.hosts import HERE, network
+from tests.servers import rclone
+from unet.artifact import Model
+from unet.sample import write_sample_set
+
+SIZES = (12, 60)
+"""Images of the two buckets."""
+
+
+def rate(root: Path, workers: int, turn: int) -> float:
+    """Images per second of a cluster with so many hosts for workers."""
+    with network() as hosts, rclone(root, HERE):
+        hosts.environment |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        hosts.add("--num-cpus=0")
+        for core in range(workers):
+            hosts.add("--num-cpus=1", core=core)
+        seconds = {}
+        for count in SIZES:
+            output = f"out-{workers}-{turn}-{count}"
+            boto3.client("s3").create_bucket(Bucket=output)
+            flags = ["--input", f"s3://images-{count}", "--output", f"s3://{output}/masks", "--model", "s3://model/it"]
+            began = time.monotonic()
+            ended = hosts.submit("jobs/segment.py", *flags, "--workers", str(workers))
+            seconds[count] = time.monotonic() - began
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+        few, many = SIZES
+        return (many - few) / (seconds[many] - seconds[few])
+
+
+def main() -> None:
+    """Parses the arguments and prints the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, help="folder of images of one size; default: generated ones")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if given.images is None:
+            write_sample_set(f"{folder}/sample")
+        images = sorted((given.images or Path(folder, "sample", "train")).iterdir())
+        root = Path(folder, "server")
+        (root / "model").mkdir(parents=True)
+        Model.load(str(save_model("classic", Path(folder)))).save(str(root / "model" / "it"))
+        for count in SIZES:
+            fill(root, images, count)
+        ratios = []
+        for turn in range(given.rounds):
+            one, two = (rate(root, workers, turn) for workers in (1, 2))
+            ratios.append(two / (2 * one))
+            print(f"one host {one:.2f}, two hosts {two:.2f} images/s", flush=True)
+        print(f"two hosts / twice one host: {statistics.median(ratios):.3f} (goal 0.9)")
+
+
+if __name__ == "__main__":
+    main()
