@@ -12,6 +12,7 @@ import numpy as np
 import ray
 import ray.data
 
+from unet.priority import silence_bystanders
 from unet.session import capacity, connect
 from unet.settings import RequestError
 
@@ -68,7 +69,9 @@ def running(plan: ray.data.Dataset) -> Generator[Any, None, None]:
     context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = -1  # nodes may be long in coming
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is raised, and said once
-    for batch in plan.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+    for number, batch in enumerate(plan.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)):
+        if number == 0:  # all processes are there
+            silence_bystanders()
         for data in batch["content"]:
             yield pickle.loads(data)
 

@@ -1,15 +1,25 @@
-"""Who gets the processors where training itself runs on them.
+"""Who gets the processors where training or a pipeline itself runs on them.
 
 A step is as slow as its slowest thread: a process of equal priority beside it costs the step several times its own
 time. Linux's SCHED_IDLE runs a process only where nothing else wants to; on other systems nothing is done.
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 SPARED = b"RayTrainWorker", b"ray::IDLE"
 """In the titles of Ray's processes that train, or may be asked to."""
+
+BYSTANDERS = (
+    b"ray::_StatsActor",
+    b"ray::_AutoscalingCoordinator",
+    b"ray::ActorLocation",
+    b"log_monitor",
+    b"ray::Dashboard",
+)
+"""In the titles of Ray's processes that have little or nothing to do while a pipeline runs."""
 
 
 def yield_to_training() -> None:
@@ -33,13 +43,28 @@ def take_precedence() -> None:
 
 def silence_siblings() -> None:
     """Lets Ray's other workers on this machine yield too: each wakes a hundred times a second to do nothing."""
-    if not hasattr(os, "SCHED_IDLE"):
-        return
+    for process, parent, title in _processes():
+        if parent == os.getppid() and not any(spared in title for spared in SPARED):
+            _silence(process)
+
+
+def silence_bystanders() -> None:
+    """The same for those of a Ray that this process has started for a pipeline."""
+    parents = {int(process.name): parent for process, parent, _ in _processes()}
+    for process, parent, title in _processes():
+        if os.getpid() in (parent, parents.get(parent)) and any(bystander in title for bystander in BYSTANDERS):
+            _silence(process)
+
+
+def _processes() -> Iterator[tuple[Path, int, bytes]]:
+    """Of all processes of this machine the folder, the parent's number and the title."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             parent = int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getppid() and not any(
-                title in process.joinpath("cmdline").read_bytes() for title in SPARED
-            ):
-                for thread in process.joinpath("task").iterdir():
-                    os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
+            yield process, parent, process.joinpath("cmdline").read_bytes()
+
+
+def _silence(process: Path) -> None:
+    with suppress(OSError, AttributeError):  # it has ended; this is no Linux
+        for thread in process.joinpath("task").iterdir():
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
