@@ -37,6 +37,7 @@ ROWS = (
     {"s3"},
     {"s3_faults"},
     {"stored"},
+    {"inference"},
     {"model", "loss", "metrics", "augment", "tiling", "optimizer", "ranks", "scenery"},
     {"image", "canvas"},
     {"palette"},
