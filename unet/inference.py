@@ -20,7 +20,14 @@ def prepared(network: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
     if device.type == "cpu":
         network = _steady(network)
     network = channels_last(network.to(device, dtype))
-    return _rectified(network) if device.type == "cpu" and torch.backends.mkldnn.is_available() else network
+    return _rectified(network) if device.type == "cpu" and rectifies(dtype) else network
+
+
+def rectifies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has a convolution with its ReLU here: in bf16 not on every processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _folded(network: UNet) -> UNet:

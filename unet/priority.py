@@ -50,8 +50,9 @@ def silence_siblings() -> None:
 
 def silence_bystanders() -> None:
     """The same for those of a Ray that this process has started for a pipeline."""
-    parents = {int(process.name): parent for process, parent, _ in _processes()}
-    for process, parent, title in _processes():
+    processes = list(_processes())
+    parents = {int(process.name): parent for process, parent, _ in processes}
+    for process, parent, title in processes:
         if os.getpid() in (parent, parents.get(parent)) and any(bystander in title for bystander in BYSTANDERS):
             _silence(process)
 
