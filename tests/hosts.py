@@ -64,7 +64,7 @@ class Host:
 
     def run(self, *command: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
         """Runs `command` on this host."""
-        inside = ["nsenter", f"--target={self.first_process}", "--net", "--mount", "--pid", f"--wd={ROOT}"]
+        inside = ["nsenter", f"--target={self.first_process}", "--net", "--mount", "--pid", "--wd=/"]
         return subprocess.run(
             [*inside, *command], env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -179,7 +179,8 @@ def network() -> Iterator[Hosts]:
     bridge = f"unet{secrets.token_hex(3)}"  # the kernel takes a moment to forget a name
     if subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], capture_output=True, check=False).returncode:
         pytest.skip("this kernel makes no bridge for the hosts")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))} | {
+    ours = ("RAY_", "AWS_", "PYTHONPATH")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
