@@ -196,7 +196,9 @@ def test_a_stopped_segmentation_is_recorded_and_leaves_nothing_behind(by: str, b
         if by == "submit.py":
             process.terminate()
         else:
-            (name,) = re.findall(r"job (unet-\S+):", (tmp_path / "log").read_text())
+            said = re.search(r"job (unet-\S+):", (tmp_path / "log").read_text())
+            assert said is not None
+            name = said[1]
             assert cluster.ray("job", "stop", "--address", cluster.dashboard, name).returncode == 0
         assert process.wait(60) == 143
         acquire(bench.masks, LEASE, run="next", lifetime=5, fence=99).release()  # the output is free
