@@ -34,7 +34,7 @@ ROWS = (
     {"comparison", "score_tables"},
     {"plots", "tables", "layouts"},
     {"storage", "schedule", "page", "scene", "memory", "priority", "stop"},
-    {"s3"},
+    {"s3", "local"},
     {"s3_faults"},
     {"stored"},
     {"inference"},

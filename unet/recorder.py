@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from unet.labels import LabelSet
 from unet.listing import OWN, Chunk, Request, mask_key
+from unet.local import translated
 from unet.run_page import Sheet, segmentation_report
 from unet.segmenter import SHEETS
-from unet.storage import translated
 
 PART_SECONDS, PART_SHARE, PART_ROWS = (1.0, 5.0), 0.02, 50_000
 """A ledger part is written when its oldest row is as old as this share of the run, within these bounds, or when it has

@@ -19,6 +19,11 @@ class Listed:
 Page = list[Listed]
 
 
+def join(folder: str, key: str) -> str:
+    """The URI of `key` in `folder`."""
+    return f"{folder.removesuffix('/')}/{key}"
+
+
 class StorageError(OSError):
     """Something stored could not be listed, read or written; the message is one line that names its URI."""
 
