@@ -120,17 +120,15 @@ class Hosts:
             time.sleep(0.05)
         for words in ("link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
             assert host.run("ip", *words.split()).returncode == 0
-        role = ["--head", f"--port={GCS}", f"--dashboard-port={DASHBOARD}", "--dashboard-host=0.0.0.0"]
-        role += [f"--ray-client-server-port={CLIENT}"]
-        if self.head is not None:
-            role = [f"--address={self.head.address}:{GCS}"]
-        pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
-        began = host.run(
-            *pinned, RAY, "start", *role, f"--node-ip-address={host.address}", "--disable-usage-stats", *options
-        )
-        assert began.returncode == 0, began.stdout + began.stderr
+        self._start_ray(host, *options, core=core)
         self.head = self.head or host
         return host
+
+    def rejoin(self, host: Host, *options: str) -> None:
+        """A host that was cut off is back, and starts Ray again as its service manager would."""
+        host.mend()
+        host.run(RAY, "stop", "--force")
+        self._start_ray(host, *options)
 
     def lose_head(self) -> None:
         """The head loses power; the next host to be added is the head of a new cluster."""
@@ -169,6 +167,17 @@ class Hosts:
                 with suppress(OSError):
                     if file.is_file():
                         yield file.read_bytes()
+
+    def _start_ray(self, host: Host, *options: str, core: int | None = None) -> None:
+        role = ["--head", f"--port={GCS}", f"--dashboard-port={DASHBOARD}", "--dashboard-host=0.0.0.0"]
+        role += [f"--ray-client-server-port={CLIENT}"]
+        if self.head is not None:
+            role = [f"--address={self.head.address}:{GCS}"]
+        pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
+        began = host.run(
+            *pinned, RAY, "start", *role, f"--node-ip-address={host.address}", "--disable-usage-stats", *options
+        )
+        assert began.returncode == 0, began.stdout + began.stderr
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import sys
 import time
@@ -106,32 +107,44 @@ def test_train_segment_and_evaluate_on_three_hosts_give_what_one_machine_gives(
         assert hosts.canary.encode() not in data
 
 
-@pytest.mark.parametrize("fault", ["cut", "killed"])
-def test_training_goes_on_after_a_host_is_lost(
-    hosts: Hosts, boxes: Path, bucket: str, classes: str, fault: str
-) -> None:
+def begin_to_train(hosts: Hosts, boxes: Path, bucket: str, **flags: object) -> Callable[[], str]:
+    """Submits the job; returns how to read its log, once a checkpoint is there."""
     put_set(boxes, bucket)
-    flags = {"workers": "2" if fault == "killed" else "1:2", "steps_per_epoch": 60, "batch_size": 4}
-    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=classes, **flags)
-    hosts.submit("jobs/train.py", *arguments, options=("--no-wait", "--submission-id", "lost"))
+    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", batch_size=4, **flags)
+    begun = hosts.submit("jobs/train.py", *arguments, options=("--no-wait", "--submission-id", "lost"))
+    assert begun.returncode == 0, begun.stdout + begun.stderr
 
     def log() -> str:
         return hosts.log("lost")
 
     wait_for(lambda: any("step-" in name for name in storage.list_files(f"{bucket}/runs")), 180, log)
-    victim = hosts.hosts[-1]
-    if fault == "cut":
-        victim.cut()
-    else:
-        victim.kill()
-        hosts.add("--num-cpus=1")
+    return log
+
+
+def test_training_goes_on_with_a_host_that_joins_after_one_is_killed(
+    hosts: Hosts, boxes: Path, bucket: str, classes: str
+) -> None:
+    log = begin_to_train(hosts, boxes, bucket, classes=classes, workers=2, steps_per_epoch=300)
+    hosts.hosts[-1].kill()
+    hosts.add("--num-cpus=1")
     lost = time.monotonic()
-    wait_for(lambda: "going on after step" in log(), 120, log)
+    wait_for(lambda: re.search("going on after step .* 2 workers", log()), 120, log)
     print(f"went on after {time.monotonic() - lost:.0f} s")
-    if fault == "cut":
-        victim.mend()
     wait_for(lambda: storage.exists(f"{bucket}/runs/run/report/index.html"), 240, log)
-    assert [entry["step"] for entry in read_entries(f"{bucket}/runs/run")] == [60, 120, 180]
+    assert [entry["step"] for entry in read_entries(f"{bucket}/runs/run")] == [300, 600, 900]
+
+
+def test_elastic_training_goes_on_without_a_host_that_is_cut_off_and_grows_when_it_is_back(
+    hosts: Hosts, boxes: Path, bucket: str, classes: str
+) -> None:
+    log = begin_to_train(hosts, boxes, bucket, classes=classes, workers="1:2", steps_per_epoch=30_000)
+    victim = hosts.hosts[-1]
+    victim.cut()
+    lost = time.monotonic()
+    wait_for(lambda: re.search("going on after step .* 1 worker$", log(), re.MULTILINE), 120, log)
+    print(f"went on after {time.monotonic() - lost:.0f} s")
+    hosts.rejoin(victim, "--num-cpus=1")
+    wait_for(lambda: re.search("going on after step .* 2 workers$", log(), re.MULTILINE), 180, log)
 
 
 KEYS = [f"{i:03}.png" for i in range(300)]

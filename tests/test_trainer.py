@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import ControllerError
 
 from unet.settings import RequestError
 from unet.storage import Denied, Unreachable
-from unet.trainer import fault_of, resources
+from unet.trainer import _Policy, fault_of, resources
 
 Machines = Callable[..., None]
 
@@ -81,3 +85,11 @@ def test_a_lasting_fault_is_told_from_a_passing_one() -> None:
     assert fault(ConnectionError("peer")) is None
     assert fault(Unreachable("s3://b/k", "no answer")) is None
     assert fault(Denied("s3://b/k", "no (AccessDenied)")) == "s3://b/k: no (AccessDenied)"
+
+
+def test_workers_that_are_lost_while_they_meet_meet_again_but_not_for_ever() -> None:
+    policy = _Policy(FailureConfig(max_failures=2))
+    lost = ControllerError(RayActorError())
+    decisions = [policy.make_decision(lost) for _ in range(3)]
+    assert decisions == [FailureDecision.RETRY, FailureDecision.RETRY, FailureDecision.RAISE]
+    assert policy.make_decision(ControllerError(ValueError("a fault of the controller"))) == FailureDecision.RAISE

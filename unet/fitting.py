@@ -223,7 +223,8 @@ def _restore(learner: Learner, checkpoints: Checkpoints, name: str | None) -> Po
     state = checkpoints.load(name, learner.device)
     learner.load_state_dict(state["learner"])
     if rank() == 0:
-        print(f"going on after step {learner.step}, {len(state['entries'])} epochs finished", flush=True)
+        hands = f"{world_size()} worker{'s' * (world_size() > 1)}"
+        print(f"going on after step {learner.step}, {len(state['entries'])} epochs finished, {hands}", flush=True)
     return Position(state["entries"], list(state["losses"].to(learner.device)))
 
 

@@ -8,9 +8,12 @@ import math
 import os
 from typing import Any
 
+import psutil
 import ray
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
@@ -35,12 +38,43 @@ class Trainer(ray.train.torch.TorchTrainer):
         return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
 
 
+class Meeting(ray.train.torch.TorchConfig):
+    """Workers that meet at the addresses by which Ray knows their machines."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_listen_where_ray_does)
+        super().on_start(worker_group, backend_config)
+
+
+def _listen_where_ray_does() -> None:
+    """Else Gloo listens at the address of the machine's name, which on many is 127.0.1.1."""
+    address = ray.util.get_node_ip_address()
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
 class _Policy(DefaultFailurePolicy):
-    """Ray Train's own, but for lasting faults."""
+    """Ray Train's own, but for lasting faults, and for workers that are lost while they meet."""
+
+    _meetings = 0
+    """That failed."""
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if fault_of(training_failed_error) is not None:
             return FailureDecision.RAISE
+        if isinstance(getattr(training_failed_error, "controller_failure", None), RayError):
+            self._meetings += 1
+            reason = str(training_failed_error).strip().splitlines()[-1]
+            print(f"workers did not meet, trying again ({reason})", flush=True)
+            again = self._meetings <= self.failure_config.max_failures
+            return FailureDecision.RETRY if again else FailureDecision.RAISE
         decision = super().make_decision(training_failed_error)
         if decision == FailureDecision.RETRY and isinstance(training_failed_error, ControllerError):
             print("still waiting for machines", flush=True)

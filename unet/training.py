@@ -36,7 +36,7 @@ from unet.report import Sample, training_report
 from unet.sample import write_sample_set
 from unet.session import check_shared, connect, is_shipped
 from unet.settings import RequestError, TrainSettings, Window, to_mapping
-from unet.trainer import Trainer, fault_of, resources
+from unet.trainer import Meeting, Trainer, fault_of, resources
 
 SAMPLES = 6
 """Validation images that the report shows."""
@@ -220,6 +220,7 @@ def _trainer(run: Run, scratch: str, *, local: bool) -> Trainer:
     return Trainer(
         fit,
         train_loop_config={"run": replace(run, data_cpus=data_cpus, local=local)},
+        torch_config=Meeting(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=run.settings.gpu,
