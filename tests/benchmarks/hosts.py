@@ -20,7 +20,7 @@ from tests.servers import rclone
 from unet.artifact import Model
 from unet.sample import write_sample_set
 
-SIZES = (12, 60)
+SIZES = (24, 144)
 """Images of the two buckets."""
 
 
