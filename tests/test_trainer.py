@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError
 
 from unet.settings import RequestError
