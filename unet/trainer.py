@@ -24,11 +24,18 @@ from unet.settings import RequestError
 from unet.storage import Denied, NoSuchFolder
 
 
+STALE_FOR = 20
+"""Seconds until Ray's coordinator has noticed that a machine is gone. An elastic run that asks it before then waits for
+as many workers as there were, and need not wait for the minute that Ray Train would."""
+
+
 class Trainer(ray.train.torch.TorchTrainer):
     """A TorchTrainer that knows a lasting fault, and leaves out what only troubles a Ray without a dashboard."""
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
+        if self.scaling_config.elasticity_enabled:
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STALE_FOR))
         failures: Any = self.run_config.failure_config
         parts["failure_policy"] = _Policy(failures)
         # The actor that frees workers whose driver died asks the dashboard for it once a second. Ray frees them too.
