@@ -23,7 +23,6 @@ from unet.session import capacity
 from unet.settings import RequestError
 from unet.storage import Denied, NoSuchFolder
 
-
 STALE_FOR = 20
 """Seconds until Ray's coordinator has noticed that a machine is gone. An elastic run that asks it before then waits for
 as many workers as there were, and need not wait for the minute that Ray Train would."""
