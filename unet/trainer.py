@@ -33,7 +33,7 @@ class Trainer(ray.train.torch.TorchTrainer):
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
-        if self.scaling_config.elasticity_enabled:
+        if isinstance(self.scaling_config.num_workers, tuple):
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STALE_FOR))
         failures: Any = self.run_config.failure_config
         parts["failure_policy"] = _Policy(failures)
