@@ -216,6 +216,8 @@ async def run(options: argparse.Namespace) -> int:
         try:
             await _unless_stopped(asyncio.sleep(pause), signals)
         except Stopped as stop:
+            if lost:  # it may be running all the same
+                await job.stop()
             return stop.code
         if not lost:
             job = Job(cluster, job.entrypoint, environment)

@@ -136,7 +136,7 @@ class Hosts:
         self.head.kill()
         self.head = None
 
-    def ray(self, *arguments: str, timeout: float = 280) -> "subprocess.CompletedProcess[str]":
+    def ray(self, *arguments: str, timeout: float = 580) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [RAY, *arguments],
             env=self.environment,

@@ -7,6 +7,18 @@ import yaml
 
 from unet.command_line import parse, run
 from unet.settings import RequestError, SegmentSettings, TrainSettings, to_mapping
+from unet.stored import Unreachable
+
+
+def test_what_storage_does_not_answer_is_one_line_and_may_be_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(_: SegmentSettings) -> int:
+        raise Unreachable("s3://bucket/key", "no answer, 3 times")
+
+    flags = ["--input", "a", "--output", "b", "--model", "c"]
+    assert run(job, SegmentSettings, flags) == 1
+    assert capsys.readouterr().err == "error: s3://bucket/key: no answer, 3 times\n"
 
 
 def test_flags_of_every_group_are_flat() -> None:

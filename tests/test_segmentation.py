@@ -25,7 +25,7 @@ from tests.servers import rclone
 from unet.artifact import Model
 from unet.image import decode_image, encode
 from unet.labels import Label, LabelSet
-from unet.lease import acquire
+from unet.lease import Held, acquire
 from unet.listing import LEASE, Chunk, chunks, make_rows
 from unet.model import UNet
 from unet.pipeline import packed, unpacked
@@ -250,6 +250,35 @@ def test_promise_11_an_image_replaced_or_deleted_after_the_listing_is_reported(b
     assert bench.statuses() == {"new.png": "done", "same.png": "done"}  # none of it was recorded as done
 
 
+def test_an_image_for_which_memory_is_short_is_tried_again_by_the_next_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(bench.model)
+    fill(bench.images, ["a.png"])
+
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("unet.image._as_rgb", short)
+        (row,) = bench.run().values()
+    assert (row["status"], "add memory" in row["error"]) == ("failed", True)
+    assert bench.statuses() == {"a.png": "done"}
+
+
+def test_a_run_that_loses_its_output_is_not_counted_as_a_crash(on_s3: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(on_s3.model)
+    ends: list[int] = []
+
+    def taken(*_: object) -> int:
+        raise Held("another run has taken the output over")
+
+    monkeypatch.setattr("unet.segmentation.telemetry.record_end", lambda code, _: ends.append(code))
+    monkeypatch.setattr("unet.segmentation._run", taken)
+    assert segment(on_s3.settings()) == 4
+    assert ends == [4]
+
+
 @pytest.mark.parametrize("fault", ["input", "output", "model", "weights"])
 def test_promise_13_what_cannot_work_is_exit_2_before_a_worker_starts(
     bench: Bench, fault: str, capsys: pytest.CaptureFixture[str]
@@ -459,6 +488,27 @@ def test_prune_removes_the_masks_of_images_that_are_gone_and_only_with_the_flag(
             bench.settings(prune=True, **flag)
 
 
+def test_prune_leaves_the_masks_of_images_whose_names_do_not_match(bench: Bench) -> None:
+    save_model(bench.model)
+    fill(bench.images, ["a.png", "b.bin"])
+    bench.run(include=("*",))
+    bench.run(prune=True)
+    assert (bench.summary["orphaned"], bench.summary["removed"]) == (0, 0)
+    assert set(bench.all_masks()) == {"a.png.png", "b.bin.png"}
+
+
+def test_prune_removes_nothing_before_all_that_is_listed_has_been_taken(bench: Bench) -> None:
+    save_model(bench.model)
+    fill(bench.images, ["a.png", "b.png"])
+    bench.run()
+    open_store(bench.images).delete(["b.png"])
+    _, request = _prepare(bench.settings(prune=True))
+    listing = chunks(request)
+    assert next(listing).rows["key"].to_pylist() == ["a.png"]
+    listing.close()  # type: ignore[attr-defined]
+    assert set(bench.all_masks()) == {"a.png.png", "b.png.png"}
+
+
 def test_a_manifest_names_what_is_segmented(bench: Bench, tmp_path: Path) -> None:
     save_model(bench.model)
     fill(bench.images, ["a.png", "b.bin", "c.png"])
@@ -466,6 +516,13 @@ def test_a_manifest_names_what_is_segmented(bench: Bench, tmp_path: Path) -> Non
     manifest.write_text("key\na.png\nb.bin\na.png\nmissing.png\n")
     assert bench.statuses(manifest=str(manifest)) == {"a.png": "done", "b.bin": "done", "missing.png": "vanished"}
     assert bench.statuses() == {"a.png": "unchanged", "c.png": "done"}
+    manifest.write_text("key,more\na.png,1\n/a.png,1\n./c.png,1\nc.png,1\n\n" + "k" * 1100 + ",1\n")
+    assert set(bench.statuses(manifest=str(manifest), exclude=("c*",)).values()) == {"unchanged", "vanished"}
+    assert "c.png.png" in bench.all_masks()
+    manifest.write_text("key,more\na.png,1\nc.png,1\n")
+    assert set(bench.run(manifest=str(manifest), exclude=("c*",))) == {"a.png"}
+    manifest.write_text("more,key\n1\n")  # a row cut short
+    assert bench.statuses(manifest=str(manifest)) == {"": "vanished"}
     manifest.write_text("name\na.png\n")
     with pytest.raises(RequestError, match="column key"):
         bench.run(manifest=str(manifest))

@@ -118,6 +118,18 @@ def test_a_large_file_is_put_in_parts(folder: str, tmp_path: Path) -> None:
     assert store.get("x/large", one.etag) == data
 
 
+@pytest.mark.parametrize("megabytes", [1, 9])
+def test_a_file_is_put_though_a_request_fails(s3: str, bucket: str, tmp_path: Path, megabytes: int) -> None:
+    data = os.urandom(megabytes << 20)
+    (tmp_path / "file").write_bytes(data)
+    with Proxy(s3) as proxy, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.add(verb="PUT", nth=range(1), action="503")
+        store = open_store(bucket)
+        store.put_file("x/file", tmp_path / "file")
+        assert store.get("x/file") == data
+
+
 def test_a_refused_key_is_not_put(folder: str) -> None:
     store = open_store(folder)
     for key in ("", "é" * 1020):

@@ -102,6 +102,25 @@ def test_a_job_that_the_cluster_forgets_is_submitted_again(capfd: pytest.Capture
     assert capfd.readouterr().out.endswith(LINES)
 
 
+def test_a_signal_while_a_lost_job_is_to_be_tried_again_stops_it(tmp_path: Path) -> None:
+    api = Api(Outcome(0, seconds=60, lines=600))
+    with served(api):
+        command = [sys.executable, str(ROOT / "cluster" / "submit.py"), "--retries", "1", "--pause", "60"]
+        command += ["--patience", "0.2", "--address", api.url, *JOB]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "line 0\n"
+        api.refusals = 1 << 30
+        assert any("is lost" in line for line in iter(process.stderr.readline, ""))
+        api.refusals = 0
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        (job,) = api.jobs.values()
+        assert job.stopped
+    assert process.returncode == 143
+
+
 def test_no_cluster_is_exit_code_1_after_some_patience(capfd: pytest.CaptureFixture[str]) -> None:
     where = f"http://127.0.0.1:{free_port()}"
     assert submit.main(["--address", where, "--patience", "0.3", *JOB]) == 1

@@ -43,6 +43,11 @@ def test_workers_on_gpus_leave_all_other_cpus_to_the_data(machines: Machines) ->
     assert resources(2, least=2, gpu=True, local=False) == ({"GPU": 1.0, "CPU": 1.0}, 7)
 
 
+def test_an_elastic_run_on_gpus_begins_with_the_machines_that_are_there(machines: Machines) -> None:
+    machines({"CPU": 4.0, "GPU": 1.0})
+    assert resources(4, least=1, gpu=True, local=False) == ({"GPU": 1.0, "CPU": 1.0}, 3)
+
+
 def test_gpus_that_an_autoscaler_may_bring_are_waited_for(
     machines: Machines, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from unet import storage
 from unet.labels import LabelSet
-from unet.model import UNet
+from unet.model import PREPROCESSING, UNet
 from unet.settings import Geometry, RequestError, Window
 
 FORMAT = 2
@@ -52,7 +52,7 @@ class Model:
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "labels": self.labels.to_json(),
             "geometry": asdict(self.geometry),
-            "preprocessing": {"version": 1, "range": [-1, 1], **window},
+            "preprocessing": {"version": PREPROCESSING, "range": [-1, 1], **window},
             "training": self.training,
             "scores": self.scores,
             "digest": self.digest,
@@ -66,11 +66,13 @@ class Model:
 
         Raises:
             RequestError: names `flag`, the folder and what is wrong with it.
+            storage.Unreachable: the storage server does not answer.
         """
         try:
             description = json.loads(storage.read(storage.join(folder, DESCRIPTION)))
             weights = storage.read(storage.join(folder, WEIGHTS))
-            if description["format"] > FORMAT:
+            preprocessing = description.get("preprocessing", {})
+            if description["format"] > FORMAT or preprocessing.get("version", PREPROCESSING) > PREPROCESSING:
                 raise RequestError(f"{flag} {folder}: was written by a newer version; update this one")
             digest = hashlib.sha256(weights).hexdigest()
             if digest != description["digest"]:
@@ -78,7 +80,7 @@ class Model:
             architecture = {key: value for key, value in description["architecture"].items() if key != "name"}
             network = UNet(**architecture)
             network.load_state_dict(load_tensors(weights))
-            window = description.get("preprocessing", {}).get("window")
+            window = preprocessing.get("window")
             return cls(
                 network=network.eval(),
                 labels=LabelSet.from_json(description["labels"]),
@@ -88,7 +90,7 @@ class Model:
                 digest=digest,
                 window=None if window is None else (int(window[0]), int(window[1])),
             )
-        except RequestError:
+        except (RequestError, storage.Unreachable):
             raise
         except OSError as error:
             raise RequestError(

@@ -19,20 +19,25 @@ import yaml
 
 from unet.settings import RequestError
 from unet.stop import ending_on_signals
+from unet.stored import StorageError
 
 Settings = TypeVar("Settings")
 
-FAULTY_REQUEST = 2
+FAILED, FAULTY_REQUEST = 1, 2
 
 
 def run(job: Callable[[Settings], int], settings: type[Settings], arguments: list[str] | None = None) -> int:
-    """Parses, calls `job`, returns its exit code; a `RequestError` is printed on one line and is exit code 2."""
+    """Parses, calls `job`, returns its exit code. Two errors are printed on one line: a `RequestError`, which is exit
+    code 2, and a `StorageError`, which may not come again: exit code 1."""
     try:
         with ending_on_signals():
             return job(parse(settings, sys.argv[1:] if arguments is None else arguments))
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAULTY_REQUEST
+    except StorageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
 
 
 def parse(settings: type[Settings], arguments: list[str]) -> Settings:

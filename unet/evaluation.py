@@ -32,6 +32,7 @@ from unet.pipeline import Row, connected_workers, packed, plan_of, pool, running
 from unet.predict import Predictor
 from unet.report import Sample
 from unet.scorer import Scored, Scorer
+from unet.session import check_shared
 from unet.settings import EvaluateSettings, RequestError, Window, to_mapping
 
 FAILED = 1
@@ -156,6 +157,7 @@ def _scored(
 ) -> tuple[Scored, float]:
     """What all pairs scored, in order of their images, and images per second."""
     workers = connected_workers(settings)
+    check_shared(_flags(settings, pairs), {})
     size = max(1, min(LARGEST_CHUNK, len(pairs) // CHUNKS))
     plan = plan_of(pairs[start : start + size] for start in range(0, len(pairs), size)).map_batches(
         _Score,
@@ -180,6 +182,12 @@ def _scored(
     if done != len(pairs):
         raise storage.StorageError(settings.data, f"{len(pairs) - done} images were lost with a process; run it again")
     return Scored.joined(parts), _rate(first, done)
+
+
+def _flags(settings: EvaluateSettings, pairs: tuple[Pair, ...]) -> dict[str, str]:
+    """What workers read, by flag."""
+    read = {"--data": pairs[0].image}
+    return read if settings.masks is None else read | {"--masks": settings.masks}
 
 
 def _rate(first: tuple[float, int] | None, done: int) -> float:

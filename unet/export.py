@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from unet import storage
 from unet.artifact import Model
-from unet.model import UNet
-from unet.predict import PREPROCESSING
+from unet.model import PREPROCESSING, UNet, normalise
 from unet.settings import ExportSettings, RequestError
 
 TOLERANCE = 1e-4
@@ -107,7 +106,7 @@ def largest_difference(data: bytes, network: UNet, images: Tensor) -> float:
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"image": images.numpy()})
     with torch.inference_mode():
-        own = network(_normalised(images))
+        own = network(normalise(images.permute(0, 2, 3, 1)))
     if logits.shape != own.shape:
         return math.inf
     return float((torch.from_numpy(logits) - own).abs().max())

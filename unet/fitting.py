@@ -1,6 +1,6 @@
 """The loop that each training worker runs.
 
-It obeys a `Run`, which the driver has decided. One plan of Ray Data feeds it from its first step to its last,
+It obeys a `Run`, which the driver has decided. One stream of batches feeds it from its first step to its last,
 validations included, in the order that `schedule` fixes; a checkpoint every so many steps lets it go on from there.
 Every worker has its share of each batch and of the validation images; the first one writes what a run leaves.
 """

@@ -36,6 +36,10 @@ class ImageError(ValueError):
     """Bytes that cannot be taken as an image or a mask; the message says why, the caller knows the file."""
 
 
+class TooLargeError(ImageError):
+    """Memory was too small for it; there may be more another time."""
+
+
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Array:
     """The first frame as displayed, HWC uint8 RGB.
 
@@ -54,6 +58,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | 
             for top in range(0, picture.height, height):  # Pillow's own copy is all that is held beside the image
                 rows = image[top : top + height]
                 rows[:] = np.asarray(_as_rgb(picture.crop((0, top, picture.width, top + len(rows))), window))
+        except MemoryError:
+            raise TooLargeError("does not fit in memory beside the others; lower --max-pixels, or add memory") from None
         except _DECODING_ERRORS as error:
             raise ImageError(f"cannot be decoded: {error}") from None
     return image
@@ -145,16 +151,15 @@ def overlay(image: Array, mask: Array, labels: LabelSet, *, opacity: float = 0.5
     return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colorize(mask, labels)), opacity))
 
 
-def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG", *, compress_level: int = 6) -> bytes:
-    """`image` (HWC RGB, or HW) as a complete PNG or JPEG file. `compress_level`: of a PNG, 1 (fast) to 9 (small)."""
-    options = {"quality": 90} if kind == "JPEG" else {"compress_level": compress_level}
-    return _saved(Image.fromarray(image), kind, **options)
+def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
+    """`image` (HWC RGB, or HW) as a complete PNG or JPEG file."""
+    return _saved(Image.fromarray(image), kind, **{"quality": 90} if kind == "JPEG" else {})
 
 
-def encode_mask(mask: Array, labels: LabelSet, *, compress_level: int = 1) -> bytes:
+def encode_mask(mask: Array, labels: LabelSet) -> bytes:
     """`mask` as an indexed PNG of the labels' own values and colours, which `decode_mask` reads back.
 
-    `compress_level`: 1 (fast) to 9 (small). A class becomes the first of its labels, `IGNORE` the first ignored label;
+    A class becomes the first of its labels, `IGNORE` the first ignored label;
     a mask for a set without any must not hold it.
     """
     ignored = [label.value for label in labels.written if label.ignore]
@@ -165,7 +170,7 @@ def encode_mask(mask: Array, labels: LabelSet, *, compress_level: int = 1) -> by
     palette[[label.value for label in labels.written]] = [label.color for label in labels.written]
     picture = Image.fromarray(values[mask])
     picture.putpalette(palette.tobytes())
-    return _saved(picture, "PNG", compress_level=compress_level)
+    return _saved(picture, "PNG", compress_level=1)  # fast: it is hardly larger
 
 
 def encode_indexed(values: Array, colors: Array) -> bytes:

@@ -218,8 +218,6 @@ def _look(pair: Pair, labels: LabelSet) -> _Seen | ImageError:
     try:
         image, samples = _decode(pair.image, lambda data: (decode_picture(data), _sampled(data)))
         mask = _mask_of(image, pair, labels)
-    except storage.Unreachable as error:
-        return ImageError(str(error))
     except ImageError as error:
         return error
     return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256), samples

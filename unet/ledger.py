@@ -234,8 +234,14 @@ class Record:
         hashes: Hashes = np.where(known, self._columns["mask_hash"][places], np.uint64(0))
         return hashes
 
+    def see(self, keys: Sequence[str]) -> None:
+        """Marks keys as seen that are asked nothing else of."""
+        if len(self) and len(keys):
+            places, known = self._find(keys)
+            self._seen[places[known]] = True
+
     def unseen(self) -> Hashes:
-        """Key hashes of the rows `done` that `outcomes` was never asked for."""
+        """Key hashes of the rows `done` whose keys were not seen."""
         hashes: Hashes = self._columns["key_hash"][~self._seen & (self._columns["status"] == _WAS_DONE)]
         return hashes
 

@@ -162,7 +162,9 @@ def chunks(request: Request, permit: Callable[[], None] = lambda: None) -> Itera
             break
     if len(waiting):
         yield Chunk(_first(waiting, len(waiting)))
-    yield Chunk(settled, lister.finish())
+    if len(settled):
+        yield Chunk(settled)
+    yield Chunk(_first(settled, 0), lister.finish())  # nothing is removed before all else is taken
 
 
 def _first(rows: pa.Table, count: int) -> pa.Table:
@@ -192,11 +194,14 @@ class _Lister:
     def pages(self) -> Iterator[list[Listed]]:
         """Objects whose names match, in pages."""
         if self.settings.manifest is not None:
-            yield from _looked_up(manifest_keys(self.settings.manifest), self.source)
+            yield from _looked_up(self._named(manifest_keys(self.settings.manifest)), self.source)
             return
         for page in self.source.list():
-            chosen = [item for item in page if self._chosen(item)]
-            self.totals["not_matched"] += len(page) - len(chosen)
+            chosen, others = list[Listed](), list[str]()
+            for item in page:
+                chosen.append(item) if self._chosen(item) else others.append(item.key)
+            self.totals["not_matched"] += len(others)
+            self.record.see(others)  # what is not chosen is not gone
             if chosen:
                 yield chosen
 
@@ -245,13 +250,24 @@ class _Lister:
             ledger.append(pa.table({"key": keys, "status": ["removed"] * len(keys)}), self.request.fence)
             self.totals["removed"] += len(keys)
 
+    def _named(self, pages: Iterable[list[str]]) -> Iterator[list[str]]:
+        """The keys of a manifest that no pattern leaves out."""
+        for page in pages:
+            named = [key for key in page if self._matches(key) is not False]
+            self.totals["not_matched"] += len(page) - len(named)
+            yield named
+
     def _chosen(self, item: Listed) -> bool:
-        key = item.key
+        matches = self._matches(item.key)
+        if matches is None:
+            return item.key.rstrip("/").lower().endswith(SUFFIXES) or (item.key.endswith("/") and item.size == 0)
+        return matches
+
+    def _matches(self, key: str) -> bool | None:
+        """What --include and --exclude say of a key; None if nothing."""
         if self.exclude is not None and self.exclude.match(key):
             return False
-        if self.include is not None:
-            return self.include.match(key) is not None
-        return key.rstrip("/").lower().endswith(SUFFIXES) or (key.endswith("/") and item.size == 0)
+        return None if self.include is None else self.include.match(key) is not None
 
     def _verdict(self, item: Listed, code: int, reason: str, wanted: bool) -> tuple[str, str | None]:
         refusal = self._refusal(item)
@@ -326,6 +342,8 @@ def _looked_up(pages: Iterable[list[str]], source: Store) -> Iterator[list[Liste
     """What a listing would have shown of these keys; size -1 where there is no such object."""
 
     def head(key: str) -> Listed:
+        if source.refusal(key) is not None:  # nothing there can have such a key
+            return Listed(key, -1, "")
         try:
             return source.head(key)
         except Vanished:

@@ -34,18 +34,20 @@ def _pages(uri: str) -> Iterator[list[str]]:
         data = storage.read(uri)
         if uri.lower().endswith((".parquet", ".pq")):
             for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(1000, columns=["key"]):
-                yield [str(key) for key in batch.column("key").to_pylist()]
+                yield [str(key or "") for key in batch.column("key").to_pylist()]
             return
         rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         if "key" not in (rows.fieldnames or ()):
             raise KeyError("key")
         page: list[str] = []
         for row in rows:
-            page.append(row["key"])
+            page.append(row["key"] or "")
             if len(page) == 1000:
                 yield page
                 page = []
         yield page
+    except storage.Unreachable:
+        raise  # says nothing of the manifest
     except OSError as error:
         raise RequestError(f"--manifest {uri}: cannot be read ({error.strerror or error})") from None
     except (KeyError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:

@@ -25,6 +25,10 @@ def architecture(settings: ModelSettings) -> dict[str, Any]:
     return {key: value if getattr(settings, key) is None else getattr(settings, key) for key, value in preset.items()}
 
 
+PREPROCESSING = 1
+"""Counts changes of what the network is given for the same image."""
+
+
 def normalise(images: Tensor) -> Tensor:
     """Images as the network sees them: NHWC uint8 to NCHW float32 in [-1, 1], in channels-last memory."""
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

@@ -16,12 +16,9 @@ from torch import Tensor
 from unet.artifact import Model
 from unet.image import Array, fit_image
 from unet.inference import prepared
-from unet.model import normalise
+from unet.model import PREPROCESSING, normalise
 from unet.settings import Precision, RequestError
 from unet.tiling import BAND, blend, padded, resized, spans
-
-PREPROCESSING = 1
-"""Counts changes of what the network is given for the same image."""
 
 
 @dataclass(frozen=True)

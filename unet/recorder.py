@@ -1,7 +1,7 @@
 """What a segmentation run leaves behind: ledger parts as work finishes, then report.parquet, summary.json and the page.
 
 Rows arrive in chunks, in any order, each object once. Memory does not grow with their number: rows go to files, and of
-the rest only a bounded sample is kept. summary.json is written last: it marks a finished run.
+the rest only a bounded sample is kept. summary.json is written last; `complete` in it marks a run that came to its end.
 """
 
 import json
@@ -151,8 +151,12 @@ class Recorder:
         self.target.put(
             folder + "summary.json", json.dumps(summary, indent=1).encode(), content_type="application/json"
         )
-        self._folder.cleanup()
+        self.discard()
         return summary
+
+    def discard(self) -> None:
+        """Removes what lies on this machine's disk."""
+        self._folder.cleanup()
 
     def _report_all(self) -> None:
         if self._unreported:

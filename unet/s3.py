@@ -156,14 +156,12 @@ class S3Store:
     def put_file(self, key: str, path: Path) -> None:
         """Makes or replaces an object from a file, in parts where it is large. Raises: StorageError, OSError."""
         self._check(key)
-        uri = self._uri(key)
-        with path.open("rb") as file:
 
-            def send() -> None:
-                file.seek(0)
+        def send() -> None:
+            with path.open("rb") as file:  # anew for each attempt: boto3 may close it
                 _client().upload_fileobj(file, self.bucket, self.prefix + key)
 
-            self._persist(uri, send)
+        self._persist(self._uri(key), send)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Removes objects; those that are not there are no error. Raises: StorageError."""

@@ -72,14 +72,13 @@ class Scorer:
         written: dict[str, str],
         *,
         batch_size: int | None = None,
-        threads: int = 1,
     ) -> None:
         self.labels, self.predictor, self.written = labels, predictor, written
         on_gpu = predictor is not None and predictor.device.type != "cpu"
         self.batch_size = batch_size or (GPU_BATCH if on_gpu else 1)
         self.reading = ThreadPoolExecutor(READERS)
         # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each that calls it.
-        self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, pairs: Sequence[Pair]) -> Scored:
         """The scores of `pairs`, in their order. Raises: ImageError, naming the file; storage.Unreachable."""

@@ -28,7 +28,7 @@ from unet.manifest import check_manifest
 from unet.pipeline import connected_workers, plan_of, pool, running
 from unet.predict import Predictor
 from unet.recorder import Recorder
-from unet.session import join
+from unet.session import check_shared, join
 from unet.settings import RequestError, SegmentSettings, to_mapping
 from unet.steps import Fetch, List, Predict, Segment, Write, announcing, tell, told
 from unet.stop import ending_after, saying_farewell
@@ -60,6 +60,9 @@ def segment(settings: SegmentSettings) -> int:
         try:
             code = _run(model, replace(request, fence=lease.fence, conditional=lease.conditional), lease)
             return code
+        except Held:
+            code = HELD
+            raise
         finally:
             telemetry.record_end(code, output)
             with suppress(storage.StorageError):  # then it ends by itself
@@ -80,10 +83,11 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
         with suppress(storage.StorageError, Held):
             recorder.record()
             lease.release()
+        recorder.discard()
 
     with saying_farewell(farewell), ending_after(request.settings.time_limit, "--time-limit"):
         idle = _nothing_to_do(request, lease)
-        workers = connected_workers(request.settings) if idle is None else (0, 0)
+        workers = _connected(request.settings) if idle is None else (0, 0)
         join()  # also a run that finds nothing to do is to be seen
         settled = _worked(request, model, workers, recorder, lease) if idle is None else (chunk for chunk in idle)
         try:
@@ -100,6 +104,13 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
             recorder.record()
             raise
     return _conclude(request, summary)
+
+
+def _connected(settings: SegmentSettings) -> tuple[int, int]:
+    """As `connected_workers`. Raises: RequestError if a machine does not see a local folder."""
+    workers = connected_workers(settings)
+    check_shared({"--input": settings.input}, {"--output": storage.join(settings.output, OWN)})
+    return workers
 
 
 def _worked(
@@ -150,6 +161,8 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, Request]:
     request = Request(settings, _fingerprint(settings, model), run, fence=0, window=model.window)
     try:
         return model, replace(request, fence=request.ledger.next_fence())
+    except storage.Unreachable:
+        raise
     except storage.StorageError as error:
         raise RequestError(
             f"--output {settings.output}: cannot be listed ({error.strerror}); check what you may do"

@@ -9,7 +9,7 @@ import heapq
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,18 @@ import pyarrow.compute as pc
 import torch
 
 from unet.artifact import Model
-from unet.image import Array, ImageError, decode_image, encode, encode_mask, overlay, resize_image, resize_mask, size_of
+from unet.image import (
+    Array,
+    ImageError,
+    TooLargeError,
+    decode_image,
+    encode,
+    encode_mask,
+    overlay,
+    resize_image,
+    resize_mask,
+    size_of,
+)
 from unet.lease import Unsure
 from unet.ledger import NEW, hash_of
 from unet.listing import REASONS, TODO, Chunk, Request, make_rows, output_keys
@@ -120,13 +131,11 @@ class Fetcher:
         except Changed:
             return item.end("changed", "was replaced after it was listed; the next run takes it")
         except ImageError as error:
-            return item.end("failed", str(error), permanent=True)
+            return item.end("failed", str(error), permanent=not isinstance(error, TooLargeError))
         except FOR_ALL:
             raise
         except StorageError as error:
             return item.end("failed", str(error))
-        except MemoryError:
-            return item.end("failed", "does not fit in memory beside the others; lower --max-pixels, or add memory")
         return item
 
 
@@ -221,27 +230,17 @@ class Writer:
 
 
 class Segmenter:
-    """All steps in one process. Called from several threads, it overlaps their chunks."""
+    """All steps in one process, on CPUs. Called from several threads, it overlaps their chunks."""
 
-    def __init__(
-        self,
-        request: Request,
-        model: Model,
-        *,
-        device: str = "cpu",
-        threads: int = 1,
-        permit: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, request: Request, model: Model, *, permit: Callable[[], None] = lambda: None) -> None:
         self.request = request
-        self.device = device
         self.budget = Budget(PIXELS_IN_FLIGHT)
         self.fetch = Fetcher(request, self.budget)
         self.write = Writer(request, model, permit)
-        self.predictor = make_predictor(request, model, device)
-        self.batch_size = request.settings.batch_size or (1 if device == "cpu" else GPU_BATCH)
+        self.predictor = make_predictor(request, model, "cpu")
         self.reading, self.writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
         # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each that calls it.
-        self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, chunk: Chunk) -> Chunk:
         """`chunk` with every object settled."""
@@ -251,36 +250,17 @@ class Segmenter:
 
     def settle(self, items: list[Item], chunk: Chunk) -> None:
         """Ends every item; counts go to `chunk`."""
-        reading = {self.reading.submit(self.fetch, item) for item in items}
-        predicting = [self.predicting.submit(self._predict, batch, chunk) for batch in self._batches(reading)]
+        reading = as_completed([self.reading.submit(self.fetch, item) for item in items])
+        fetched = (item for future in reading if (item := future.result()).image is not None)
+        predicting = [self.predicting.submit(self._predict, item, chunk) for item in fetched]
         for predicted in predicting:
-            for written in predicted.result():
-                written.result()
+            predicted.result().result()
 
-    def _batches(self, reading: set[Future[Item]]) -> Iterator[list[Item]]:
-        """Fetched images of one shape, at most a batch; a part of a batch where nothing else is at hand."""
-        groups: dict[tuple[int, int], list[Item]] = {}
-        while reading:
-            done, reading = wait(reading, timeout=0.02 if groups else None, return_when=FIRST_COMPLETED)
-            for item in (future.result() for future in done):
-                if item.image is None:
-                    continue
-                height, width, _ = item.image.shape
-                if self.batch_size == 1 or self.predictor.tiled((height, width)):
-                    yield [item]
-                    continue
-                shape = self.predictor.shape((height, width))
-                groups.setdefault(shape, []).append(item)
-                if len(groups[shape]) == self.batch_size:
-                    yield groups.pop(shape)
-            if not done and groups:
-                yield groups.pop(next(iter(groups)))
-        yield from groups.values()
-
-    def _predict(self, batch: list[Item], chunk: Chunk) -> list[Future[Item]]:
-        pixels = [item.image.size // 3 for item in batch if item.image is not None]
-        predict(batch, self.predictor, confidence="confidence" in self.request.settings.outputs)
-        return [self.writing.submit(self._write, item, count, chunk) for item, count in zip(batch, pixels, strict=True)]
+    def _predict(self, item: Item, chunk: Chunk) -> Future[Item]:
+        assert item.image is not None
+        pixels = item.image.size // 3
+        predict([item], self.predictor, confidence="confidence" in self.request.settings.outputs)
+        return self.writing.submit(self._write, item, pixels, chunk)
 
     def _write(self, item: Item, pixels: int, chunk: Chunk) -> Item:
         try:

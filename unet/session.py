@@ -2,15 +2,18 @@
 
 import logging
 import os
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private.state import state
 from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from unet import storage
 from unet.memory import KEEPING
 from unet.settings import RequestError
 from unet.stop import keeping_handlers
@@ -69,12 +72,24 @@ def capacity(kind: str) -> int:
     return max(int(ray.cluster_resources().get(kind, 0)), int(limits.get(kind, 0)))
 
 
-def check_shared(paths: Mapping[str, str]) -> None:
-    """Raises RequestError, naming the flag, if one of the `paths` is local and not seen by every machine."""
-    local = {flag: path for flag, path in paths.items() if "://" not in path}
+def check_shared(paths: Mapping[str, str], written: Mapping[str, str]) -> None:
+    """Raises RequestError, naming the flag, if one of the `paths` is local and not seen by every machine, or what is
+    written to a folder of `written` is not."""
+    local, folders = ({flag: uri for flag, uri in uris.items() if "://" not in uri} for uris in (paths, written))
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if not local or len(nodes) < 2:
+    if not (local or folders) or len(nodes) < 2:
         return
+    seen = f".seen-{uuid.uuid4().hex}"  # a name that no other folder has
+    for folder in folders.values():
+        storage.write(storage.join(folder, seen), b"")
+    try:
+        _look_everywhere(nodes, local | {flag: storage.join(folder, seen) for flag, folder in folders.items()})
+    finally:
+        for folder in folders.values():
+            storage.open_store(folder).delete([seen])
+
+
+def _look_everywhere(nodes: list[dict[str, Any]], local: Mapping[str, str]) -> None:
     looking = [
         ray.remote(_missing)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
@@ -84,7 +99,7 @@ def check_shared(paths: Mapping[str, str]) -> None:
     for node, missing in zip(nodes, ray.get(looking), strict=True):
         for flag in missing:
             raise RequestError(
-                f"{flag} {local[flag]}: machine {node['NodeManagerAddress']} of the cluster does not see this folder; "
+                f"{flag} {local[flag]}: machine {node['NodeManagerAddress']} of the cluster does not see this; "
                 "give s3://bucket/prefix, or a folder that all machines share"
             )
 

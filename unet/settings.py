@@ -304,7 +304,7 @@ class SegmentSettings:
     precision: Precision = "bf16"
     """bf16: half the memory, several times as fast where the processor has it. fp32: full precision."""
     batch_size: int | None = None
-    """Images per forward pass, where they are of one shape. Default: 1 on CPUs, 8 on GPUs."""
+    """Images per forward pass on a GPU, where they are of one shape (8). CPUs take one at a time."""
     max_pixels: int = 1 << 28
     """Images of more pixels fail unread."""
     max_bytes: int = 1 << 28
@@ -406,7 +406,7 @@ class EvaluateSettings:
     precision: Precision = "bf16"
     """bf16: half the memory, several times as fast where the processor has it. fp32: full precision."""
     batch_size: int | None = None
-    """Images per forward pass, where they are of one shape. Default: 1 on CPUs, 8 on GPUs."""
+    """Images per forward pass on a GPU, where they are of one shape (8). CPUs take one at a time."""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.masks is None):

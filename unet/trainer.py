@@ -126,10 +126,11 @@ def resources(workers: int, *, least: int, gpu: bool, local: bool) -> tuple[dict
         cpus = max(of_a_machine, min((host["CPU"] for host in hosts), default=1.0))
         return {"CPU": math.floor(1e4 * cpus / of_a_machine) / 1e4}, 0  # Ray counts in ten-thousandths
     cpus = sum(machine.get("CPU", 0.0) for machine in machines)
-    data = int(cpus / workers) - 1
+    hands = max(1, min(workers, there))  # that there are now: more may bring their own CPUs
+    data = int(cpus / hands) - 1
     if data < 1 and least <= there:
         raise RequestError(
-            f"--workers: {workers} workers on GPUs and the making of their batches need 2 CPUs each, and the cluster "
+            f"--workers: {hands} workers on GPUs and the making of their batches need 2 CPUs each, and the cluster "
             f"has {cpus:g}; give fewer workers, or add machines with CPUs"
         )
     return {"GPU": 1.0, "CPU": 1.0}, max(1, data)

@@ -8,11 +8,11 @@ import csv
 import hashlib
 import json
 import math
+import shutil
 import sys
 import tempfile
-import uuid
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from unet.report import Sample, training_report
 from unet.sample import write_sample_set
 from unet.session import check_shared, connect, is_shipped
 from unet.settings import RequestError, TrainSettings, Window, to_mapping
+from unet.stop import saying_farewell
 from unet.trainer import Meeting, Trainer, fault_of, resources
 
 SAMPLES = 6
@@ -76,7 +77,10 @@ def train(settings: TrainSettings) -> int:
     if is_shipped(settings.output):
         print(f"warning: --output {settings.output} is in a folder that Ray removes after the job; give s3://...")
     try:
-        with tempfile.TemporaryDirectory(prefix="unet-train-") as scratch:
+        with (
+            tempfile.TemporaryDirectory(prefix="unet-train-") as scratch,
+            saying_farewell(partial(shutil.rmtree, scratch, ignore_errors=True)),
+        ):
             trainer = _trainer(run, scratch, local=local)
             _check_shared(run)
             storage.write(storage.join(folder, IDENTITY), json.dumps(identity).encode())
@@ -114,15 +118,9 @@ def _refuse_other_settings(folder: str, settings: TrainSettings) -> None:
 
 def _check_shared(run: Run) -> None:
     """Raises RequestError if a machine of the cluster does not see what the run reads and writes."""
-    seen = f".seen-{uuid.uuid4().hex}"  # a name that no other folder has
-    storage.write(storage.join(run.folder, seen), b"")
     first, last = run.labelled.train[0], run.labelled.val[-1]
-    paths = {"--output": storage.join(run.folder, seen), "--data": first.image, "--masks": first.mask}
-    try:
-        check_shared(paths | {"--val-data": last.image})
-    finally:
-        with suppress(storage.Denied):
-            storage.open_store(run.folder).delete([seen])
+    paths = {"--data": first.image, "--masks": first.mask, "--val-data": last.image}
+    check_shared(paths, {"--output": run.folder})
 
 
 def _identity(run: Run) -> dict[str, Any]:

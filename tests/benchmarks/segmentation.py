@@ -201,7 +201,9 @@ def part(way: str, *arguments: str) -> float:
     if way == "b":
         return loop.run(arguments[1], arguments[2], int(arguments[3]))
     images = sorted(Path(arguments[1]).iterdir())
-    return int(arguments[2]) / loop.bound(images, int(arguments[2]), int(arguments[3]))
+    batch = int(arguments[3])
+    count = int(arguments[2]) // batch * batch
+    return count / loop.bound(images, count, batch)
 
 
 def main() -> None:
