@@ -17,7 +17,7 @@ from unet.journal import read_entries
 STORE = 80 << 20
 """Bytes of the object store: about the least that Ray allows."""
 
-PAIRS, SIZE, EPOCHS = 900, (480, 640), 4
+PAIRS, SIZE, EPOCHS = 920, (480, 640), 4
 
 JOB = f"""
 import sys
