@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from unet import storage
+from unet.priority import yield_to_training
 from unet.storage import Damaged, Denied, StorageError, Vanished
 
 KEPT = 2
@@ -29,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, folder: str) -> None:
         self._folder = storage.join(folder, "checkpoints")
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(1, initializer=yield_to_training)
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -54,6 +55,7 @@ class Checkpoints:
         """
         self._wait()
         file = io.BytesIO()
+        torch.serialization.set_crc32_options(False)  # the digest is check enough, and training waits for this
         torch.save(state, file)
         self._writing = self._pool.submit(self._write, step, file.getvalue())
 

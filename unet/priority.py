@@ -17,13 +17,15 @@ BYSTANDERS = (
     b"ray::_AutoscalingCoordinator",
     b"ray::ActorLocation",
     b"log_monitor",
+    b"dashboard.py",
     b"ray::Dashboard",
 )
-"""In the titles of Ray's processes that have little or nothing to do while a pipeline runs."""
+"""In the titles of Ray's processes that have little or nothing to do while training or a pipeline runs."""
 
 
 def yield_to_training() -> None:
-    """Lets this process run only on processors that nothing else wants; training out of batches leaves enough."""
+    """Lets this thread, of a new process all of it, run only on processors that nothing else wants: training out of
+    batches leaves enough."""
     if hasattr(os, "SCHED_IDLE") and os.sched_getscheduler(0) != os.SCHED_IDLE:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
@@ -42,14 +44,19 @@ def take_precedence() -> None:
 
 
 def silence_siblings() -> None:
-    """Lets Ray's other workers on this machine yield too: each wakes a hundred times a second to do nothing."""
-    for process, parent, title in _processes():
-        if parent == os.getppid() and not any(spared in title for spared in SPARED):
+    """Lets Ray's other workers on this machine yield too: each wakes a hundred times a second to do nothing. So do the
+    bystanders beside the raylet."""
+    processes = list(_processes())
+    raylet = os.getppid()
+    driver = next((parent for process, parent, _ in processes if int(process.name) == raylet), None)
+    for process, parent, title in processes:
+        worker = parent == raylet and not any(spared in title for spared in SPARED)
+        if worker or (parent == driver and any(bystander in title for bystander in BYSTANDERS)):
             _silence(process)
 
 
 def silence_bystanders() -> None:
-    """The same for those of a Ray that this process has started for a pipeline."""
+    """Lets the bystanders yield of a Ray that this process has started for a pipeline."""
     processes = list(_processes())
     parents = {int(process.name): parent for process, parent, _ in processes}
     for process, parent, title in processes:
