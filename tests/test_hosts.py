@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tests.hosts import CLIENT, DASHBOARD, GCS, Hosts, buckets, network
 from tests.proxy import Proxy
 from tests.test_resume import flags_of
-from tests.test_segmentation import Bench, fill, save_model
+from tests.test_segmentation import Bench, fill, image_bytes, save_model
 from unet import storage
 from unet.evaluation import evaluate
 from unet.journal import read_entries
@@ -208,6 +208,19 @@ def test_segmenting_goes_on_on_another_cluster_after_the_head_is_lost(hosts: Hos
     again = sum(count > 1 for count in read.values())
     print(f"{again} images were read again, {late} masks were written late")
     assert again <= late + 2 * 2 * 9  # two workers with two chunks each, of a 32nd of what is listed
+
+
+def test_a_folder_that_only_one_host_sees_is_refused(hosts: Hosts, bucket: str) -> None:
+    bench = Bench(bucket)
+    save_model(bench.model)
+    images = hosts.hosts[0].disk / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(image_bytes(0))
+    flags = ["--input", "/tmp/images", "--output", bench.masks, "--model", bench.model]
+    ended = hosts.submit("jobs/segment.py", *flags)
+    assert ended.returncode != 0
+    assert "error: --input /tmp/images: machine" in ended.stdout + ended.stderr
+    assert not bench.mask_keys()
 
 
 def test_a_client_without_the_token_is_refused_at_every_port(hosts: Hosts) -> None:
