@@ -1,9 +1,9 @@
 """What a second host adds: `python -m tests.benchmarks.hosts`, as root.
 
 The segmentation job runs on clusters of hosts with one core each, in network namespaces, once with one host for workers
-and once with two, taking turns; the head, which has no processor to give, and the S3 server run on whichever is free: what
-they take is lost to two hosts on a machine of two processors. Rates are slopes between two sizes of bucket with the classic
-model; printed is the rate of two hosts over twice that of one.
+and once with two, taking turns; the head, which has no processor to give, and the S3 server run on whichever is free:
+what they take is lost to two hosts on a machine of two processors. Rates are slopes between two sizes of bucket with
+the classic model; printed is the rate of two hosts over twice that of one.
 """
 
 import argparse
