@@ -8,7 +8,6 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +18,9 @@ import pyarrow.compute as pc
 
 from unet.image import SUFFIXES
 from unet.ledger import CHANGED, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, Record, hash_of
-from unet.manifest import manifest_keys
+from unet.manifest import looked_up, manifest_keys
 from unet.settings import SegmentSettings, Window
-from unet.storage import Listed, Store, Vanished, join, open_store
+from unet.storage import Listed, Store, join, open_store
 
 TODO = "todo"
 
@@ -47,9 +46,6 @@ SMALLEST_CHUNK, LARGEST_CHUNK, SETTLED_CHUNK = 1, 256, 8192
 """Objects of a chunk: one at first, so that every worker has some soon, then a 32nd of all before it, so that no worker
 is left with much at the end; Ray keeps some 10 kB of books for each chunk. Settled ones, which cost nothing, go in
 larger ones."""
-
-HEADS = 16
-"""Requests at a time for the objects of a manifest."""
 
 ROWS = pa.schema(
     [
@@ -194,7 +190,7 @@ class _Lister:
     def pages(self) -> Iterator[list[Listed]]:
         """Objects whose names match, in pages."""
         if self.settings.manifest is not None:
-            yield from _looked_up(self._named(manifest_keys(self.settings.manifest)), self.source)
+            yield from looked_up(self._named(manifest_keys(self.settings.manifest)), self.source)
             return
         for page in self.source.list():
             chosen, others = list[Listed](), list[str]()
@@ -336,20 +332,3 @@ def _masks_of(target: Store) -> _Masks:
     ]
     table = np.concatenate([np.empty((0, 2), np.uint64), *pages])
     return _Masks(table[:, 0], table[:, 1])
-
-
-def _looked_up(pages: Iterable[list[str]], source: Store) -> Iterator[list[Listed]]:
-    """What a listing would have shown of these keys; size -1 where there is no such object."""
-
-    def head(key: str) -> Listed:
-        if source.refusal(key) is not None:  # nothing there can have such a key
-            return Listed(key, -1, "")
-        try:
-            return source.head(key)
-        except Vanished:
-            return Listed(key, -1, "")
-
-    with ThreadPoolExecutor(HEADS) as pool:
-        for page in pages:
-            if page:
-                yield list(pool.map(head, page))

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,10 @@ import pyarrow.parquet as pq
 from unet import storage
 from unet.ledger import hash_of
 from unet.settings import RequestError
+from unet.storage import Listed, Store, Vanished
+
+HEADS = 16
+"""Requests at a time for the objects of a manifest."""
 
 
 def manifest_keys(uri: str) -> Iterator[list[str]]:
@@ -57,3 +62,20 @@ def _pages(uri: str) -> Iterator[list[str]]:
 def check_manifest(uri: str) -> None:
     """Reads the beginning of a manifest. Raises RequestError."""
     next(_pages(uri), None)
+
+
+def looked_up(pages: Iterable[list[str]], source: Store) -> Iterator[list[Listed]]:
+    """What a listing would have shown of these keys; size -1 where there is no such object."""
+
+    def head(key: str) -> Listed:
+        if source.refusal(key) is not None:  # nothing there can have such a key
+            return Listed(key, -1, "")
+        try:
+            return source.head(key)
+        except Vanished:
+            return Listed(key, -1, "")
+
+    with ThreadPoolExecutor(HEADS) as pool:
+        for page in pages:
+            if page:
+                yield list(pool.map(head, page))
