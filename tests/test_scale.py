@@ -104,13 +104,21 @@ class Memory(threading.Thread):
         self.peaks: defaultdict[str, int] = defaultdict(int)
 
     def run(self) -> None:
+        lister = None
         while Path(f"/proc/{self.driver}/exe").exists():
-            self._note("driver", self.driver)
-            for folder in Path("/proc").glob("[0-9]*"):
-                with suppress(OSError):
-                    if b"(List)" in folder.joinpath("cmdline").read_bytes():
-                        self._note("lister", int(folder.name))
-            time.sleep(0.2)
+            lister = lister or self._lister()
+            for _ in range(50):  # a peak may be as short as the making of a report
+                self._note("driver", self.driver)
+                if lister is not None:
+                    self._note("lister", lister)
+                time.sleep(0.01)
+
+    def _lister(self) -> int | None:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if b"(List)" in folder.joinpath("cmdline").read_bytes():
+                    return int(folder.name)
+        return None
 
     def _note(self, name: str, process: int) -> None:
         """RssAnon, since what is mapped of Ray's object store is the store's."""

@@ -266,17 +266,24 @@ def test_an_image_for_which_memory_is_short_is_tried_again_by_the_next_run(
     assert bench.statuses() == {"a.png": "done"}
 
 
-def test_a_run_that_loses_its_output_is_not_counted_as_a_crash(on_s3: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("fault", "code"), [(Held("another run has taken the output over"), 4), (RequestError(""), 2)])
+def test_how_a_run_ends_is_counted_as_its_exit_code_says(
+    on_s3: Bench, monkeypatch: pytest.MonkeyPatch, fault: Exception, code: int
+) -> None:
     save_model(on_s3.model)
     ends: list[int] = []
 
-    def taken(*_: object) -> int:
-        raise Held("another run has taken the output over")
+    def end(*_: object) -> int:
+        raise fault
 
     monkeypatch.setattr("unet.segmentation.telemetry.record_end", lambda code, _: ends.append(code))
-    monkeypatch.setattr("unet.segmentation._run", taken)
-    assert segment(on_s3.settings()) == 4
-    assert ends == [4]
+    monkeypatch.setattr("unet.segmentation._run", end)
+    if code == 2:  # which unet.command_line makes of it
+        with pytest.raises(RequestError):
+            segment(on_s3.settings())
+    else:
+        assert segment(on_s3.settings()) == code
+    assert ends == [code]
 
 
 @pytest.mark.parametrize("fault", ["input", "output", "model", "weights"])

@@ -33,7 +33,7 @@ from unet.settings import RequestError, SegmentSettings, to_mapping
 from unet.steps import Fetch, List, Predict, Segment, Write, announcing, tell, told
 from unet.stop import ending_after, saying_farewell
 
-FAILED, TOO_MANY_FAILED, HELD = 1, 3, 4
+FAILED, BAD_REQUEST, TOO_MANY_FAILED, HELD = 1, 2, 3, 4
 
 GLANCE = 20_000
 """Objects that are listed before a cluster is called for."""
@@ -60,8 +60,8 @@ def segment(settings: SegmentSettings) -> int:
         try:
             code = _run(model, replace(request, fence=lease.fence, conditional=lease.conditional), lease)
             return code
-        except Held:
-            code = HELD
+        except (Held, RequestError) as error:
+            code = HELD if isinstance(error, Held) else BAD_REQUEST
             raise
         finally:
             telemetry.record_end(code, output)
