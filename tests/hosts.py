@@ -40,6 +40,10 @@ exec sleep 100000
 """
 """What the first process of a host does. Python may itself lie below /tmp."""
 
+CGROUPS = Path("/sys/fs/cgroup")
+PERIOD = 20_000
+"""Microseconds in which a host with a share of a core has that share."""
+
 
 @dataclass
 class Host:
@@ -50,6 +54,8 @@ class Host:
     """This end of its cable."""
     environment: dict[str, str]
     holder: "subprocess.Popen[bytes]"
+    group: Path | None = None
+    """The control group that limits it."""
 
     @property
     def first_process(self) -> int:
@@ -65,6 +71,8 @@ class Host:
     def run(self, *command: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
         """Runs `command` on this host."""
         inside = ["nsenter", f"--target={self.first_process}", "--net", "--mount", "--pid", "--wd=/"]
+        if self.group is not None:
+            inside = ["sh", "-c", f'echo 0 > {self.group}/cgroup.procs; exec "$@"', "sh", *inside]
         return subprocess.run(
             [*inside, *command], env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -106,8 +114,9 @@ class Hosts:
         assert self.head is not None
         return f"http://{self.head.address}:{DASHBOARD}"
 
-    def add(self, *options: str, core: int | None = None) -> Host:
-        """One more host, which joins the cluster, or is its head where there is none. `core`: the only one it has."""
+    def add(self, *options: str, core: int | None = None, share: float = 1.0) -> Host:
+        """One more host, which joins the cluster, or is its head where there is none. `core`: the only one it has;
+        `share`: of the time of a core."""
         number = len(self.hosts) + 2
         own = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         holder = subprocess.Popen(["setpriv", "--pdeathsig=KILL", "unshare", *own, "sh", "-c", PRIVATE_TMP])
@@ -120,6 +129,8 @@ class Hosts:
             time.sleep(0.05)
         for words in ("link set lo up", f"addr add {host.address}/24 dev eth0", "link set eth0 up"):
             assert host.run("ip", *words.split()).returncode == 0
+        if share < 1:
+            host.group = _limited(host.link, share)
         self._start_ray(host, *options, core=core)
         self.head = self.head or host
         return host
@@ -204,6 +215,8 @@ def network() -> Iterator[Hosts]:
         for host in made.hosts:
             host.holder.kill()
             host.holder.wait()
+            if host.group is not None:
+                host.group.rmdir()
         subprocess.run(["ip", "link", "del", bridge], check=False)
 
 
@@ -223,6 +236,19 @@ def buckets(hosts: Hosts) -> Iterator[Proxy]:
             yield proxy
     finally:
         server.stop()
+
+
+def _limited(name: str, share: float) -> Path:
+    """A control group of either version whose processes have together a share of a core."""
+    quota = int(share * PERIOD)
+    if (CGROUPS / "cgroup.controllers").exists():
+        group, limits = CGROUPS / name, {"cpu.max": f"{quota} {PERIOD}"}
+    else:
+        group, limits = CGROUPS / "cpu" / name, {"cpu.cfs_period_us": str(PERIOD), "cpu.cfs_quota_us": str(quota)}
+    group.mkdir()
+    for file, value in limits.items():
+        (group / file).write_text(value)
+    return group
 
 
 def _ip(*words: str) -> None:
