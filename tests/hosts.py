@@ -215,6 +215,8 @@ def network() -> Iterator[Hosts]:
         for host in made.hosts:
             host.holder.kill()
             host.holder.wait()
+            while host.group is not None and (host.group / "cgroup.procs").read_text():
+                time.sleep(0.05)  # its processes end after the holder
             if host.group is not None:
                 host.group.rmdir()
         subprocess.run(["ip", "link", "del", bridge], check=False)
