@@ -215,11 +215,11 @@ def network() -> Iterator[Hosts]:
         for host in made.hosts:
             host.holder.kill()
             host.holder.wait()
-            while host.group is not None and (host.group / "cgroup.procs").read_text():
-                time.sleep(0.05)  # its processes end after the holder
-            if host.group is not None:
-                host.group.rmdir()
         subprocess.run(["ip", "link", "del", bridge], check=False)
+        for group in filter(None, (host.group for host in made.hosts)):
+            while (group / "cgroup.procs").read_text():  # a host's processes end after its holder
+                time.sleep(0.05)
+            group.rmdir()
 
 
 @contextmanager
