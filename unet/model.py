@@ -72,7 +72,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         self.down.append(Block(channels, widths[0], norm))
         for before, after in pairwise(widths):
-            self.down.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), Block(before, after, norm)))
+            self.down.append(nn.Sequential(nn.MaxPool2d(2), Dropout(dropout), Block(before, after, norm)))
         self.up = nn.ModuleList(Up(widths[level], norm, dropout, upsample) for level in reversed(range(depth)))
         self.head = nn.Conv2d(width, classes, 1)
         self.multiple = 1 << depth
@@ -128,13 +128,27 @@ class Up(nn.Module):
             self.upsample = nn.Sequential(
                 nn.Conv2d(2 * width, width, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
             )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.block = Block(2 * width, width, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = torch.cat([self.upsample(x), skip], dim=1)
         y: Tensor = self.block(self.dropout(x))
         return y
+
+
+class Dropout(nn.Dropout):
+    """Dropout that on CPUs draws a byte of noise for each element. PyTorch draws a number for each, on one core, which
+    takes a third of a step of the classic model. The share that is dropped is rounded to 1/256, and at least that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        kept = 256 - min(max(1, round(256 * self.p)), 255)
+        noise = torch.empty_like(x)  # without gaps, whatever its memory format
+        drawn = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)
+        torch.lt(drawn.as_strided(noise.shape, noise.stride()), kept, out=noise)
+        return x * noise.mul_(256 / kept)
 
 
 def _conv(before: int, after: int, norm: Norm) -> nn.Module:

@@ -22,6 +22,9 @@ BYSTANDERS = (
 )
 """In the titles of Ray's processes that have little or nothing to do while training or a pipeline runs."""
 
+CONTROL = b"gcs_server"
+"""In the title of the process that a pipeline asks, and training does not."""
+
 
 def yield_to_training() -> None:
     """Lets this thread, of a new process all of it, run only on processors that nothing else wants: training out of
@@ -51,7 +54,7 @@ def silence_siblings() -> None:
     driver = next((parent for process, parent, _ in processes if int(process.name) == raylet), None)
     for process, parent, title in processes:
         worker = parent == raylet and not any(spared in title for spared in SPARED)
-        if worker or (parent == driver and any(bystander in title for bystander in BYSTANDERS)):
+        if worker or (parent == driver and any(bystander in title for bystander in (*BYSTANDERS, CONTROL))):
             _silence(process)
 
 

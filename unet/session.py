@@ -42,9 +42,10 @@ def connect(*, worker_output: bool) -> bool:
                 raise RequestError(f"RAY_ADDRESS {named}: no cluster answers there; start it, or unset it") from None
         else:
             return False
-    # Little may run beside the work: on a laptop Ray's idle processes delay every step a little, and nobody reads what
-    # they gather for a dashboard that is not there.
-    for name in ("enable_metrics_collection", "task_events_report_interval_ms", "worker_niceness"):
+    # Little may run beside the work: on a laptop Ray's idle processes delay every step a little, nobody reads what they
+    # gather for a dashboard that is not there, and workers are begun for tasks that never come.
+    unwanted = "enable_metrics_collection", "task_events_report_interval_ms", "prestart_worker_first_driver"
+    for name in (*unwanted, "worker_niceness"):
         os.environ.setdefault(f"RAY_{name}", "0")
     for name in ("ENABLE_PREEMPTION_WATCHER", "METRICS_ENABLED"):
         os.environ.setdefault(f"RAY_TRAIN_{name}", "0")

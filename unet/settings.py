@@ -106,7 +106,7 @@ class ModelSettings:
     norm: Norm | None = None
     """Normalisation after each convolution."""
     dropout: float | None = None
-    """Share of activations dropped after each pooling and each concatenation."""
+    """Share of activations dropped after each pooling and each concatenation (on CPUs in steps of 1/256)."""
     upsample: Upsample | None = None
     """transpose: 3x3 stride-2 transposed convolution. bilinear: 1x1 convolution, then interpolation."""
 
