@@ -14,6 +14,7 @@ import ray.train.torch
 import torch
 from ray.exceptions import RayError
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
@@ -37,10 +38,10 @@ class Trainer(ray.train.torch.TorchTrainer):
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STALE_FOR))
         failures: Any = self.run_config.failure_config
         parts["failure_policy"] = _Policy(failures)
-        # The actor that frees workers whose driver died asks the dashboard for it once a second. Ray frees them too.
-        parts["callbacks"] = [
-            callback for callback in parts["callbacks"] if not isinstance(callback, PlacementGroupCleanerCallback)
-        ]
+        # The actor that frees workers whose driver died asks the dashboard for it once a second; Ray frees them too. The
+        # one that shares out datasets has none: `datasets` makes the plans.
+        spared = PlacementGroupCleanerCallback, DatasetsCallback
+        parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, spared)]
         return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
 
 
