@@ -38,8 +38,8 @@ class Trainer(ray.train.torch.TorchTrainer):
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STALE_FOR))
         failures: Any = self.run_config.failure_config
         parts["failure_policy"] = _Policy(failures)
-        # The actor that frees workers whose driver died asks the dashboard for it once a second; Ray frees them too. The
-        # one that shares out datasets has none: `datasets` makes the plans.
+        # The actor that frees workers whose driver died asks the dashboard for it once a second; Ray frees them too.
+        # The one that shares out datasets would have none: `unet.datasets` makes the plans.
         spared = PlacementGroupCleanerCallback, DatasetsCallback
         parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, spared)]
         return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
