@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unet.datasets import View, Work, batches, make_batch
+from unet.datasets import Feed, View, Work, make_batch
 from unet.image import encode
 from unet.labelled_set import find_labelled_set
 from unet.labels import read_labels
@@ -35,7 +35,7 @@ def work(boxes: Path) -> list[Work]:
 
 
 def test_batches_arrive_whole_and_in_order(work: list[Work], view: View) -> None:
-    arrived = list(batches(work, view, tasks=2))
+    arrived = list(Feed(view, tasks=2).batches(work))
     assert [len(batch.images) for batch in arrived] == [4, 4, 4, 4, 4, 4, 2, 2, 1, 4]
     for item, batch in zip(work, arrived, strict=True):
         expected = make_batch(item, view)
@@ -44,7 +44,7 @@ def test_batches_arrive_whole_and_in_order(work: list[Work], view: View) -> None
 
 
 def test_batches_may_be_left_unfinished(work: list[Work], view: View) -> None:
-    assert len(list(islice(batches(work, view, tasks=2), 2))) == 2
+    assert len(list(islice(Feed(view, tasks=2).batches(work), 2))) == 2
 
 
 def test_two_views_of_one_image_differ_and_validation_images_do_not(work: list[Work], view: View) -> None:
@@ -58,4 +58,4 @@ def test_two_views_of_one_image_differ_and_validation_images_do_not(work: list[W
 def test_a_faulty_file_is_named(work: list[Work], view: View) -> None:
     Path(work[0].pairs[2].mask).write_bytes(encode(np.full((40, 56), 9, np.uint8)))
     with pytest.raises(RequestError, match=r"masks/.*png: holds the value 9"):
-        list(batches(work, view, tasks=2))
+        list(Feed(view, tasks=2).batches(work))

@@ -87,33 +87,38 @@ class Batch:
     masks: Array
 
 
-def batches(
-    work: Iterable[Work], view: View, *, tasks: int, workers: int = 1, anywhere: bool = False
-) -> Iterator[Batch]:
-    """The batches of `work`, in its order, made by up to `tasks` Ray tasks at a time, for one of `workers`.
+class Feed:
+    """Makes batches for one of `workers`, by up to `tasks` Ray tasks at a time. What runs the tasks starts at once.
 
     Tasks run on this machine, on what training leaves of its processors; or `anywhere`, on a CPU of their own each.
-
-    Raises:
-        RequestError: a file that cannot be used; names it.
     """
-    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    feeder: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Feeder).remote(
-        view, tasks, None if anywhere else here
-    )
-    store = ray.cluster_resources().get("object_store_memory", math.inf)
-    limit = min(SPAN_BYTES, int(store / STORE_SHARE / workers))
-    making = (feeder.make.remote(span) for span in _spans(work, view, limit))
-    coming = next(making, None)
-    while coming is not None:
-        made = ray.get(coming)
+
+    def __init__(self, view: View, *, tasks: int, workers: int = 1, anywhere: bool = False) -> None:
+        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._view = view
+        self._feeder: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Feeder).remote(
+            view, tasks, None if anywhere else here
+        )
+        store = ray.cluster_resources().get("object_store_memory", math.inf)
+        self._limit = min(SPAN_BYTES, int(store / STORE_SHARE / workers))
+
+    def batches(self, work: Iterable[Work]) -> Iterator[Batch]:
+        """The batches of `work`, in its order.
+
+        Raises:
+            RequestError: a file that cannot be used; names it.
+        """
+        making = (self._feeder.make.remote(span) for span in _spans(work, self._view, self._limit))
         coming = next(making, None)
-        for block in made:
-            row = BlockAccessor.for_block(ray.get(block)).to_batch_format("numpy")
-            assert len(row["fault"]) == 1, "a block is one batch"
-            if row["fault"][0]:
-                raise RequestError(str(row["fault"][0]))
-            yield Batch(row["images"][0], row["masks"][0])
+        while coming is not None:
+            made = ray.get(coming)
+            coming = next(making, None)
+            for block in made:
+                row = BlockAccessor.for_block(ray.get(block)).to_batch_format("numpy")
+                assert len(row["fault"]) == 1, "a block is one batch"
+                if row["fault"][0]:
+                    raise RequestError(str(row["fault"][0]))
+                yield Batch(row["images"][0], row["masks"][0])
 
 
 def _spans(work: Iterable[Work], view: View, limit: int) -> Iterator[list[Work]]:

@@ -19,7 +19,7 @@ import torch
 from unet import storage, telemetry
 from unet.artifact import Model
 from unet.checkpoint import Checkpoints
-from unet.datasets import Batch, View, Work, batches
+from unet.datasets import Batch, Feed, View, Work
 from unet.journal import Entry, Journal, without_nan
 from unet.labelled_set import LabelledSet
 from unet.labels import LabelSet
@@ -69,6 +69,11 @@ class Run:
     def epochs(self) -> int:
         return -(-self.total_steps // self.steps_per_epoch)
 
+    @property
+    def view(self) -> View:
+        settings = self.settings
+        return View(self.labels, settings.geometry, settings.augment, settings.fit.seed, self.largest, self.window)
+
     def steps_of(self, epoch: int, first: int = 0) -> range:
         """The steps of an epoch (from 0), from step `first` on."""
         begin = epoch * self.steps_per_epoch
@@ -111,21 +116,14 @@ def fit(config: dict[str, Run]) -> None:
     threads = _threads()
     if not run.settings.gpu:
         torch.set_num_threads(threads)
+    feed = Feed(run.view, tasks=run.data_cpus or threads, workers=world_size(), anywhere=run.data_cpus > 0)
     with Checkpoints(run.folder) as checkpoints:
         latest = said_by_first(checkpoints.latest() if rank() == 0 else None)  # all go on from one and the same
         learner = _learner(run, begun=latest is not None)
         position = _restore(learner, checkpoints, latest)
         first = len(position.entries)
         journal = Journal(run.folder, position.entries) if rank() == 0 else None
-        settings = run.settings
-        view = View(run.labels, settings.geometry, settings.augment, settings.fit.seed, run.largest, run.window)
-        stream = batches(
-            run.work(first, learner.step),
-            view,
-            tasks=run.data_cpus or threads,
-            workers=world_size(),
-            anywhere=run.data_cpus > 0,
-        )
+        stream = feed.batches(run.work(first, learner.step))
         progress = Progress(run.total_steps, run.epochs, run.settings.fit.batch_size, _audience(run))
         for epoch in range(first, run.epochs):
             if _out_of_patience(position.entries, run.settings.fit.patience):

@@ -12,6 +12,7 @@ import psutil
 import ray
 import ray.train.torch
 import torch
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import RayError
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -36,6 +37,7 @@ class Trainer(ray.train.torch.TorchTrainer):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
         if isinstance(self.scaling_config.num_workers, tuple):
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STALE_FOR))
+        get_or_create_autoscaling_coordinator()  # starts beside the controller, which would start it and wait
         failures: Any = self.run_config.failure_config
         parts["failure_policy"] = _Policy(failures)
         # The actor that frees workers whose driver died asks the dashboard for it once a second; Ray frees them too.

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
 from unet.augment import augment
-from unet.datasets import View, Work, batches, make_batch
+from unet.datasets import Feed, View, Work, make_batch
 from unet.labelled_set import find_labelled_set, read_pair
 from unet.labels import IGNORE, read_labels
 from unet.memory import keep_freed_memory
@@ -202,7 +202,7 @@ def feed(data: str, geometry: Geometry, goal: int) -> None:
     ]
     through_ray, alone = work[:-20], work[-20:]
     began, seen = 0.0, 0
-    for place, batch in enumerate(batches(through_ray, view, tasks=os.cpu_count() or 1)):
+    for place, batch in enumerate(Feed(view, tasks=os.cpu_count() or 1).batches(through_ray)):
         torch.tensor(batch.images), torch.tensor(batch.masks)
         if place == len(through_ray) // 3:
             began, seen = time.perf_counter(), -len(batch.images)
