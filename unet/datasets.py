@@ -28,6 +28,7 @@ from unet.labels import LabelSet
 from unet.priority import yield_to_training
 from unet.schedule import Draw
 from unet.settings import AugmentSettings, Geometry, RequestError, Window
+from unet.stop import exit_at_once
 
 SPAN_BYTES = 256 << 20
 """About how much a plan makes, at most. The next plan runs while the batches of one are used, so two lie in memory."""
@@ -140,6 +141,7 @@ class _Feeder:
 
     def __init__(self, view: View, tasks: int, place: Any) -> None:
         yield_to_training()
+        exit_at_once()
         self.view, self.tasks, self.place = view, tasks, place
 
     def make(self, span: list[Work]) -> list[Any]:

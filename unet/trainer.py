@@ -17,12 +17,14 @@ from ray.exceptions import RayError
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from unet.session import capacity
 from unet.settings import RequestError
+from unet.stop import exit_at_once
 from unet.storage import Denied, NoSuchFolder
 
 STALE_FOR = 20
@@ -44,7 +46,13 @@ class Trainer(ray.train.torch.TorchTrainer):
         # The one that shares out datasets would have none: `unet.datasets` makes the plans.
         spared = PlacementGroupCleanerCallback, DatasetsCallback
         parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, spared)]
+        parts["callbacks"].append(_Ending())
         return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
+
+
+class _Ending(ControllerCallback):
+    def after_controller_start(self, train_run_context: Any) -> None:
+        exit_at_once()
 
 
 class Meeting(ray.train.torch.TorchConfig):
