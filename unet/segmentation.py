@@ -223,6 +223,8 @@ def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Gener
         List(request, AHEAD * workers[1]),
         batch_size=None,
         num_cpus=0,
+        # The driver's machine: what is listed is lost with the machine that lists.
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
     steps: list[tuple[Any, tuple[Any, ...], tuple[int, int | None], int, int]]  # with the CPUs and GPUs of a worker
     if request.settings.gpu:
