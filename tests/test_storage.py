@@ -1,5 +1,8 @@
 """Storage: the same promises of a local folder and of a bucket, and what a bucket alone can do wrong."""
 
+import errno
+import itertools
+import mmap
 import os
 import pickle
 from collections.abc import Iterator
@@ -9,7 +12,7 @@ import boto3
 import pytest
 
 from tests.proxy import Action, Proxy
-from unet import storage
+from unet import local, storage
 from unet.s3 import BODIES
 from unet.settings import RequestError
 from unet.storage import Changed, Denied, Listed, NoSuchFolder, StorageError, Store, Vanished, open_store
@@ -191,6 +194,25 @@ def test_a_file_being_written_is_not_listed_and_a_failed_write_leaves_nothing(tm
         store.put("taken", b"")
     assert not keys(store)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("fails", [None, 0, 2])
+def test_a_large_file_is_whole_whatever_the_file_system_takes(
+    fails: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = os.write, itertools.count()
+
+    def refused(file: int, data: memoryview) -> int:
+        if next(calls) == fails:
+            raise OSError(errno.EINVAL, "no such write here")
+        return write(file, data)
+
+    monkeypatch.setattr("os.write", refused)
+    data = os.urandom(local.LARGE + mmap.PAGESIZE + 17)
+    open_store(str(tmp_path)).put("large", data)
+    asked = local.LARGE // local.STEP + 1 if fails is None else fails + 1
+    assert next(calls) in (asked, 0)  # a file system in memory takes none of it
+    assert (tmp_path / "large").read_bytes() == data
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The store of a local folder: whole files or none, whoever writes at the same time, and a listing in order of key."""
 
 import errno
+import fcntl
+import mmap
 import os
 import shutil
 import stat
@@ -21,6 +23,14 @@ LONGEST_NAME = 255
 
 OURS = (".unet-", ".part")
 """How the names of files being written begin and end."""
+
+
+LARGE = 64 << 20
+"""Bytes from which a file is written past the kernel's cache. To find pages for so much that nobody reads soon takes up
+to a second of a processor for a checkpoint of 0.4 GB, and pushes out what is read."""
+
+DIRECT, STEP = getattr(os, "O_DIRECT", 0), 4 << 20
+"""How such a file is opened, where the system knows that, and how many bytes are written at once."""
 
 
 class LocalStore:
@@ -73,7 +83,7 @@ class LocalStore:
         permit()
         if over is not None and self._etag(key) != over:
             raise Changed(join(self.uri, key), "is no longer what was seen")
-        return self._replace(key, lambda file: file.write(data))
+        return self._replace(key, lambda file: _write(file, memoryview(data)))
 
     def put_file(self, key: str, path: Path) -> None:
         """Copies a file here. Raises: StorageError, OSError."""
@@ -156,6 +166,24 @@ class LocalStore:
         if not stat.S_ISREG(status.st_mode):
             raise Vanished(join(self.uri, key), "is no file")
         return Listed(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}")
+
+
+def _write(file: BinaryIO, data: memoryview) -> None:
+    written = _write_past_cache(file.fileno(), data) if len(data) >= LARGE else 0
+    file.seek(written)
+    file.write(data[written:])
+
+
+def _write_past_cache(file: int, data: memoryview) -> int:
+    """Writes from the beginning, as far as the file system takes whole pages like this. Returns how many bytes."""
+    flags, written, pages = fcntl.fcntl(file, fcntl.F_GETFL), 0, memoryview(mmap.mmap(-1, STEP))
+    with suppress(OSError):
+        fcntl.fcntl(file, fcntl.F_SETFL, flags | DIRECT)
+        while size := min(STEP, (len(data) - written) // mmap.PAGESIZE * mmap.PAGESIZE):
+            pages[:size] = data[written : written + size]
+            written += os.write(file, pages[:size])
+    fcntl.fcntl(file, fcntl.F_SETFL, flags)
+    return written
 
 
 def _is_ours(name: str) -> bool:
