@@ -15,7 +15,8 @@ ROWS = (
     {"segmenter"},
     {"listing"},
     {"manifest"},
-    {"datasets", "progress", "session"},
+    {"datasets", "progress"},
+    {"session"},
     {
         "command_line",
         "predict",

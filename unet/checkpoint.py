@@ -6,6 +6,7 @@ for the one before it. Two are kept. Files are written beside training, one at a
 
 import hashlib
 import io
+import mmap
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +21,9 @@ from unet.storage import Damaged, Denied, StorageError, Vanished
 
 KEPT = 2
 
+SPARE = 16 << 20
+"""Bytes by which a state may have grown, losses and scores, before it needs another place in memory."""
+
 State = dict[str, Any]
 
 _NAME = re.compile(r"step-\d{9}-[0-9a-f]{16}\.pt")
@@ -32,6 +36,8 @@ class Checkpoints:
         self._folder = storage.join(folder, "checkpoints")
         self._pool = ThreadPoolExecutor(1, initializer=yield_to_training)
         self._writing: Future[None] | None = None
+        # Not on the heap: there it would have the place of activations, which the next steps would look for elsewhere.
+        self._file = _pages(SPARE)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -54,10 +60,13 @@ class Checkpoints:
             StorageError: the one before could not be written.
         """
         self._wait()
-        file = io.BytesIO()
         torch.serialization.set_crc32_options(False)  # the digest is check enough, and training waits for this
-        torch.save(state, file)
-        self._writing = self._pool.submit(self._write, step, file.getvalue())
+        size = _size(state)
+        if size > len(self._file):
+            self._file = _pages(size + SPARE)
+        self._file.seek(0)
+        torch.save(state, self._file)  # type: ignore[arg-type]
+        self._writing = self._pool.submit(self._write, step, memoryview(self._file)[:size])
 
     def latest(self) -> str | None:
         """The name of the latest whole checkpoint; None if there is none. Raises: StorageError."""
@@ -87,7 +96,7 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
-    def _write(self, step: int, data: bytes) -> None:
+    def _write(self, step: int, data: memoryview) -> None:
         digest = hashlib.sha256(data).hexdigest()[:16]
         storage.write(storage.join(self._folder, f"step-{step:09}-{digest}.pt"), data)
         with suppress(Denied):  # to remove files is a right that no job needs
@@ -95,3 +104,29 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         return [name for name in storage.list_files(self._folder) if _NAME.fullmatch(name)]
+
+
+class _Counter:
+    """A file that only counts what is written to it."""
+
+    size = 0
+
+    def write(self, data: memoryview) -> None:
+        self.size += len(data)
+
+    def seek(self, offset: int, whence: int) -> None:
+        assert whence == io.SEEK_CUR
+        self.size += offset
+
+    def flush(self) -> None:
+        pass
+
+
+def _size(state: State) -> int:
+    counter = _Counter()
+    torch.save(state, counter)  # type: ignore[arg-type]
+    return counter.size
+
+
+def _pages(size: int) -> mmap.mmap:
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)

@@ -27,6 +27,7 @@ from unet.labelled_set import Pair, read_pair
 from unet.labels import LabelSet
 from unet.priority import yield_to_training
 from unet.schedule import Draw
+from unet.session import keep_no_statistics
 from unet.settings import AugmentSettings, Geometry, RequestError, Window
 from unet.stop import exit_at_once
 
@@ -142,6 +143,7 @@ class _Feeder:
     def __init__(self, view: View, tasks: int, place: Any) -> None:
         yield_to_training()
         exit_at_once()
+        keep_no_statistics()
         self.view, self.tasks, self.place = view, tasks, place
 
     def make(self, span: list[Work]) -> list[Any]:

@@ -69,7 +69,7 @@ class LocalStore:
     def put(
         self,
         key: str,
-        data: bytes,
+        data: bytes | memoryview,
         *,
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},

@@ -13,7 +13,7 @@ import ray
 import ray.data
 
 from unet.priority import silence_bystanders
-from unet.session import capacity, connect
+from unet.session import capacity, connect, keep_no_statistics
 from unet.settings import RequestError
 
 IN_FLIGHT = 2
@@ -84,6 +84,7 @@ def connected_workers(settings: Workers) -> tuple[int, int]:
         RequestError: --gpu without a GPU.
     """
     connect(worker_output=False)
+    keep_no_statistics()
     kind = "GPU" if settings.gpu else "CPU"
     there = capacity(kind)
     if settings.gpu and not there and settings.worker_range is None:

@@ -112,7 +112,7 @@ class S3Store:
     def put(
         self,
         key: str,
-        data: bytes,
+        data: bytes | memoryview,
         *,
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
@@ -137,7 +137,7 @@ class S3Store:
             answer = _client().put_object(
                 Bucket=self.bucket,
                 Key=self.prefix + key,
-                Body=data,
+                Body=bytes(data),
                 ContentType=content_type,
                 Metadata=metadata,
                 ChecksumAlgorithm="CRC32",

@@ -51,6 +51,10 @@ def connect(*, worker_output: bool) -> bool:
         os.environ.setdefault(f"RAY_TRAIN_{name}", "0")
     # Processes that make batches keep what they have loaded and decoded while training uses up a plan's.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
+    # What is asked of the machine for a dashboard, and looked for among log files, several times a second otherwise.
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+    os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+    os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "1")
     for name, value in KEEPING.items():
         os.environ.setdefault(name, value)
     if not worker_output:
@@ -58,6 +62,18 @@ def connect(*, worker_output: bool) -> bool:
     with keeping_handlers():
         ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False, log_to_driver=worker_output)
     return True
+
+
+def keep_no_statistics() -> None:
+    """Lets the plans of this process tell nobody of what they do, if this is a Ray of our own: the actor that would
+    gather it for a dashboard takes seconds to start, and a plan waits for it."""
+    if os.environ.get("RAY_enable_metrics_collection") != "0":
+        return
+    from ray.data._internal.stats import _StatsManager  # takes a second, which a driver may not need
+
+    for name in ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics"):
+        setattr(_StatsManager, name, staticmethod(lambda *_, **__: None))
+    _StatsManager.gen_dataset_id_from_stats_actor = staticmethod(lambda: uuid.uuid4().hex)
 
 
 def join() -> None:

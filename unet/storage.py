@@ -90,7 +90,7 @@ class Store(Protocol):
     def put(
         self,
         key: str,
-        data: bytes,
+        data: bytes | memoryview,
         *,
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
@@ -146,7 +146,7 @@ def read(uri: str) -> bytes:
     return store.get(key)
 
 
-def write(uri: str, data: bytes) -> None:
+def write(uri: str, data: bytes | memoryview) -> None:
     """Makes or replaces a file, and the folders above it. Raises: StorageError."""
     store, key = _place(uri)
     store.put(key, data)
