@@ -1,11 +1,15 @@
 """Ray Data hands over exactly the batches that were asked for, in order."""
 
+import os
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from unet.datasets import Feed, View, Work, make_batch
 from unet.image import encode
 from unet.labelled_set import find_labelled_set
@@ -59,3 +63,23 @@ def test_a_faulty_file_is_named(work: list[Work], view: View) -> None:
     Path(work[0].pairs[2].mask).write_bytes(encode(np.full((40, 56), 9, np.uint8)))
     with pytest.raises(RequestError, match=r"masks/.*png: holds the value 9"):
         list(Feed(view, tasks=2).batches(work))
+
+
+def test_where_nobody_gathers_metrics_a_plan_needs_no_actor_for_statistics() -> None:
+    program = """
+import os, ray
+from ray.data._internal.stats import _StatsManager as manager
+from unet.session import METRICS, keep_no_statistics
+before = set(vars(manager))
+keep_no_statistics()
+assert manager.gen_dataset_id_from_stats_actor.__module__ != "unet.session"
+os.environ[METRICS] = "0"
+keep_no_statistics()
+assert set(vars(manager)) == before, "Ray has other names for them"
+assert manager.gen_dataset_id_from_stats_actor() != manager.gen_dataset_id_from_stats_actor()
+manager.update_execution_metrics("", [], [], {})
+manager.register_dataset_to_stats_actor("", [], None, None)
+assert not ray.is_initialized()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != METRICS}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, env=environment)

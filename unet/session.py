@@ -18,6 +18,9 @@ from unet.memory import KEEPING
 from unet.settings import RequestError
 from unet.stop import keeping_handlers
 
+METRICS = "RAY_enable_metrics_collection"
+"""The variable by which a Ray gathers metrics, or not. Ray's workers inherit it."""
+
 
 def connect(*, worker_output: bool) -> bool:
     """Connects to the cluster that RAY_ADDRESS names or `ray start` began on this machine, or starts a Ray that ends
@@ -44,9 +47,9 @@ def connect(*, worker_output: bool) -> bool:
             return False
     # Little may run beside the work: on a laptop Ray's idle processes delay every step a little, nobody reads what they
     # gather for a dashboard that is not there, and workers are begun for tasks that never come.
-    unwanted = "enable_metrics_collection", "task_events_report_interval_ms", "prestart_worker_first_driver"
-    for name in (*unwanted, "worker_niceness"):
-        os.environ.setdefault(f"RAY_{name}", "0")
+    unwanted = "task_events_report_interval_ms", "prestart_worker_first_driver", "worker_niceness"
+    for variable in (METRICS, *(f"RAY_{name}" for name in unwanted)):
+        os.environ.setdefault(variable, "0")
     for name in ("ENABLE_PREEMPTION_WATCHER", "METRICS_ENABLED"):
         os.environ.setdefault(f"RAY_TRAIN_{name}", "0")
     # Processes that make batches keep what they have loaded and decoded while training uses up a plan's.
@@ -67,13 +70,15 @@ def connect(*, worker_output: bool) -> bool:
 def keep_no_statistics() -> None:
     """Lets the plans of this process tell nobody of what they do, if this is a Ray of our own: the actor that would
     gather it for a dashboard takes seconds to start, and a plan waits for it."""
-    if os.environ.get("RAY_enable_metrics_collection") != "0":
+    if os.environ.get(METRICS) != "0":
         return
     from ray.data._internal.stats import _StatsManager  # takes a second, which a driver may not need
 
-    for name in ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics"):
-        setattr(_StatsManager, name, staticmethod(lambda *_, **__: None))
-    _StatsManager.gen_dataset_id_from_stats_actor = staticmethod(lambda: uuid.uuid4().hex)
+    told = "register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics"
+    untold: dict[str, Any] = dict.fromkeys(told, lambda *_, **__: None)
+    untold["gen_dataset_id_from_stats_actor"] = lambda: uuid.uuid4().hex
+    for name, function in untold.items():
+        setattr(_StatsManager, name, staticmethod(function))
 
 
 def join() -> None:
