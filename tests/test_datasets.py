@@ -15,6 +15,7 @@ from unet.image import encode
 from unet.labelled_set import find_labelled_set
 from unet.labels import read_labels
 from unet.schedule import draws_of_step
+from unet.session import METRICS
 from unet.settings import AugmentSettings, DataSettings, Geometry, RequestError
 
 pytestmark = pytest.mark.usefixtures("one_ray")
