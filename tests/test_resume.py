@@ -262,6 +262,17 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.Capt
     assert files[1].name in capsys.readouterr().out
 
 
+def test_a_checkpoint_is_of_its_moment_however_states_grow_shrink_and_change(tmp_path: Path) -> None:
+    sizes = (10, 3_000_000, 1_000_000, 5_000_000)
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        for step, size in enumerate(sizes):
+            weights = torch.arange(float(size))
+            checkpoints.save(step, {"weights": weights})
+            weights.zero_()
+    for name, size in zip(sorted(path.name for path in (tmp_path / "checkpoints").iterdir()), sizes[2:], strict=True):
+        assert torch.equal(checkpoints.load(name)["weights"], torch.arange(float(size)))
+
+
 def test_another_labelled_set_under_the_same_name_is_refused(
     undisturbed: list[str], boxes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,9 +21,6 @@ from unet.storage import Damaged, Denied, StorageError, Vanished
 
 KEPT = 2
 
-SPARE = 16 << 20
-"""Bytes by which a state may have grown, losses and scores, before it needs another place in memory."""
-
 State = dict[str, Any]
 
 _NAME = re.compile(r"step-\d{9}-[0-9a-f]{16}\.pt")
@@ -36,8 +33,7 @@ class Checkpoints:
         self._folder = storage.join(folder, "checkpoints")
         self._pool = ThreadPoolExecutor(1, initializer=yield_to_training)
         self._writing: Future[None] | None = None
-        # Not on the heap: there it would have the place of activations, which the next steps would look for elsewhere.
-        self._file = _pages(SPARE)
+        self._file = _Memory()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -61,12 +57,9 @@ class Checkpoints:
         """
         self._wait()
         torch.serialization.set_crc32_options(False)  # the digest is check enough, and training waits for this
-        size = _size(state)
-        if size > len(self._file):
-            self._file = _pages(size + SPARE)
-        self._file.seek(0)
+        self._file.rewind()
         torch.save(state, self._file)  # type: ignore[arg-type]
-        self._writing = self._pool.submit(self._write, step, memoryview(self._file)[:size])
+        self._writing = self._pool.submit(self._write, step, self._file.content())
 
     def latest(self) -> str | None:
         """The name of the latest whole checkpoint; None if there is none. Raises: StorageError."""
@@ -106,27 +99,27 @@ class Checkpoints:
         return [name for name in storage.list_files(self._folder) if _NAME.fullmatch(name)]
 
 
-class _Counter:
-    """A file that only counts what is written to it."""
+class _Memory:
+    """A file in memory that one checkpoint after the other is put together in. Its pages are not the heap's: there a
+    checkpoint would have the place of activations, and the next steps would have to find other pages for those."""
 
-    size = 0
+    def __init__(self) -> None:
+        self._pages = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE)
 
     def write(self, data: memoryview) -> None:
-        self.size += len(data)
-
-    def seek(self, offset: int, whence: int) -> None:
-        assert whence == io.SEEK_CUR
-        self.size += offset
+        end = self._pages.tell() + len(data)
+        if end > len(self._pages):
+            larger = mmap.mmap(-1, 2 * end, flags=mmap.MAP_PRIVATE)  # what is never written to takes no memory
+            larger.write(self.content())
+            self._pages = larger
+        self._pages.write(data)
 
     def flush(self) -> None:
-        pass
+        """Nothing waits; a file has this."""
 
+    def rewind(self) -> None:
+        self._pages.seek(0)
 
-def _size(state: State) -> int:
-    counter = _Counter()
-    torch.save(state, counter)  # type: ignore[arg-type]
-    return counter.size
-
-
-def _pages(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
+    def content(self) -> memoryview:
+        """What has been written since `rewind`, and is there until the next."""
+        return memoryview(self._pages)[: self._pages.tell()]

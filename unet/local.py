@@ -24,13 +24,12 @@ LONGEST_NAME = 255
 OURS = (".unet-", ".part")
 """How the names of files being written begin and end."""
 
-
 LARGE = 64 << 20
 """Bytes from which a file is written past the kernel's cache. To find pages for so much that nobody reads soon takes up
 to a second of a processor for a checkpoint of 0.4 GB, and pushes out what is read."""
 
 DIRECT, STEP = getattr(os, "O_DIRECT", 0), 4 << 20
-"""How such a file is opened, where the system knows that, and how many bytes are written at once."""
+"""The flag for that, on systems that have it, and how many bytes are written at once."""
 
 
 class LocalStore:

@@ -13,7 +13,6 @@ SPARED = b"RayTrainWorker", b"ray::IDLE"
 """In the titles of Ray's processes that train, or may be asked to."""
 
 BYSTANDERS = (
-    b"ray::_StatsActor",
     b"ray::_AutoscalingCoordinator",
     b"ray::ActorLocation",
     b"log_monitor",

@@ -54,7 +54,7 @@ def connect(*, worker_output: bool) -> bool:
         os.environ.setdefault(f"RAY_TRAIN_{name}", "0")
     # Processes that make batches keep what they have loaded and decoded while training uses up a plan's.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
-    # What is asked of the machine for a dashboard, and looked for among log files, several times a second otherwise.
+    # Else the machine is measured every few seconds, for that dashboard, and new log files are looked for all the time.
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
     os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
     os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "1")
@@ -68,8 +68,8 @@ def connect(*, worker_output: bool) -> bool:
 
 
 def keep_no_statistics() -> None:
-    """Lets the plans of this process tell nobody of what they do, if this is a Ray of our own: the actor that would
-    gather it for a dashboard takes seconds to start, and a plan waits for it."""
+    """Lets the plans of this process tell nobody of what they do, if nobody gathers metrics: the actor that would keep
+    it for a dashboard is a process more, and a plan waits for it to start."""
     if os.environ.get(METRICS) != "0":
         return
     from ray.data._internal.stats import _StatsManager  # takes a second, which a driver may not need
