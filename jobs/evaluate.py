@@ -3,8 +3,8 @@
 import sys
 
 from unet.command_line import run
-from unet.evaluation import evaluate
-from unet.settings import EvaluateSettings
+from unet.evaluate.job import evaluate
+from unet.evaluate.settings import EvaluateSettings
 
 if __name__ == "__main__":
     sys.exit(run(evaluate, EvaluateSettings))

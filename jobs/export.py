@@ -3,8 +3,8 @@
 import sys
 
 from unet.command_line import run
-from unet.export import export
-from unet.settings import ExportSettings
+from unet.model.onnx import export
+from unet.model.settings import ExportSettings
 
 if __name__ == "__main__":
     sys.exit(run(export, ExportSettings))

@@ -3,8 +3,8 @@
 import sys
 
 from unet.command_line import run
-from unet.segmentation import segment
-from unet.settings import SegmentSettings
+from unet.segment.job import segment
+from unet.segment.settings import SegmentSettings
 
 if __name__ == "__main__":
     sys.exit(run(segment, SegmentSettings))

@@ -3,8 +3,8 @@
 import sys
 
 from unet.command_line import run
-from unet.settings import TrainSettings
-from unet.training import train
+from unet.train.job import train
+from unet.train.settings import TrainSettings
 
 if __name__ == "__main__":
     sys.exit(run(train, TrainSettings))

@@ -12,7 +12,7 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
-from unet.image import Array, encode
+from unet.data.image import Array, encode
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.servers import rclone
-from unet.scene import draw_scene
+from tests.servers.rclone import rclone
+from unet.sample.scene import draw_scene
 
 ROOT = Path("runs/demo-server")
 IMAGES = 60

@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from unet.command_line import parse, run
-from unet.settings import RequestError, SegmentSettings, TrainSettings, to_mapping
-from unet.stored import Unreachable
+from unet.segment.settings import SegmentSettings
+from unet.settings import RequestError, to_mapping
+from unet.storage.faults import Unreachable
+from unet.train.settings import TrainSettings
 
 
 def test_what_storage_does_not_answer_is_one_line_and_may_be_tried_again(

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
+from unet.runtime.stop import ending_on_signals
 from unet.settings import RequestError
-from unet.stop import ending_on_signals
-from unet.stored import StorageError
+from unet.storage.faults import StorageError
 
 Settings = TypeVar("Settings")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import boto3
 
 from tests.benchmarks.segmentation import MODELS, SIZES, job, save_model
-from tests.servers import rclone
-from unet.sample import write_sample_set
+from tests.servers.rclone import rclone
+from unet.sample.write import write_sample_set
 
 
 def fill(root: Path, pairs: list[tuple[Path, Path]], count: int) -> None:

@@ -18,10 +18,10 @@ from pathlib import Path
 import boto3
 
 from tests.benchmarks.segmentation import fill, save_model
-from tests.hosts import HERE, network
-from tests.servers import rclone
-from unet.artifact import Model
-from unet.sample import write_sample_set
+from tests.hosts.network import HERE, network
+from tests.servers.rclone import rclone
+from unet.model.artifact import Model
+from unet.sample.write import write_sample_set
 
 SIZES = (24, 144)
 """Images of the two buckets."""

@@ -30,12 +30,12 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.training import peak
-from tests.servers import rclone
-from unet.artifact import Model
-from unet.labels import read_labels
-from unet.memory import keep_freed_memory
-from unet.model import UNet, channels_last
-from unet.sample import write_sample_set
+from tests.servers.rclone import rclone
+from unet.data.labels import read_labels
+from unet.model.artifact import Model
+from unet.model.network import UNet, channels_last
+from unet.runtime.memory import keep_freed_memory
+from unet.sample.write import write_sample_set
 from unet.settings import Geometry
 
 MODELS: dict[str, dict[str, Any]] = {

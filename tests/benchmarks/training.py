@@ -27,16 +27,18 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
-from unet.augment import augment
-from unet.datasets import Feed, View, Work, make_batch
-from unet.labelled_set import find_labelled_set, read_pair
-from unet.labels import IGNORE, read_labels
-from unet.memory import keep_freed_memory
-from unet.model import UNet, architecture, channels_last, normalise
-from unet.sample import write_sample_set
-from unet.schedule import Draw
-from unet.session import connect
-from unet.settings import AugmentSettings, DataSettings, Geometry, ModelSettings, Preset
+from unet.data.augment import augment
+from unet.data.labelled_set import find_labelled_set, read_pair
+from unet.data.labels import IGNORE, read_labels
+from unet.data.settings import AugmentSettings, DataSettings
+from unet.model.network import UNet, architecture, channels_last, normalise
+from unet.model.settings import ModelSettings, Preset
+from unet.runtime.memory import keep_freed_memory
+from unet.runtime.session import connect
+from unet.sample.write import write_sample_set
+from unet.settings import Geometry
+from unet.train.batches import Feed, View, Work, make_batch
+from unet.train.schedule import Draw
 
 SIZE = (128, 128)
 SKIPPED = 5

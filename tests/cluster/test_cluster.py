@@ -1,0 +1,218 @@
+"""Jobs submitted to a Ray cluster with token authentication, from and to S3."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.jobs.test_resume import descendants, flags_of
+from tests.jobs.test_segment import Bench, fill, save_model
+from unet.storage import store
+from unet.storage.store import open_store
+from unet.train.journal import read_entries
+
+RAY = str(Path(sys.executable).with_name("ray"))
+CANARY = "canary-of-the-cluster-tests"
+
+
+@dataclass
+class Cluster:
+    """One machine, or several raylets that stand for machines. `folder` holds its logs."""
+
+    folder: Path
+    environment: dict[str, str]
+    address: str
+    dashboard: str
+    metrics: str
+    """Where Prometheus would read."""
+
+    def ray(self, *arguments: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [RAY, *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout
+        )
+
+    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+        where = ("--address", self.dashboard, "--working-dir", ".")
+        for _ in range(15):
+            ended = self.ray("job", "submit", *where, *options, "--", "python", *entrypoint)
+            if "No available agent to submit job" not in ended.stderr:  # it comes up after `ray start`
+                return ended
+            time.sleep(0.5)
+        raise TimeoutError(ended.stderr)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def started(*options: str) -> Iterator[Cluster]:
+    """A head of two CPUs, as `ray start --head` makes it, whose processes may use the S3 server of the tests."""
+    folder = Path(tempfile.mkdtemp(prefix="unet-"))  # short: sockets lie in it
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "AWS_SECRET_ACCESS_KEY": CANARY}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # whose python runs the jobs
+    gcs, dashboard, metrics = free_port(), free_port(), free_port()
+    here = "127.0.0.1"
+    made = Cluster(
+        folder, environment, f"{here}:{gcs}", f"http://{here}:{dashboard}", f"http://{here}:{metrics}/metrics"
+    )
+    head = ["start", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--disable-usage-stats"]
+    ports = [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    ports.append(f"--metrics-export-port={metrics}")
+    try:
+        begun = made.ray(*head, *ports, f"--temp-dir={folder}", *options)
+        assert begun.returncode == 0, begun.stderr
+        yield made
+    finally:
+        for process in processes_below(folder):
+            with suppress(OSError):
+                os.kill(process, 9)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: str) -> Iterator[Cluster]:
+    with started() as made:
+        yield made
+
+
+def processes_below(folder: Path) -> list[int]:
+    """The processes that have `folder` on their command line or in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            text = process.joinpath("cmdline").read_bytes() + process.joinpath("environ").read_bytes()
+            if str(folder).encode() in text and int(process.name) != os.getpid():
+                found.append(int(process.name))
+    return found
+
+
+def assert_no_secret(cluster: Cluster, bucket: str, ended: "subprocess.CompletedProcess[str]") -> None:
+    """The secret key of the machines is in no object of the bucket, no log of Ray, no metric and no record of a job."""
+    written = [store.read(f"{bucket}/{item.key}") for page in open_store(bucket).list() for item in page]
+    logs = [file.read_bytes() for file in cluster.folder.glob("session_*/logs/**/*") if file.is_file()]
+    assert len(logs) > 5
+    assert len(written) > 5
+    with urllib.request.urlopen(cluster.metrics, timeout=10) as answer:
+        metrics = answer.read()
+    records = cluster.ray("job", "list", "--address", cluster.dashboard).stdout
+    assert b"ray_" in metrics
+    assert "jobs/" in records
+    for data in (*written, *logs, metrics, records.encode(), ended.stdout.encode(), ended.stderr.encode()):
+        assert CANARY.encode() not in data
+
+
+def test_a_submitted_run_trains_from_and_to_s3_and_promise_25_no_secret_is_written(
+    cluster: Cluster, boxes: Path, bucket: str
+) -> None:
+    for file in boxes.rglob("*.png"):
+        store.write(f"{bucket}/boxes/{file.relative_to(boxes)}", file.read_bytes())
+    shutil.copy(boxes / "classes.csv", cluster.folder / "classes.csv")
+    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv")
+    ended = cluster.submit("jobs/train.py", *arguments)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "images/s" in ended.stdout
+    assert "epoch 3/3" in ended.stdout
+    assert len(read_entries(f"{bucket}/runs/run")) == 3
+    assert store.exists(f"{bucket}/runs/run/report/index.html")
+    assert_no_secret(cluster, bucket, ended)
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_is_submitted_again_says_so(cluster: Cluster, boxes: Path, bucket: str) -> None:
+    for file in boxes.rglob("*.png"):
+        store.write(f"{bucket}/boxes/{file.relative_to(boxes)}", file.read_bytes())
+    shutil.copy(boxes / "classes.csv", cluster.folder / "classes.csv")
+    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv")
+    assert cluster.submit("jobs/train.py", *arguments).returncode == 0
+    again = cluster.submit("jobs/train.py", *arguments)
+    assert "this run is finished" in again.stdout
+    refused = cluster.submit("jobs/train.py", *arguments, "--lr", "9")
+    assert refused.returncode == 1  # of `ray job submit`, whatever the driver's is
+    assert "lr 0.004 -> 9" in refused.stdout
+
+
+def test_a_submitted_run_segments_a_bucket_and_promise_25_no_secret_is_written(cluster: Cluster, bucket: str) -> None:
+    bench = Bench(bucket)
+    save_model(bench.model)
+    fill(bench.images, [f"{i:02}.png" for i in range(20)])
+    places = ["--input", bench.images, "--output", bench.masks, "--model", bench.model]
+    ended = cluster.submit("jobs/segment.py", *places)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "20 done" in ended.stdout
+    assert len(bench.all_masks()) == 20
+    assert_no_secret(cluster, bucket, ended)
+
+
+@pytest.mark.slow
+def test_a_submitted_run_without_flags_trains_on_the_sample_set_until_it_is_stopped(cluster: Cluster) -> None:
+    submitted = cluster.submit("jobs/train.py", options=("--no-wait", "--submission-id", "plain"))
+    assert submitted.returncode == 0, submitted.stderr
+    where = ("--address", cluster.dashboard)
+    deadline = time.monotonic() + 120
+    while "step 1/" not in (log := cluster.ray("job", "logs", *where, "plain").stdout):
+        assert time.monotonic() < deadline, log
+        time.sleep(2)
+    assert "no --data: training on the generated sample set" in log
+    assert "Ray removes" in log
+    assert cluster.ray("job", "stop", *where, "plain").returncode == 0
+    assert "was stopped" in cluster.ray("job", "status", *where, "plain").stdout
+    log = cluster.ray("job", "logs", *where, "plain").stdout
+    assert "stopped by SIGTERM; the same command goes on" in log
+
+
+@pytest.mark.slow
+def test_an_elastic_run_goes_on_with_the_worker_that_is_left(cluster: Cluster, boxes: Path, bucket: str) -> None:
+    """A second raylet stands for a machine, which is lost in the middle of a run of `1:2` workers."""
+    for file in boxes.rglob("*.png"):
+        store.write(f"{bucket}/boxes/{file.relative_to(boxes)}", file.read_bytes())
+    shutil.copy(boxes / "classes.csv", cluster.folder / "classes.csv")
+    member = ["start", f"--address={cluster.address}", "--num-cpus=2", "--resources", '{"second": 1}']
+    member.append(f"--dashboard-agent-listen-port={free_port()}")
+    before = set(raylets(cluster.folder))
+    assert cluster.ray(*member).returncode == 0
+    (second,) = set(raylets(cluster.folder)) - before
+    flags = {"workers": "1:2", "steps_per_epoch": 60, "batch_size": 5}
+    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv", **flags)
+    where = ("--address", cluster.dashboard)
+    submitted = cluster.submit("jobs/train.py", *arguments, options=("--no-wait", "--submission-id", "elastic"))
+    assert submitted.returncode == 0, submitted.stderr
+    deadline = time.monotonic() + 120
+    while not any("step-" in name for name in store.list_files(f"{bucket}/runs")):
+        assert time.monotonic() < deadline, cluster.ray("job", "logs", *where, "elastic").stdout
+        time.sleep(0.2)
+    for process in [second, *descendants(second)]:
+        with suppress(OSError):
+            os.kill(process, 9)
+    while not store.exists(f"{bucket}/runs/run/report/index.html"):
+        assert time.monotonic() < deadline + 60, cluster.ray("job", "logs", *where, "elastic").stdout
+        time.sleep(0.5)
+    assert [entry["step"] for entry in read_entries(f"{bucket}/runs/run")] == [60, 120, 180]
+    log = cluster.ray("job", "logs", *where, "elastic").stdout
+    assert "going on from the last checkpoint" in log
+    assert "going on after step" in log
+
+
+def raylets(folder: Path) -> list[int]:
+    return [process for process in processes_below(folder) if title_of(process).split(b"\0")[0].endswith(b"/raylet")]
+
+
+def title_of(process: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    return b""

@@ -1,0 +1,107 @@
+"""Finding, splitting and checking labelled sets."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import make_pair, write_pair
+from unet.data.image import ImageError, encode
+from unet.data.labelled_set import check, describe, find_labelled_set, read_pair
+from unet.data.labels import read_labels
+from unet.data.layouts import LAYOUTS, Layout
+from unet.data.settings import DataSettings
+from unet.settings import RequestError
+
+
+def find(folder: Path, **options: object) -> tuple[list[str], list[str]]:
+    labelled = find_labelled_set(DataSettings(data=str(folder), classes="camvid", **options))  # type: ignore[arg-type]
+    return [pair.key for pair in labelled.train], [pair.key for pair in labelled.val]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=lambda layout: layout.images)
+def test_a_layout_with_a_validation_part_is_found(tmp_path: Path, boxes: Path, layout: Layout) -> None:
+    sources = ("train/images", "train/masks", "val/images", "val/masks")
+    targets = (layout.images, layout.masks, layout.val_images, layout.val_masks)
+    for source, target in zip(sources, targets, strict=True):
+        shutil.copytree(boxes / source, tmp_path / "set" / str(target))
+    train, val = find(tmp_path / "set")
+    assert train == [f"{number:03}" for number in range(12)]
+    assert val == [f"{number:03}" for number in range(100, 105)]
+
+
+def test_a_folder_of_images_and_masks_is_split(boxes: Path) -> None:
+    train, val = find(boxes / "train", val_fraction=0.4)
+    assert sorted(train + val) == [f"{number:03}" for number in range(12)]
+    assert val
+
+
+def test_the_split_of_a_key_is_stable_as_the_set_grows(tmp_path: Path) -> None:
+    image, mask = make_pair(0)
+    for number in range(20):
+        write_pair(tmp_path, f"{number}", image, mask)
+    train, val = find(tmp_path)
+    for number in range(20, 60):
+        write_pair(tmp_path, f"{number}", image, mask)
+    more_train, more_val = find(tmp_path)
+    assert set(train) < set(more_train)
+    assert set(val) < set(more_val)
+
+
+def test_images_and_masks_may_lie_in_two_folders(boxes: Path) -> None:
+    settings = DataSettings(
+        images=str(boxes / "train/images"),
+        masks=str(boxes / "train/masks"),
+        val_data=str(boxes / "val"),
+        classes="camvid",
+    )
+    labelled = find_labelled_set(settings)
+    assert (len(labelled.train), len(labelled.val)) == (12, 5)
+
+
+def test_hidden_files_and_files_of_other_kinds_are_no_images(boxes: Path) -> None:
+    (boxes / "train/images/.DS_Store.png").write_bytes(b"")
+    (boxes / "train/images/notes.txt").write_text("")
+    assert len(find(boxes)[0]) == 12
+
+
+def test_the_check_counts_classes_and_sizes(boxes: Path) -> None:
+    labels = read_labels(str(boxes / "classes.csv"))
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    census = check(labelled, labels, 5000, print)
+    assert census[0].sizes == {(40, 56): 12}
+    assert census[0].pixels[1] == 12 * 16 * 18
+    table = describe(labelled, labels, census)
+    assert "40 x 56: 12" in table
+    assert "12.9%" in table  # 16 * 18 / (40 * 56)
+
+
+def test_a_larger_set_is_sampled(boxes: Path) -> None:
+    labels = read_labels(str(boxes / "classes.csv"))
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    census = check(labelled, labels, 6, print)
+    assert sum(part.sizes.total() for part in census) == 6
+    assert "of them read" in describe(labelled, labels, census)
+
+
+def test_a_class_without_training_pixels_is_pointed_out(boxes: Path) -> None:
+    (boxes / "classes.csv").write_text("index,name,red,green,blue\n0,ground,0,0,0\n1,box,255,0,0\n2,ghost,0,9,0\n")
+    labels = read_labels(str(boxes / "classes.csv"))
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    assert "no pixel to learn it from" in describe(labelled, labels, check(labelled, labels, 99, print))
+
+
+def test_the_check_names_the_first_faulty_file_and_counts_the_others(boxes: Path) -> None:
+    for number in (3, 5, 7):
+        (boxes / f"train/masks/00{number}.png").write_bytes(encode(np.full((40, 56), 9, np.uint8)))
+    labels = read_labels(str(boxes / "classes.csv"))
+    with pytest.raises(RequestError, match=r"003\.png: holds the value 9.*and 2 more such files"):
+        check(find_labelled_set(DataSettings(data=str(boxes), classes="camvid")), labels, 5000, print)
+
+
+def test_a_vanished_file_is_named(boxes: Path) -> None:
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    Path(labelled.train[0].mask).unlink()
+    with pytest.raises(ImageError, match=r"masks/000\.png: cannot be read"):
+        read_pair(labelled.train[0], read_labels(str(boxes / "classes.csv")))

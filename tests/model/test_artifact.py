@@ -1,0 +1,88 @@
+"""The model folder: what is saved is what is loaded, and nothing else is."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from unet.data.labels import read_labels
+from unet.model.artifact import Model
+from unet.model.network import UNet
+from unet.model.predictor import Predictor
+from unet.settings import Geometry, RequestError
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Model, str]:
+    torch.manual_seed(0)
+    network = UNet(classes=11, width=8, depth=2, norm="batch", dropout=0.0).eval()
+    model = Model(network, read_labels("camvid"), Geometry("resize", (32, 48)), {"lr": 0.1}, {"val_miou": 0.5})
+    model.save(str(tmp_path / "model"))
+    return model, str(tmp_path / "model")
+
+
+def test_a_loaded_model_predicts_what_the_saved_one_did(saved: tuple[Model, str]) -> None:
+    model, folder = saved
+    loaded = Model.load(folder, "--model")
+    image = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8).numpy()
+    assert (Predictor(loaded).predict(image) == Predictor(model).predict(image)).all()
+    assert (loaded.labels, loaded.geometry, loaded.training, loaded.scores, loaded.digest) == (
+        model.labels,
+        model.geometry,
+        model.training,
+        model.scores,
+        model.digest,
+    )
+
+
+def test_a_mask_has_the_size_of_its_image_in_both_geometries(saved: tuple[Model, str]) -> None:
+    model, _ = saved
+    image = torch.randint(0, 256, (37, 61, 3), dtype=torch.uint8).numpy()
+    for kind in ("resize", "native"):
+        model.geometry = Geometry(kind, (32, 48))
+        assert Predictor(model).predict(image).shape == (37, 61)
+
+
+def test_a_window_is_kept_and_its_absence_leaves_the_description_as_it_was(saved: tuple[Model, str]) -> None:
+    model, folder = saved
+    description = json.loads((Path(folder) / "model.json").read_text())
+    assert (description["format"], description["preprocessing"]) == (1, {"version": 1, "range": [-1, 1]})
+    assert Model.load(folder).window is None
+    model.window = (212, 3890)
+    model.save(folder)
+    assert Model.load(folder).window == (212, 3890)
+
+
+def test_weights_that_do_not_match_their_description_are_refused(saved: tuple[Model, str]) -> None:
+    file = Path(saved[1]) / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(RequestError, match=r"does not match model\.json"):
+        Model.load(saved[1], "--model")
+
+
+def test_a_newer_format_is_refused(saved: tuple[Model, str]) -> None:
+    file = Path(saved[1]) / "model.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    with pytest.raises(RequestError, match="newer version"):
+        Model.load(saved[1], "--model")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"--init-from .* is no model folder"):
+        Model.load(str(tmp_path), "--init-from")
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+def test_promise_27_a_pickle_where_a_model_should_be_is_refused_unread(saved: tuple[Model, str]) -> None:
+    for name in ("model.safetensors", "model.json"):
+        (Path(saved[1]) / name).write_bytes(pickle.dumps(_Bomb()))
+        with pytest.raises(RequestError):
+            Model.load(saved[1], "--model")

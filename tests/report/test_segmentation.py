@@ -1,0 +1,158 @@
+"""The page of a segmentation run: what a browser would need is there, and awkward runs still give a page."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.report.html_page import Page, assert_alone
+from unet.data.image import encode, overlay, resize_image, resize_mask
+from unet.data.labels import Label, LabelSet
+from unet.report.segmentation import FAILURES, WINDOWS, Sheet, segmentation_report
+from unet.sample.palette import LABELS
+from unet.sample.scene import draw_scene
+
+BESIDE = {"report.parquet", "summary.json"}
+"""What else lies in the folder of a run."""
+
+HOSTILE = "<script>alert('\"&$title')</script>\x00\n\u202egpj.\udcff/../" + "ü" * 900
+STATUSES = {"done": 1204, "unchanged": 31, "failed": 3, "failed_before": 2, "skipped": 1, "changed": 0, "vanished": 1}
+
+
+def sheet(key: str, seed: int = 0, size: tuple[int, int] = (24, 32)) -> Sheet:
+    image, mask = draw_scene(seed)
+    shown = overlay(resize_image(image, size), resize_mask(mask, size), LABELS)
+    return Sheet(key=key, jpeg=encode(shown, "JPEG"))
+
+
+def report(**changes: Any) -> dict[str, bytes]:
+    given: dict[str, Any] = {
+        "title": "a run",
+        "facts": {"Input": "s3://bucket/images"},
+        "counts": STATUSES,
+        "images_per_second": 12.34,
+        "labels": LABELS,
+        "class_pixels": [*range(0, 1000, 100), 0],
+        "throughput": [(0.0, 0), (30.0, 200), (60.0, 700), (97.5, 1204)],
+        "sheets": [sheet("a/b.jpg"), sheet("c.png", 2, (32, 9))],
+        "failures": [("bad.jpg", "failed", "is empty (0 bytes)")],
+        "failures_total": 1,
+    }
+    return segmentation_report(**given | changes)
+
+
+NOTHING: dict[str, Any] = {
+    "images_per_second": None,
+    "class_pixels": [0] * len(LABELS.classes),
+    "throughput": [],
+    "sheets": [],
+    "failures": [],
+    "failures_total": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    return report()
+
+
+def test_the_page_is_one_file_that_needs_no_network(files: dict[str, bytes]) -> None:
+    assert_alone(files, *BESIDE)
+    assert len(Page(files).pictures()) == 2
+
+
+def test_the_page_tells_what_became_of_the_objects(files: dict[str, bytes]) -> None:
+    page = Page(files)
+    assert "1,204" in page.text
+    assert "12.3" in page.text
+    shown = {status: page.cells[page.cells.index(status) + 1].split()[0] for status in STATUSES if STATUSES[status]}
+    assert shown == {status: f"{count:,}" for status, count in STATUSES.items() if count}
+    assert "changed" not in page.cells  # nothing was
+
+
+@pytest.mark.parametrize("key", [HOSTILE, "a" * 1024, "日本/図 1+%?#.png", "", " "])
+def test_keys_of_any_kind_are_shown_as_text(key: str) -> None:
+    failures = [(key, "failed", key), (key, "failed", "")]
+    page = Page(report(title=key, facts={key: key}, sheets=[sheet(key)], failures=failures, failures_total=2))
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "\u202e" not in page.text
+    assert key[:20].split("'")[0] in page.text
+
+
+def test_a_long_key_is_cut_in_its_middle_and_whole_in_its_title() -> None:
+    key = "2026/" + "x" * 200 + "/0001.jpg"
+    page = Page(report(sheets=[sheet(key)]))
+    assert page.all("figcaption", "title") == [key]
+    assert key not in page.text
+    assert "…" in page.text
+    assert "x/0001.jpg" in page.text
+
+
+def test_failures_beyond_a_page_are_left_to_the_parquet() -> None:
+    failures = [(f"{i}/{HOSTILE}", "failed", HOSTILE * 10) for i in range(FAILURES + 100)]
+    page = report(failures=failures, failures_total=12_345)
+    assert f"{12_345 - FAILURES:,} more in report.parquet" in Page(page).text
+    assert Page(page).text.count("gpj") == 2 * FAILURES
+    assert_alone(page, *BESIDE)
+
+
+def test_a_page_that_holds_every_failure_mentions_no_more(files: dict[str, bytes]) -> None:
+    assert "more in" not in Page(files).text
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({}, "Nothing was listed"),
+        (dict.fromkeys(STATUSES, 0), "Nothing was listed"),
+        ({"unchanged": 7, "failed_before": 1}, "Nothing was new"),
+    ],
+)
+def test_a_run_with_nothing_to_do_says_so(counts: dict[str, int], said: str) -> None:
+    page = Page(report(counts=counts, **NOTHING))
+    assert said in page.text
+    assert "n/a" in page.text
+    assert "Failures" not in page.text
+
+
+def test_a_run_that_did_something_does_not_say_that_nothing_was_new(files: dict[str, bytes]) -> None:
+    assert "Nothing was" not in Page(files).text
+
+
+@pytest.mark.parametrize("throughput", [[], [(0.0, 0)], [(0.0, 5)]])
+def test_a_run_that_took_no_time_has_no_plot_of_it(throughput: list[tuple[float, int]]) -> None:
+    assert "Images per second" not in Page(report(throughput=throughput)).all("svg", "aria-label")
+
+
+@pytest.mark.parametrize(
+    "throughput",
+    [
+        [(2.0, 9)],
+        [(2.0, 0)],
+        [(1.0, 3), (1.0, 3), (1.0, 5)],
+        [(float(i), i**2) for i in range(0, 400_000, 1000)],
+    ],
+)
+def test_awkward_times_still_give_a_plot(throughput: list[tuple[float, int]]) -> None:
+    page = Page(report(throughput=throughput, images_per_second=None, sheets=[]))
+    assert "Images per second" in page.all("svg", "aria-label")
+    assert 0 < page.all("rect", "class").count("bar first") <= WINDOWS
+
+
+def test_classes_have_their_shares_and_pixels() -> None:
+    pixels = np.zeros(len(LABELS.classes), int)
+    pixels[[0, 3]] = 1_000_000, 3_000_000
+    cells = Page(report(class_pixels=pixels.tolist())).cells
+    assert cells[cells.index("sky") :][:3] == ["sky", "25.0%", "1,000,000"]
+    assert cells[cells.index("road") :][:3] == ["road", "75.0%", "3,000,000"]
+
+
+def test_many_classes_awkward_names_and_heavy_thumbnails_still_give_a_small_page() -> None:
+    labels = LabelSet(
+        tuple(Label(value=i, name=f"$class {i}\\of" + "x" * 500, color=(255, 255, i)) for i in range(250))
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8)
+    sheets = [Sheet(key=f"{i}" + "é" * 500, jpeg=encode(noise, "JPEG")) for i in range(60)]
+    files = report(labels=labels, class_pixels=[1] * 249 + [0], sheets=sheets)
+    assert_alone(files, *BESIDE)
+    assert 20 < len(Page(files).pictures()) < 60

@@ -1,0 +1,79 @@
+"""Fitting: it learns, it goes on exactly where it stopped, and accumulation changes nothing."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import make_pair
+from unet.data.labels import IGNORE
+from unet.model.network import UNet
+from unet.train.learner import Learner
+from unet.train.optimizer import learning_rate
+from unet.train.settings import FitSettings
+
+
+def learner_of(**settings: Any) -> Learner:
+    torch.manual_seed(0)
+    network = UNet(
+        classes=2, width=8, depth=2, norm=settings.pop("norm", "batch"), dropout=settings.pop("dropout", 0.0)
+    )
+    return Learner(network, FitSettings(warmup_steps=2, **settings), total_steps=30)
+
+
+def batch_of(step: int, count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs = [make_pair(100 * step + place) for place in range(count)]
+    return torch.tensor(np.stack([i for i, _ in pairs])), torch.tensor(np.stack([m for _, m in pairs]))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_learner_learns(optimizer: str, precision: str) -> None:
+    learner = learner_of(optimizer=optimizer, precision=precision, lr=1e-2, ema=0.5)
+    losses = [float(learner.train_step(*batch_of(step))) for step in range(30)]
+    assert losses[-1] < losses[0] / 3
+    _, prediction = learner.evaluate(*batch_of(99))
+    assert (prediction == batch_of(99)[1]).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str) -> None:
+    straight, first = (learner_of(optimizer=optimizer, dropout=0.3) for _ in range(2))
+    for step in range(6):
+        straight.train_step(*batch_of(step))
+    for step in range(3):
+        first.train_step(*batch_of(step))
+    second = learner_of(optimizer=optimizer, dropout=0.3)
+    second.load_state_dict(first.state_dict())
+    for step in range(3, 6):
+        second.train_step(*batch_of(step))
+    for name, tensor in straight.average.state_dict().items():
+        assert torch.equal(tensor, second.average.state_dict()[name]), name
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch() -> None:
+    images, masks = batch_of(0, count=4)
+    masks[0, :30] = IGNORE  # unequal numbers of valid pixels
+    learners = [
+        learner_of(norm="none", precision="fp32", loss="ce", optimizer="adamw", accumulate=n, ema=0) for n in (1, 2)
+    ]
+    losses = [float(learner.train_step(images, masks)) for learner in learners]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for whole, parts in zip(*(learner.network.parameters() for learner in learners), strict=True):
+        assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_without_averaging_the_average_is_the_network() -> None:
+    learner = learner_of(ema=0.0)
+    learner.train_step(*batch_of(0))
+    for average, weight in zip(learner.average.parameters(), learner.network.parameters(), strict=True):
+        assert torch.equal(average, weight)
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine", "constant"])
+def test_the_learning_rate_warms_up_peaks_and_falls(schedule: str) -> None:
+    settings = FitSettings(lr=1.0, warmup_steps=10, lr_schedule=schedule)  # type: ignore[arg-type]
+    rates = [learning_rate(step, settings, 100) for step in range(100)]
+    assert rates[0] < rates[5] < rates[10] == max(rates) == 1.0
+    assert rates[-1] == 1.0 if schedule == "constant" else 0 < rates[-1] < 0.02

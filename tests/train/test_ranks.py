@@ -1,0 +1,100 @@
+"""Several workers take the very steps of one: the loss and the gradient are those of the whole batch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.conftest import make_pair, write_pair
+from unet.data.labelled_set import find_labelled_set
+from unet.data.labels import read_labels
+from unet.data.settings import AugmentSettings, DataSettings
+from unet.model.metrics import ConfusionMatrix
+from unet.model.network import UNet
+from unet.settings import Geometry
+from unet.train.batches import View, Work, make_batch
+from unet.train.learner import Learner
+from unet.train.loss import LossSums
+from unet.train.ranks import rank, summed, world_size
+from unet.train.schedule import draws_of_step, share
+from unet.train.settings import FitSettings
+
+STEPS, BATCH = 20, 5
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """Pairs with void on some of them only, and there on most of the image."""
+    for part, first, count in (("train", 0, 12), ("val", 100, 7)):
+        for seed in range(first, first + count):
+            image, mask = make_pair(seed)
+            if seed % 3 == 0:
+                mask[:35] = 2
+            write_pair(tmp_path / part, f"{seed:03}", image, mask)
+    (tmp_path / "classes.csv").write_text("index,name,red,green,blue\n0,ground,0,0,0\n1,box,255,0,0\n2,void,9,9,9\n")
+    return tmp_path
+
+
+def train_share(folder: Path, dtype: torch.dtype, accumulate: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Losses of STEPS steps, and the validation's counts, as this rank sees them."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    labels = read_labels(str(folder / "classes.csv"))
+    labelled = find_labelled_set(DataSettings(data=str(folder), classes="camvid"))
+    view = View(labels, Geometry("resize", (40, 56)), AugmentSettings(), seed=3)
+    network = UNet(classes=2, width=8, depth=2, norm="none", dropout=0.0).to(dtype)
+    settings = FitSettings(
+        optimizer="adamw", lr=1e-3, precision="fp32", batch_size=BATCH * accumulate, accumulate=accumulate, **options
+    )
+    weights = torch.tensor([0.5, 2.0], dtype=dtype)
+    learner = Learner(network, settings, total_steps=STEPS, class_weights=weights)
+    losses = []
+    for step in range(STEPS):
+        drawn = draws_of_step(step, seed=3, rows=len(labelled.train), batch=BATCH * accumulate)
+        parts = [drawn[first : first + BATCH] for first in range(0, len(drawn), BATCH)]
+        draws = [draw for part in parts for draw in share(part, rank(), world_size())]
+        batch = make_batch(Work(tuple(labelled.train[draw.row] for draw in draws), tuple(draws)), view)
+        losses.append(float(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks))))
+    matrix, sums = ConfusionMatrix.empty(2), LossSums.zeros(2)
+    for pair in share(labelled.val, rank(), world_size()):
+        batch = make_batch(Work((pair,)), view)
+        more, prediction = learner.evaluate(torch.tensor(batch.images), torch.tensor(batch.masks))
+        sums = LossSums(*(a + b for a, b in zip(sums, more, strict=True)))
+        matrix.add(batch.masks, prediction.numpy())
+    counts = summed([torch.from_numpy(matrix.counts)])[0]
+    return {"losses": losses, "counts": counts, "val_loss": float(learner.loss_of(LossSums(*summed(sums))))}
+
+
+CASES = [
+    (torch.float32, 1e-4, 1, {"loss": "ce"}),
+    (torch.float32, 1e-4, 1, {"loss": "ce+dice"}),
+    (torch.float64, 1e-9, 1, {"loss": "ce"}),
+    (torch.float64, 1e-9, 1, {"loss": "ce+dice"}),
+    (torch.float64, 1e-9, 2, {"loss": "ce"}),
+    (torch.float64, 1e-9, 2, {"loss": "ce+dice"}),
+]
+
+
+def work_as(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    results = [train_share(folder, dtype, parts, options) for dtype, _, parts, options in CASES]
+    torch.save(results, folder / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_take_the_steps_of_one(uneven: Path) -> None:
+    mp.spawn(work_as, (uneven,), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    results = [torch.load(uneven / f"rank-{rank}.pt") for rank in range(2)]
+    for (dtype, tolerance, parts, options), one, other in zip(CASES, *results, strict=True):
+        alone = train_share(uneven, dtype, parts, options)
+        assert alone["losses"][-1] < alone["losses"][0]
+        for of_a_rank in (one, other):
+            assert of_a_rank["losses"] == pytest.approx(alone["losses"], rel=tolerance), (dtype, options)
+            assert of_a_rank["val_loss"] == pytest.approx(alone["val_loss"], rel=tolerance)
+            assert np.array_equal(of_a_rank["counts"].sum(1), alone["counts"].sum(1))
+            if dtype == torch.float64:
+                assert torch.equal(of_a_rank["counts"], alone["counts"])

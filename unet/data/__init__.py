@@ -1,0 +1,1 @@
+"""Labelled sets: what masks mean, formats of images and masks, layouts, checks, augmentation."""

@@ -1,0 +1,303 @@
+"""Images and masks, from bytes to arrays and back.
+
+image: HWC uint8 RGB as displayed (EXIF orientation applied). mask: HW uint8 class indices, `labels.IGNORE` where
+nothing is trained or scored. Masks are only ever resampled with nearest neighbour.
+"""
+
+import io
+import struct
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from unet.data.labels import BUILT_IN, INVALID, LabelSet
+from unet.settings import Geometry, Window
+
+Array = npt.NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""Pillow decoders that are ever tried, whatever a file claims to be."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+"""What an image's name ends with, lower case."""
+
+MAX_PIXELS = 1 << 28
+"""Default limit on height x width, checked between header and decoding."""
+
+BAND = 1 << 20
+"""Pixels that are converted at once."""
+
+Image.MAX_IMAGE_PIXELS = None  # our own limit, which is an error and not a warning, stands in for Pillow's
+
+
+class ImageError(ValueError):
+    """Bytes that cannot be taken as an image or a mask; the message says why, the caller knows the file."""
+
+
+class TooLargeError(ImageError):
+    """Memory was too small for it; there may be more another time."""
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Array:
+    """The first frame as displayed, HWC uint8 RGB.
+
+    Sixteen-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency
+    is dropped.
+
+    Raises:
+        ImageError: not an image, truncated, or larger than `max_pixels`.
+    """
+    with _open(data, max_pixels) as picture:
+        _refuse_floats(picture)
+        try:
+            ImageOps.exif_transpose(picture, in_place=True)
+            image = np.empty((picture.height, picture.width, 3), np.uint8)
+            height = max(1, BAND // picture.width)
+            for top in range(0, picture.height, height):  # Pillow's own copy is all that is held beside the image
+                rows = image[top : top + height]
+                rows[:] = np.asarray(_as_rgb(picture.crop((0, top, picture.width, top + len(rows))), window))
+        except MemoryError:
+            raise TooLargeError("does not fit in memory beside the others; lower --max-pixels, or add memory") from None
+        except _DECODING_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {error}") from None
+    return image
+
+
+def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Image.Image:
+    """What `decode_image` gives, as Pillow's own RGB image: to be worked on by Pillow, it need not become an array."""
+    with _open(data, max_pixels) as picture:
+        _refuse_floats(picture)
+        try:
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _as_rgb(picture, window)
+        except _DECODING_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def wide_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.integer[Any]] | None:
+    """The samples of a 16-bit grayscale image, HW: what a `Window` is chosen by. None for any other image.
+
+    Raises:
+        ImageError: not an image, truncated, or larger than `max_pixels`.
+    """
+    with _open(data, max_pixels) as picture:
+        if not _is_wide(picture):
+            return None
+        try:
+            return np.asarray(picture)
+        except _DECODING_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def decode_mask(data: bytes, labels: LabelSet, *, max_pixels: int = MAX_PIXELS) -> Array:
+    """Class indices, HW uint8, of an index, palette or RGB colour mask.
+
+    Raises:
+        ImageError: not a mask, or it holds values or colours that `labels` does not know.
+    """
+    with _open(data, max_pixels) as picture:
+        if picture.format == "JPEG":
+            raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
+        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"):
+            raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
+        try:
+            if picture.mode in ("LA", "RGBA"):
+                picture = picture.convert(picture.mode[:-1])  # without its alpha
+            samples = np.asarray(picture)
+        except _DECODING_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {error}") from None
+    return _classes_of_values(samples, labels) if samples.ndim == 2 else _classes_of_colors(samples, labels)
+
+
+def size_of(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width as stored, from the header alone: EXIF, which may turn them, can lie behind the pixels.
+
+    Raises:
+        ImageError: not an image, or larger than `max_pixels`.
+    """
+    with _open(data, max_pixels) as picture:
+        return picture.height, picture.width
+
+
+def resize_image(image: Array, size: tuple[int, int]) -> Array:
+    """`image` at `size` (height, width), bilinear over the pixels each new one covers (no aliasing)."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: Array, size: tuple[int, int]) -> Array:
+    """`mask` at `size` (height, width), nearest neighbour."""
+    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def fit_image(image: Array, geometry: Geometry) -> Array:
+    """`image` as a model of this geometry is given it: the one step before `model.normalise`, in training and after."""
+    return image if geometry.kind == "native" else resize_image(image, geometry.size)
+
+
+def fit_mask(mask: Array, geometry: Geometry) -> Array:
+    """`mask` moved as `fit_image` moves its image."""
+    return mask if geometry.kind == "native" else resize_mask(mask, geometry.size)
+
+
+def colorize(mask: Array, labels: LabelSet) -> Array:
+    """`mask` in the label colours, HWC uint8 RGB."""
+    return labels.colors[mask]
+
+
+def overlay(image: Array, mask: Array, labels: LabelSet, *, opacity: float = 0.55) -> Array:
+    """`mask` in the label colours over `image` (same height and width), HWC uint8 RGB."""
+    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colorize(mask, labels)), opacity))
+
+
+def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
+    """`image` (HWC RGB, or HW) as a complete PNG or JPEG file."""
+    return _saved(Image.fromarray(image), kind, **{"quality": 90} if kind == "JPEG" else {})
+
+
+def encode_mask(mask: Array, labels: LabelSet) -> bytes:
+    """`mask` as an indexed PNG of the labels' own values and colours, which `decode_mask` reads back.
+
+    A class becomes the first of its labels, `IGNORE` the first ignored label;
+    a mask for a set without any must not hold it.
+    """
+    ignored = [label.value for label in labels.written if label.ignore]
+    assert ignored or mask.max(initial=0) < len(labels.classes)
+    values = np.full(256, ignored[0] if ignored else 0, np.uint8)
+    values[: len(labels.classes)] = [label.value for label in labels.classes]
+    palette = np.zeros((labels.written[-1].value + 1, 3), np.uint8)  # no longer: up to 16 colours take half a byte
+    palette[[label.value for label in labels.written]] = [label.color for label in labels.written]
+    picture = Image.fromarray(values[mask])
+    picture.putpalette(palette.tobytes())
+    return _saved(picture, "PNG", compress_level=1)  # fast: it is hardly larger
+
+
+def encode_indexed(values: Array, colors: Array) -> bytes:
+    """`values` (HW) in `colors` ([256, 3], RGB by value) as a small PNG to look at; its indices are not the values."""
+    used, indices = np.unique(values, return_inverse=True)
+    picture = Image.fromarray(indices.reshape(values.shape).astype(np.uint8))
+    picture.putpalette(np.ascontiguousarray(colors[used]).tobytes())  # no longer: up to 16 colours take half a byte
+    return _saved(picture, "PNG", compress_level=9)
+
+
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    IndexError,
+    KeyError,
+    TypeError,
+)
+"""What Pillow raises on damaged bytes, by format."""
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise ImageError("is empty (0 bytes)")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except _DECODING_ERRORS:
+        raise ImageError(f"is not an image in one of the formats {', '.join(FORMATS)}") from None
+    if picture.width * picture.height > max_pixels:
+        raise ImageError(f"has {picture.width} x {picture.height} pixels, more than the limit of {max_pixels}")
+    return picture
+
+
+def _saved(picture: Image.Image, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _refuse_floats(picture: Image.Image) -> None:
+    if picture.mode == "F":
+        raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
+
+
+def _narrow(samples: npt.NDArray[np.integer[Any]], window: Window | None) -> Array:
+    """Sixteen-bit samples as eight bits."""
+    if window is None:
+        return (samples.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+    low, high = window
+    scaled = samples.astype(np.float32)
+    scaled -= low  # in place: there may be a hundred million
+    scaled *= 255 / (high - low)
+    return scaled.round(out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
+
+
+def _is_wide(picture: Image.Image) -> bool:
+    return picture.mode.startswith("I")
+
+
+def _as_rgb(picture: Image.Image, window: Window | None) -> Image.Image:
+    if _is_wide(picture):  # which convert() would clip to white
+        picture = Image.fromarray(_narrow(np.asarray(picture), window))
+    elif "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
+
+
+_NO_BINARY = (
+    "a binary mask holds 0 and 255, or 0 and 1; threshold it, or say with --classes what its values mean, in place of "
+    "--binary"
+)
+
+
+def _classes_of_values(values: npt.NDArray[np.generic], labels: LabelSet) -> Array:
+    if values.dtype != np.uint8:
+        wide = values.astype(np.int64)
+        if wide.min(initial=0) < 0 or wide.max(initial=0) > 255:
+            raise ImageError(_unknown_values(np.unique(wide), labels))
+        values = wide.astype(np.uint8)
+    mask: Array = labels.value_to_class.take(values.astype(np.uint8, copy=False))
+    if (mask == INVALID).any():
+        raise ImageError(_unknown_values(np.unique(values), labels))
+    return mask
+
+
+def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
+    known = sorted(label.value for label in labels.labels)
+    if set(present.tolist()) <= {0, 255} and len(labels.classes) == 2:
+        return (
+            f"is a 0/255 mask, but the label set has the indices {known}; "
+            "give the foreground the index 255 in the label file, or --binary in place of --classes"
+        )
+    unknown = [value for value in present.tolist() if value not in known]
+    shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    if labels == BUILT_IN["binary"]:
+        return f"holds the value {shown}, and {_NO_BINARY}"
+    return (
+        f"holds the value {shown}, which the label set (indices {known[0]} to {known[-1]}) lacks; "
+        "add it to the label file (marked ignore, if it is no class) or mend the mask"
+    )
+
+
+def _classes_of_colors(colors: Array, labels: LabelSet) -> Array:
+    packed = _pack(colors)
+    keys = _pack(np.array([label.color for label in labels.labels], np.uint8))
+    order = np.argsort(keys)
+    nearest = order[np.searchsorted(keys, packed, sorter=order).clip(max=len(keys) - 1)]
+    unknown = keys[nearest] != packed
+    if unknown.any():
+        color = tuple(int(channel) for channel in colors[unknown][0])
+        if len(set(color)) == 1 and labels.value_to_class[color[0]] != INVALID:
+            raise ImageError(
+                f"holds the colour {color}, which no label has, but there is a label with the index {color[0]}: "
+                "it looks like an index mask saved as RGB; save its first channel alone"
+            )
+        if labels == BUILT_IN["binary"]:
+            raise ImageError(f"holds the colour {color}, and {_NO_BINARY}")
+        raise ImageError(f"holds the colour {color}, which no label has; add it to the label file or mend the mask")
+    values = np.array([label.value for label in labels.labels], np.uint8)
+    mask: Array = labels.value_to_class[values[nearest]]
+    return mask
+
+
+def _pack(colors: Array) -> npt.NDArray[np.int64]:
+    wide = colors.astype(np.int64)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]

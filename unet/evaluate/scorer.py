@@ -1,0 +1,149 @@
+"""Scores a part of a labelled set: reads its pairs, predicts or reads their masks, counts.
+
+Counts leave here, never ratios of more than one image: sums over the parts of a set do not depend on how it was cut.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from unet.data.image import Array, ImageError
+from unet.data.labelled_set import Pair, read_mask, read_pair
+from unet.data.labels import IGNORE, LabelSet
+from unet.model.metrics import ConfusionMatrix, Counts, Ratios
+from unet.model.predictor import Predictor
+from unet.report.evaluation import ImageScore
+from unet.segment.segmenter import GPU_BATCH, Item, by_shape, predict
+
+READERS = 8
+"""Pairs that are read ahead of the forward passes."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image with its truth. image: HWC uint8 RGB; truth: HW uint8 class indices; prediction: the same, if read."""
+
+    pair: Pair
+    image: Array
+    truth: Array
+    prediction: Array | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What pairs scored."""
+
+    pairs: Sequence[Pair]
+    images: Sequence[ImageScore]
+    iou: Ratios
+    """IoU by image and class, [N, C]; NaN for a class that is neither in an image's truth nor its prediction."""
+    counts: Counts
+    """The confusion matrix of all of them, [C, C]."""
+
+    @classmethod
+    def joined(cls, parts: Sequence["Scored"]) -> "Scored":
+        """What the pairs of all parts scored, in order of their images."""
+        pairs = [pair for part in parts for pair in part.pairs]
+        images = [image for part in parts for image in part.images]
+        order = sorted(range(len(pairs)), key=lambda place: pairs[place].image)
+        return cls(
+            [pairs[place] for place in order],
+            [images[place] for place in order],
+            np.concatenate([part.iou for part in parts])[order],
+            np.sum([part.counts for part in parts], axis=0),
+        )
+
+
+class Scorer:
+    """Scores pairs. Called from several threads, it reads the pairs of one call beside the forward passes of another.
+
+    `predictor`: what is scored; None: the masks of `written`, URIs of masks by those of their images.
+    """
+
+    def __init__(
+        self,
+        labels: LabelSet,
+        predictor: Predictor | None,
+        written: dict[str, str],
+        *,
+        batch_size: int | None = None,
+    ) -> None:
+        self.labels, self.predictor, self.written = labels, predictor, written
+        on_gpu = predictor is not None and predictor.device.type != "cpu"
+        self.batch_size = batch_size or (GPU_BATCH if on_gpu else 1)
+        self.reading = ThreadPoolExecutor(READERS)
+        # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each that calls it.
+        self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __call__(self, pairs: Sequence[Pair]) -> Scored:
+        """The scores of `pairs`, in their order. Raises: ImageError, naming the file; Unreachable."""
+        images, rows, total = [], [], ConfusionMatrix.empty(len(self.labels.classes))
+        coming = self._read_ahead(pairs)
+        while examples := list(islice(coming, self.batch_size)):
+            for example, prediction in zip(examples, self.predictions(examples), strict=True):
+                matrix = ConfusionMatrix.empty(len(self.labels.classes))
+                matrix.add(example.truth, prediction)
+                images.append(_score_of(example, matrix))
+                rows.append(matrix.iou)
+                total.counts += matrix.counts
+        return Scored(pairs, images, np.array(rows).reshape(-1, len(self.labels.classes)), total.counts)
+
+    def predictions(self, examples: Sequence[Example]) -> list[Array]:
+        """The mask of each example, HW uint8 class indices."""
+        if self.predictor is None:
+            return [example.prediction for example in examples if example.prediction is not None]
+        return self.predicting.submit(self._predict, examples, self.predictor).result()
+
+    def _predict(self, examples: Sequence[Example], predictor: Predictor) -> list[Array]:
+        items = [Item(example.pair.image, "", 0, image=example.image) for example in examples]
+        for batch in by_shape(items, predictor, self.batch_size):
+            predict(batch, predictor, confidence=False)
+        for item in items:
+            if item.error is not None:
+                raise ImageError(f"{item.key}: {item.error}")
+        return [item.mask for item in items if item.mask is not None]
+
+    def read(self, pair: Pair) -> Example:
+        """Reads a pair, and its written mask if those are scored."""
+        window = None if self.predictor is None else self.predictor.model.window
+        picture, truth = read_pair(pair, self.labels, window=window)
+        prediction = None
+        if self.predictor is None:
+            prediction = read_mask(self.written[pair.image], self.labels)
+            if prediction.shape != truth.shape:
+                sizes = [f"{height} x {width}" for height, width in (prediction.shape, truth.shape)]
+                raise ImageError(
+                    f"{self.written[pair.image]}: has {sizes[0]} pixels and the truth {pair.mask} has {sizes[1]}; "
+                    "score masks of these images"
+                )
+            if (prediction == IGNORE).any():
+                raise ImageError(
+                    f"{self.written[pair.image]}: holds an ignored label; masks to score hold classes alone"
+                )
+        return Example(pair, np.asarray(picture), truth, prediction)
+
+    def _read_ahead(self, pairs: Iterable[Pair]) -> Iterator[Example]:
+        coming: deque[Future[Example]] = deque()
+        for pair in pairs:
+            coming.append(self.reading.submit(self.read, pair))
+            if len(coming) > READERS:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def _score_of(example: Example, matrix: ConfusionMatrix) -> ImageScore:
+    height, width = example.truth.shape
+    return ImageScore(
+        key=example.pair.key,
+        height=height,
+        width=width,
+        pixels=int(matrix.counts.sum()),
+        pixel_accuracy=matrix.pixel_accuracy,
+        miou=matrix.mean_iou,
+    )

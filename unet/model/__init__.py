@@ -1,0 +1,1 @@
+"""The network, how it is applied, the model folder, ONNX, and scores from a confusion matrix."""

@@ -1,0 +1,99 @@
+"""Scores of a segmentation: counts first, ratios once, at the end.
+
+A `ConfusionMatrix` is [C, C] int64 counts of pixels, rows the truth and columns the prediction. Counts of images,
+batches and ranks add; no ratio is ever averaged over any of them. A class absent from truth and prediction is NaN
+and left out of means.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from unet.data.labels import IGNORE
+
+Counts = npt.NDArray[np.int64]
+Ratios = npt.NDArray[np.float64]
+
+
+@dataclass
+class ConfusionMatrix:
+    """Pixel counts of `classes` classes. `counts`: [C, C] int64, truth by prediction."""
+
+    counts: Counts
+
+    @classmethod
+    def empty(cls, classes: int) -> "ConfusionMatrix":
+        """No pixel counted yet."""
+        return cls(np.zeros((classes, classes), np.int64))
+
+    def add(self, truth: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
+        """Counts every pixel whose truth is not `IGNORE`. Both: class indices of one shape."""
+        classes = len(self.counts)
+        valid = truth != IGNORE
+        pairs = truth[valid].astype(np.int64) * classes + prediction[valid]
+        self.counts += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Correct pixels over valid pixels; NaN without any."""
+        return float(_ratio(np.trace(self.counts), self.counts.sum()))
+
+    @property
+    def iou(self) -> Ratios:
+        """Intersection over union (Jaccard index) by class, [C]."""
+        hit, truth, prediction = self._sums()
+        return _ratio(hit, truth + prediction - hit)
+
+    @property
+    def dice(self) -> Ratios:
+        """Dice coefficient (F1) by class, [C]."""
+        hit, truth, prediction = self._sums()
+        return _ratio(2 * hit, truth + prediction)
+
+    @property
+    def precision(self) -> Ratios:
+        """Correct pixels over all that were predicted as the class, [C]; NaN for a class never predicted."""
+        hit, _, prediction = self._sums()
+        return _ratio(hit, prediction)
+
+    @property
+    def recall(self) -> Ratios:
+        """Correct pixels over all that are of the class, [C]; NaN for a class absent from truth."""
+        hit, truth, _ = self._sums()
+        return _ratio(hit, truth)
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """Mean recall over the classes present in truth; NaN without any."""
+        return mean_of_present(self.recall)
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """Sum over classes of share of the truth times IoU (Long et al., 2015); NaN without any pixel."""
+        _, truth, _ = self._sums()
+        return float(_ratio(truth @ np.nan_to_num(self.iou), truth.sum()))
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU over the classes present in truth or prediction; NaN without any."""
+        return mean_of_present(self.iou)
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice over the classes present in truth or prediction; NaN without any."""
+        return mean_of_present(self.dice)
+
+    def _sums(self) -> tuple[Counts, Counts, Counts]:
+        return np.diag(self.counts), self.counts.sum(1), self.counts.sum(0)
+
+
+def mean_of_present(ratios: Ratios) -> float:
+    """Mean over what is not NaN; NaN if nothing is."""
+    present = ratios[~np.isnan(ratios)]
+    return float(present.mean()) if len(present) else float("nan")
+
+
+def _ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Ratios:
+    top, bottom = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    return np.divide(top, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)

@@ -1,0 +1,157 @@
+"""The export job: a model as one ONNX file, for programs that have neither this library nor PyTorch.
+
+image: N x 3 x H x W float32 RGB, 0..255, as displayed; logits: N x C x H x W float32. Any N, H and W: normalisation,
+padding to the network's multiple and cropping back are in the graph. What else a caller must know is JSON in the
+file's metadata. No file is written whose logits differ from the model's own by more than `TOLERANCE`.
+"""
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unet.model.artifact import Model
+from unet.model.network import PREPROCESSING, UNet, normalise
+from unet.model.settings import ExportSettings
+from unet.settings import RequestError
+from unet.storage import store
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit from the model's own in float32."""
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export(settings: ExportSettings) -> int:
+    """Writes the file and returns 0.
+
+    Raises:
+        RequestError: no such model, an output that cannot be written, or packages that are missing.
+        RuntimeError: the exported graph does not compute what the model does.
+    """
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise RequestError(f"to write ONNX, {', '.join(missing)} must be installed: pip install 'unet[export]'")
+    model = Model.load(settings.model)
+    folder, slash, _ = settings.output.rpartition("/")
+    store.check_writable(folder or slash or ".", "--output")
+    data = to_onnx(model)
+    difference = largest_difference(data, model.network, _unseen(model.network))
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"the exported graph's logits differ from the model's by {difference:.2g}: nothing written")
+    store.write(settings.output, data)
+    print(f"{settings.output}: {len(data) / 1e6:,.1f} MB; its logits are the model's within {difference:.1g}")
+    return 0
+
+
+def to_onnx(model: Model) -> bytes:
+    """`model` as an ONNX file: `image` in, `logits` out."""
+    example = torch.zeros(2, model.network.config["channels"], *(2 * [5 * model.network.multiple // 2]))
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    with _quiet():
+        program: Any = torch.onnx.export(
+            _Graph(model.network).eval(),
+            (example,),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: batch, 2: height, 3: width},),
+            dynamo=True,
+            verbose=False,
+        )
+    file = program.model_proto
+    for side, name in zip(file.graph.output[0].type.tensor_type.shape.dim[2:], ("height", "width"), strict=True):
+        side.dim_param = name  # in place of the formula that padding and cropping come to
+    for key, value in describe(model).items():
+        file.metadata_props.add(key=key, value=json.dumps(value))
+    data: bytes = file.SerializeToString()
+    return data
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """What the file says of itself; each value is JSON."""
+    height, width = model.geometry.size
+    sizes = "any height and width, at the scale the image has"
+    if model.geometry.kind == "resize":
+        sizes = (
+            f"resize the image to {height} x {width} (height x width; bilinear, antialiased, as Pillow does) and the "
+            "logits back to the image's size (bilinear)"
+        )
+    return {
+        "preprocessing": {
+            "version": PREPROCESSING,
+            "image": "N x 3 x H x W float32, RGB, 0..255, as displayed (EXIF orientation applied); not normalised",
+            "size": sizes,
+            "window": model.window,
+            "sixteen_bits": "grayscale of 16 bits: window's two samples become 0 and 255, without one the high byte",
+        },
+        "geometry": asdict(model.geometry),
+        "labels": model.labels.to_json(),
+        "classes": list(model.labels.names),
+        "digest": model.digest,
+    }
+
+
+def largest_difference(data: bytes, network: UNet, images: Tensor) -> float:
+    """How far the logits that the ONNX file gives for `images` (NCHW float32, 0..255) are from the network's own."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"image": images.numpy()})
+    with torch.inference_mode():
+        own = network(normalise(images.permute(0, 2, 3, 1)))
+    if logits.shape != own.shape:
+        return math.inf
+    return float((torch.from_numpy(logits) - own).abs().max())
+
+
+class _Graph(nn.Module):
+    """`UNet.forward` on images of 0..255, with padding by indices: the exporter cannot see through conditions."""
+
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        x = _normalised(image).index_select(2, self._repeated(height)).index_select(3, self._repeated(width))
+        return self.network.unpadded(x)[..., :height, :width]
+
+    def _repeated(self, length: int) -> Tensor:
+        """The indices 0..length - 1 and then the last one until there is a multiple of the network's."""
+        multiple = self.network.multiple
+        blocks = (length + multiple - 1) // multiple  # of numbers above zero: ONNX rounds quotients towards zero
+        return torch.arange(blocks * multiple).clamp(max=length - 1)
+
+
+def _normalised(images: Tensor) -> Tensor:
+    return images / 127.5 - 1
+
+
+def _unseen(network: UNet) -> Tensor:
+    """Two images of a size that the network was not exported at, and must pad."""
+    size = 3 * network.multiple + 1, 2 * network.multiple + 3
+    noise = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, network.config["channels"], *size), generator=noise).float()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what PyTorch's exporter says of its own deprecations and of packages that a U-Net does not need."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,169 @@
+"""The one way a model is ever applied: images in, masks out.
+
+image: HWC uint8 RGB of any size; mask: HW uint8 class indices of the same size; logits: HWC float, channels last as
+the network leaves them. The model's geometry decides what the network sees; logits, never masks, are resized back.
+A mask depends on its image and on `fingerprint` alone: never on its neighbours in a batch nor on the number of threads.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unet.data.image import Array, fit_image
+from unet.model.artifact import Model
+from unet.model.inference import prepared
+from unet.model.network import PREPROCESSING, normalise
+from unet.model.tiling import BAND, blend, padded, resized, spans
+from unet.settings import Precision, RequestError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image."""
+
+    mask: Array
+    """HW uint8 class indices."""
+    confidence: Array | None
+    """HW uint8: 255 times the softmax probability of the mask's class, where asked for."""
+
+
+class Predictor:
+    """Applies `model` on `device`.
+
+    `tile`: geometry native only: larger images are cut into tiles of this height and width at most [pixels].
+    `tta`: averages the logits of each image and of its mirror image.
+
+    Raises:
+        RequestError: `tile` is too small for the network.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "bf16",
+        tile: int = 1024,
+        tta: bool = False,
+    ) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        self.precision = precision
+        self.multiple = model.network.multiple
+        self.tile = tile // self.multiple * self.multiple
+        self.tta = tta
+        if self.tile < 2 * self.multiple:
+            raise RequestError(f"--tile {tile} must be at least {2 * self.multiple} for a network of this depth")
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._network = prepared(model.network, self.device, self._dtype)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the pixels and the palette of a mask depend on, besides the image; ready for JSON."""
+        native = self.model.geometry.kind == "native"
+        window = {} if self.model.window is None else {"window": list(self.model.window)}
+        return {
+            "model": self.model.digest,
+            "labels": self.model.labels.to_json(),
+            "preprocessing": PREPROCESSING,
+            "geometry": [self.model.geometry.kind, *self.model.geometry.size],
+            "tile": self.tile if native else None,
+            "tta": self.tta,
+            "precision": self.precision,
+            **window,
+        }
+
+    def shape(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what the network is given for an image of this size: equal ones may share a batch."""
+        whole = self._whole(image_size)
+        return (min(whole[0], self.tile), min(whole[1], self.tile)) if self.tiled(image_size) else whole
+
+    def tiled(self, image_size: tuple[int, int]) -> bool:
+        """Whether an image of this size is cut into tiles; it then gains nothing from a batch."""
+        height, width = self._whole(image_size)
+        return self.model.geometry.kind == "native" and height * width > self.tile**2
+
+    def predict(self, image: Array) -> Array:
+        """The mask of `image`."""
+        return self.predict_batch([image])[0].mask
+
+    @torch.inference_mode()
+    def predict_batch(self, images: Sequence[Array], *, confidence: bool = False) -> list[Prediction]:
+        """The predictions of images of one `shape`, in their order."""
+        assert len({self.shape(_size(image)) for image in images}) <= 1
+        # Convolutions may sum in another order for another batch. On a CPU a batch is no faster: one image at a time.
+        alone = self.device.type == "cpu" or any(self.tiled(_size(image)) for image in images)
+        batches = [[image] for image in images] if alone else [list(images)]
+        return [
+            _decide(bands, self._blank(image), self._blank(image) if confidence else None)
+            for batch in batches
+            if batch
+            for image, bands in zip(batch, self._bands(batch), strict=True)
+        ]
+
+    def _blank(self, image: Array) -> Tensor:
+        return torch.empty(_size(image), dtype=torch.uint8, device=self.device)
+
+    def _whole(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        geometry = self.model.geometry
+        height, width = image_size if geometry.kind == "native" else geometry.size
+        return padded(height, self.multiple), padded(width, self.multiple)
+
+    def _bands(self, batch: Sequence[Array]) -> Iterator[Iterable[Tensor]]:
+        """For each image its logits at its own size, in bands of rows, each [rows, W, C]."""
+        if self.tiled(_size(batch[0])):
+            for image in batch:
+                yield self._blended(image)
+            return
+        seen = [fit_image(image, self.model.geometry) for image in batch]
+        for image, fitted, logits in zip(batch, seen, self._logits(seen), strict=True):
+            own = logits[: fitted.shape[0], : fitted.shape[1]]
+            yield [own] if own.shape[:2] == image.shape[:2] else resized(own, _size(image))
+
+    def _blended(self, image: Array) -> Iterator[Tensor]:
+        rows, columns = (spans(length, self.tile, self.multiple) for length in _size(image))
+
+        def logits_of(row: slice, column: slice) -> Tensor:
+            tile = image[row, column]
+            return self._logits([tile])[0, : tile.shape[0], : tile.shape[1]]
+
+        return blend(rows, columns, logits_of)
+
+    def _logits(self, images: Sequence[Array]) -> Tensor:
+        """Logits, NHWC, of images padded to the network's multiple by repeating their borders."""
+        batch = torch.from_numpy(np.stack([_pad(image, self.multiple) for image in images]))
+        seen = normalise(batch.to(self.device)).to(self._dtype)
+        logits = self._network(seen)
+        if self.tta:
+            logits = (logits.float() + self._network(seen.flip(-1)).flip(-1)) / 2
+        result: Tensor = logits.permute(0, 2, 3, 1)
+        return result
+
+
+def _decide(bands: Iterable[Tensor], mask: Tensor, sure: Tensor | None) -> Prediction:
+    """Fills `mask` and `sure` (HW uint8) with each pixel's likeliest class and how likely it is, from its logits."""
+    top = 0
+    for band in bands:
+        for logits in band.split(max(1, BAND[band.device.type] // band[0].numel())):
+            rows = slice(top, top + len(logits))
+            highest, classes = logits.max(-1, keepdim=True)
+            mask[rows] = classes[..., 0]
+            if sure is not None:
+                share = 1 / (logits.float() - highest.float()).exp_().sum(-1)
+                sure[rows] = share.mul_(255).round_()
+            top = rows.stop
+    assert top == len(mask)
+    return Prediction(mask.cpu().numpy(), None if sure is None else sure.cpu().numpy())
+
+
+def _pad(image: Array, multiple: int) -> Array:
+    below, beside = (padded(length, multiple) - length for length in _size(image))
+    return np.pad(image, ((0, below), (0, beside), (0, 0)), mode="edge") if below or beside else image
+
+
+def _size(image: Array) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]

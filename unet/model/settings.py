@@ -1,0 +1,54 @@
+"""The network's architecture, and the export job."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unet.settings import RequestError, at_least
+
+Preset = Literal["default", "classic"]
+Norm = Literal["none", "batch", "group"]
+Upsample = Literal["transpose", "bilinear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network. Flags left out take the value of --model."""
+
+    model: Preset = "default"
+    """Preset: default, or classic (34.5 million parameters: width 64, depth 4, no norm, dropout 0.3)."""
+    width: int | None = None
+    """Channels at full resolution; doubled by each pooling."""
+    depth: int | None = None
+    """Number of poolings."""
+    norm: Norm | None = None
+    """Normalisation after each convolution."""
+    dropout: float | None = None
+    """Share of activations dropped after each pooling and each concatenation (on CPUs in steps of 1/256)."""
+    upsample: Upsample | None = None
+    """transpose: 3x3 stride-2 transposed convolution. bilinear: 1x1 convolution, then interpolation."""
+
+    def __post_init__(self) -> None:
+        if self.width is not None:
+            at_least("--width", self.width, 1)
+            if self.norm == "group" and self.width % 8:
+                raise RequestError(f"--width {self.width} must be a multiple of 8 with --norm group")
+        if self.depth is not None and not 1 <= self.depth <= 7:
+            raise RequestError(f"--depth {self.depth} must lie in 1..7")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise RequestError(f"--dropout {self.dropout} must lie in 0..1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Write a trained model as one ONNX file, checked against the model itself."""
+
+    model: str
+    """Model folder, local or on S3: model/ of a training run."""
+    output: str
+    """The file to write, local or on S3; its name ends in .onnx."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise RequestError("--model: name a folder or s3://bucket/prefix")
+        if not self.output.endswith(".onnx"):
+            raise RequestError(f"--output {self.output}: name a file that ends in .onnx")

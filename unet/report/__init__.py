@@ -1,0 +1,1 @@
+"""Pages of HTML: the shell, plots, tables, comparisons, and one module for each page."""

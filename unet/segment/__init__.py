@@ -1,0 +1,1 @@
+"""The segmentation job: settings, driver, listing, ledger, lease, workers, recorder."""

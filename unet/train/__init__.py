@@ -1,0 +1,1 @@
+"""The training job: settings, driver, the loop of each worker, batches, learner, checkpoints."""

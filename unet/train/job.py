@@ -1,0 +1,270 @@
+"""The training job: checks the request, starts the workers, and draws the report when they are done.
+
+A run lives in OUTPUT/NAME. Everything is decided here once, in a `Run`, before any worker starts; `fitting` obeys it.
+What the run goes on from is its own too: Ray Train's storage is a scratch folder that nothing is read from.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import yaml
+
+from unet.data.labelled_set import Census, check, describe, find_labelled_set, read_pair, window_of
+from unet.data.labels import LabelSet, read_labels
+from unet.model.artifact import Model
+from unet.model.metrics import ConfusionMatrix
+from unet.model.network import UNet, architecture
+from unet.model.predictor import Predictor
+from unet.report.training import Sample, training_report
+from unet.runtime import telemetry
+from unet.runtime.session import check_shared, connect, is_shipped
+from unet.runtime.stop import saying_farewell
+from unet.sample.write import write_sample_set
+from unet.settings import RequestError, Window, to_mapping
+from unet.storage import store
+from unet.storage.listed import join
+from unet.train.checkpoint import Checkpoints
+from unet.train.journal import Entry, read_entries
+from unet.train.loop import Run, fit, fitting_tensors
+from unet.train.settings import TrainSettings
+from unet.train.trainer import Meeting, Trainer, fault_of, resources
+
+SAMPLES = 6
+"""Validation images that the report shows."""
+
+RESTARTS = 10
+"""How often workers are replaced before a run is given up; machines that were taken away with notice do not count."""
+
+FAILED = 1
+
+SETTINGS, IDENTITY, PAGE = "settings.yaml", "identity.json", "report/index.html"
+
+NAMES_OF_SET = {"data", "images", "masks", "val_data", "classes", "binary"}
+FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile"}
+"""Settings that may differ when a run goes on; that the set and its labels are the same is seen in themselves."""
+
+
+def train(settings: TrainSettings) -> int:
+    """The job: returns its exit code.
+
+    Raises:
+        RequestError: the request cannot be right; nothing has been started.
+    """
+    settings = _with_absolute_paths(settings)
+    folder = join(settings.output, settings.name)
+    store.check_writable(settings.output, "--output")
+    begun = Checkpoints(folder).begun()
+    if begun:
+        _refuse_other_settings(folder, settings)
+        if store.exists(join(folder, PAGE)):
+            print(f"{folder}: this run is finished; give another --name to train anew")
+            return 0
+    run = _prepare(settings, folder)
+    identity = _identity(run)
+    if begun:
+        _refuse_other_set(run, identity)
+    local = connect(worker_output=True)
+    if is_shipped(settings.output):
+        print(f"warning: --output {settings.output} is in a folder that Ray removes after the job; give s3://...")
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="unet-train-") as scratch,
+            saying_farewell(partial(shutil.rmtree, scratch, ignore_errors=True)),
+        ):
+            trainer = _trainer(run, scratch, local=local)
+            _check_shared(run)
+            store.write(join(folder, IDENTITY), json.dumps(identity).encode())
+            store.write(join(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
+            with telemetry.running(telemetry.TRAINING, run=settings.name):
+                trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        fault = fault_of(error)  # type: ignore[arg-type]
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return FAILED
+    _write_report(run)
+    print(f"model:  {folder}/model\nreport: {folder}/{PAGE}")
+    return 0
+
+
+def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
+    return replace(
+        store.with_absolute_paths(settings, "output"),
+        data=store.with_absolute_paths(settings.data, "data", "images", "masks", "val_data"),
+        fit=store.with_absolute_paths(settings.fit, "init_from"),
+    )
+
+
+def _refuse_other_settings(folder: str, settings: TrainSettings) -> None:
+    before, now = yaml.safe_load(store.read(join(folder, SETTINGS))), to_mapping(settings)
+    names = [name for name in now if name not in FREE and before.get(name) != now[name]]
+    if names:
+        changed = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
+        raise RequestError(f"--name {settings.name}: was run with other settings ({changed}); take another")
+
+
+def _check_shared(run: Run) -> None:
+    """Raises RequestError if a machine of the cluster does not see what the run reads and writes."""
+    first, last = run.labelled.train[0], run.labelled.val[-1]
+    paths = {"--data": first.image, "--masks": first.mask, "--val-data": last.image}
+    check_shared(paths, {"--output": run.folder})
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What the run trains on."""
+    keys = [[pair.key for pair in part] for part in (run.labelled.train, run.labelled.val)]
+    window = [] if run.window is None else [run.window]
+    decisive = json.dumps([keys, run.labels.to_json(), *window]).encode()
+    return {"train": len(keys[0]), "val": len(keys[1]), "digest": hashlib.sha256(decisive).hexdigest()}
+
+
+def _refuse_other_set(run: Run, identity: dict[str, Any]) -> None:
+    before = json.loads(store.read(join(run.folder, IDENTITY)))
+    if before != identity:
+        then, now = (f"{part['train']} training and {part['val']} validation images" for part in (before, identity))
+        raise RequestError(
+            f"--name {run.settings.name}: began on another labelled set or label file ({then}; {now} now); take another"
+        )
+
+
+def _prepare(settings: TrainSettings, folder: str) -> Run:
+    labels = read_labels(settings.data.labels)
+    if settings.data.score_ignore:
+        labels = labels.scoring_ignored()
+    source = None
+    if settings.data.data is None and settings.data.images is None:
+        source = join(settings.output, "sample-set")
+        print(f"no --data: training on the generated sample set in {source}", flush=True)
+        write_sample_set(source)
+    labelled = find_labelled_set(settings.data, source)
+    batch = settings.fit.batch_size
+    if batch > len(labelled.train):
+        raise RequestError(
+            f"--batch-size {batch}: the set has {len(labelled.train)} training images; give at most that"
+        )
+    if settings.fit.init_from is not None:
+        network = UNet(classes=len(labels.classes), **architecture(settings.model))
+        given = Model.load(settings.fit.init_from, "--init-from")
+        fitting = fitting_tensors(given, network, labels)
+        if not any(tensor.ndim > 1 for name, tensor in fitting.items() if not name.startswith("head.")):
+            raise RequestError(
+                f"--init-from {settings.fit.init_from}: none of its weights fit; give the --model, --width, "
+                "--norm and --upsample that it was trained with"
+            )
+    census = check(labelled, labels, settings.data.check_limit, print)
+    window = _window(settings.data.window, census)
+    print(describe(labelled, labels, census, window))
+    return Run(
+        settings=settings,
+        folder=folder,
+        labelled=labelled,
+        labels=labels,
+        class_weights=_class_weights(settings, labels, census[0]),
+        largest=max(census[1].sizes, key=math.prod, default=(0, 0)),
+        window=window,
+        terminal=sys.stderr.isatty(),
+    )
+
+
+def _window(given: Window | None, census: tuple[Census, Census]) -> Window | None:
+    """How 16-bit images are scaled: as `given`, or as suits those that the check has read."""
+    suited = window_of(census)
+    if given is not None and suited is None:
+        raise RequestError("--window: is for 16-bit grayscale images, and the check has read none; leave it out")
+    return given or suited
+
+
+def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) -> tuple[float, ...] | None:
+    source = settings.fit.class_weights
+    if source == "none":
+        return None
+    if source == "median":  # median frequency balancing (Eigen and Fergus, 2015)
+        shares = census.shares
+        median = np.median(shares[shares > 0]) if shares.any() else 1.0
+        power = settings.fit.class_weight_power
+        return tuple(float((median / share) ** power) if share else 1.0 for share in shares)
+    try:
+        with Path(source).open(newline="") as file:
+            given = {row["name"]: float(row["weight"]) for row in csv.DictReader(file, skipinitialspace=True)}
+        weights = tuple(given[name] for name in labels.names)
+    except OSError:
+        raise RequestError(f"--class-weights {source}: no such file; give none, median or a CSV") from None
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise RequestError(
+            f"--class-weights {source}: needs the columns name,weight and a row for each class ({error})"
+        ) from None
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise RequestError(f"--class-weights {source}: weights must be finite, none negative and not all zero")
+    return weights
+
+
+def _trainer(run: Run, scratch: str, *, local: bool) -> Trainer:
+    least, most = run.settings.worker_range
+    workers: Any = most if least == most else (least, most)
+    reserved, data_cpus = resources(most, least=least, gpu=run.settings.gpu, local=local)
+    return Trainer(
+        fit,
+        train_loop_config={"run": replace(run, data_cpus=data_cpus, local=local)},
+        torch_config=Meeting(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=run.settings.gpu,
+            resources_per_worker=reserved,
+            placement_strategy="PACK" if run.settings.gpu else "SPREAD",
+        ),
+        run_config=ray.train.RunConfig(
+            name=run.settings.name,
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+        ),
+    )
+
+
+def _write_report(run: Run) -> None:
+    folder, settings = join(run.folder, "report"), run.settings
+    model = Model.load(join(run.folder, "model"), "--name")
+    predictor = Predictor(model, precision=settings.fit.precision)
+    chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
+    samples = []
+    for pair in chosen:
+        picture, truth = read_pair(pair, run.labels, window=run.window)
+        image = np.asarray(picture)
+        samples.append(Sample(name=pair.key, image=image, truth=truth, prediction=predictor.predict(image)))
+    entries = read_entries(run.folder)
+    files = training_report(
+        title=settings.name,
+        facts=_facts(run, model, entries),
+        labels=run.labels,
+        history=entries,
+        confusion=ConfusionMatrix(np.array(model.scores["confusion"], np.int64)),
+        samples=samples,
+    )
+    for name in sorted(files, key=lambda name: name == "index.html"):  # the page last: it marks a finished run
+        store.write(join(folder, name), files[name])
+
+
+def _facts(run: Run, model: Model, entries: list[Entry]) -> dict[str, str]:
+    geometry = run.settings.geometry
+    return {
+        "Images": f"{len(run.labelled.train)} train, {len(run.labelled.val)} validation",
+        "Input": f"{geometry.kind} {geometry.size[0]} x {geometry.size[1]}",
+        "Parameters": f"{sum(p.numel() for p in model.network.parameters()):,}",
+        "Steps": f"{entries[-1]['step']} of {run.settings.fit.batch_size} images",
+        "Best epoch": f"{model.scores['epoch']} of {len(entries)}",
+        "Training time": f"{sum(entry['seconds'] for entry in entries) / 60:.1f} minutes",
+    }

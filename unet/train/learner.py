@@ -1,0 +1,146 @@
+"""A network being fitted: weights, optimizer and averaged weights, one optimizer step at a time.
+
+images: NHWC uint8; masks: NHW uint8 class indices. Knows nothing of where batches come from or where results go. The
+averaged weights (an exponential moving average over steps) are what is validated and saved. Where several workers train
+together each has a part of the batch; the loss, and with it the step, is that of the whole batch.
+"""
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from unet.model.network import UNet, channels_last, normalise
+from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
+from unet.train.optimizer import Optimizer, learning_rate
+from unet.train.ranks import average_, rank, summed, world_size
+from unet.train.settings import FitSettings
+
+SMALL_BATCH = 16
+"""Images of a forward pass below which batch norm takes its statistics from all workers. Only GPUs can."""
+
+
+class Learner:
+    """`network` moves to `device`. `class_weights`: [C] or None for all 1. `total_steps`: what the schedule spans."""
+
+    def __init__(
+        self,
+        network: UNet,
+        settings: FitSettings,
+        *,
+        total_steps: int,
+        class_weights: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.settings = settings
+        self.total_steps = total_steps
+        self.step = 0
+        of_a_rank = settings.batch_size / settings.accumulate / world_size()
+        if self.device.type == "cuda" and world_size() > 1 and of_a_rank < SMALL_BATCH:
+            network = SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network = channels_last(network.to(self.device)).train()
+        self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema else network
+        self._dtype = next(network.parameters()).dtype
+        self.class_weights = class_weights if class_weights is None else class_weights.to(self.device)
+        self.optimizer = Optimizer(self.network, settings)
+        self._replica = DistributedDataParallel(network, forward_sync_buffers=False) if world_size() > 1 else None
+        self._forward: Any = self._replica or network
+        if settings.compile:
+            self._forward = torch.compile(self._forward)
+
+    def train_step(self, images: Tensor, masks: Tensor) -> Tensor:
+        """One optimizer step on this rank's part of a batch. Returns the loss of the whole, a scalar not waited for."""
+        self.network.train()
+        # Dropout depends on the step and the rank alone.
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.step + (rank() << 40))
+        parts = self.settings.accumulate
+        images, masks = images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
+        weight = summed([weight_of(masks, self.class_weights)])[0]
+        losses = []
+        for place, part in enumerate(zip(images.tensor_split(parts), masks.tensor_split(parts), strict=True), 1):
+            alone = self._replica is not None and place < parts
+            with self._replica.no_sync() if self._replica is not None and alone else nullcontext():
+                losses.append(self._backward(*part, weight))
+        if self.settings.clip:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        self.optimizer.step(learning_rate(self.step, self.settings, self.total_steps))
+        self.step += 1
+        if self.settings.ema:
+            self._update_average()
+        return torch.stack(losses).sum()
+
+    @torch.inference_mode()
+    def evaluate(self, images: Tensor, masks: Tensor) -> tuple[LossSums, Tensor]:
+        """Loss sums and predictions (NHW uint8 class indices) of the averaged weights."""
+        self.average.eval()
+        with self._autocast():
+            logits = self.average(normalise(images.to(self.device)).to(self._dtype))
+        sums = self._sums(logits, masks.to(self.device))
+        return sums, logits.argmax(1).to(torch.uint8).cpu()
+
+    def loss_of(self, sums: LossSums) -> Tensor:
+        """The configured loss, scalar."""
+        return cross_entropy(sums) + dice(sums) if self.settings.loss == "ce+dice" else cross_entropy(sums)
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number."""
+        return bool(torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all())
+
+    def agree(self) -> None:
+        """Gives all ranks the same running statistics of batch norm, their mean; weights are the same already."""
+        for network in (self.network, self.average):
+            average_([buffer for buffer in network.buffers() if buffer.is_floating_point()])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a later step depends on."""
+        return {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _sums(self, logits: Tensor, masks: Tensor) -> LossSums:
+        return loss_sums(logits, masks, self.class_weights, with_dice=self.settings.loss == "ce+dice")
+
+    def _backward(self, images: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
+        """Adds the gradients of a part of the batch, whose pixels all together weigh `weight`; returns its loss.
+
+        The loss is a function of sums over all ranks. Its slopes there are where each rank's own sums go backward
+        from. The Dice loss of a batch in parts is the mean of theirs.
+        """
+        with self._autocast():
+            logits = self._forward(normalise(images).to(self._dtype))
+        own = self._sums(logits, masks)
+        everywhere = [total.requires_grad_() for total in summed(own)]
+        sums = LossSums(*everywhere)._replace(weight=weight.to(own.weight))
+        loss = cross_entropy(sums)
+        if self.settings.loss == "ce+dice":
+            loss = loss + dice(sums) / self.settings.accumulate
+        slopes = torch.autograd.grad(loss, everywhere, materialize_grads=True)
+        # Ranks' gradients are averaged; they should be added.
+        pairs = [(mine, slope * world_size()) for mine, slope in zip(own, slopes, strict=True) if mine.requires_grad]
+        torch.autograd.backward([mine for mine, _ in pairs], [slope for _, slope in pairs])
+        return loss.detach()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))  # short memory while weights move fast
+        means, values = (list(part.state_dict().values()) for part in (self.average, self.network))
+        floats = [place for place, mean in enumerate(means) if mean.is_floating_point()]  # not batch counters
+        torch._foreach_lerp_([means[place] for place in floats], [values[place] for place in floats], 1 - decay)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")

@@ -1,0 +1,77 @@
+"""Losses from logits: cross-entropy, optionally plus soft Dice, over the pixels that are not `IGNORE`.
+
+logits: NCHW float; target: NHW class indices. A loss is computed in two steps, sums then value, so that sums of
+several batches or ranks can be added in between. A target without a valid pixel gives 0, not NaN.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unet.data.labels import IGNORE
+
+
+class LossSums(NamedTuple):
+    """What adds up over pixels. All float32 (float64 for float64 logits)."""
+
+    cross_entropy: Tensor
+    """Sum of weight[target] * -log p[target], scalar."""
+    weight: Tensor
+    """Sum of weight[target], scalar, as `weight_of`."""
+    intersection: Tensor
+    """Sum of p over pixels of the class, [C]."""
+    predicted: Tensor
+    """Sum of p over valid pixels, [C]."""
+    truth: Tensor
+    """Number of pixels of the class, [C]."""
+
+    @classmethod
+    def zeros(cls, classes: int, device: torch.device | str = "cpu") -> "LossSums":
+        """The sums of no pixel."""
+        return cls(*(torch.zeros(shape, device=device) for shape in ((), (), classes, classes, classes)))
+
+
+def loss_sums(
+    logits: Tensor, target: Tensor, class_weights: Tensor | None = None, *, with_dice: bool = True
+) -> LossSums:
+    """The sums that `cross_entropy` and `dice` divide. `class_weights`: [C] or None for all 1.
+
+    Without Dice its sums, which cost as much as the cross-entropy, are zeros.
+    """
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    classes = logits.shape[1]
+    target = target.long()
+    valid = target != IGNORE
+    log_p = F.log_softmax(logits, dim=1)
+    total = F.nll_loss(log_p, target, class_weights, ignore_index=IGNORE, reduction="sum")
+    weight = weight_of(target, class_weights).to(logits)
+    zeros = logits.new_zeros(classes)
+    if not with_dice:
+        return LossSums(total, weight, zeros, zeros, zeros)
+    truth = torch.bincount(target[valid], minlength=classes).to(logits)
+    p = log_p.exp() * valid.unsqueeze(1)
+    index = target.where(valid, 0)
+    hit = p.gather(1, index.unsqueeze(1)).flatten()
+    return LossSums(total, weight, zeros.index_add(0, index.flatten(), hit), p.sum((0, 2, 3)), truth)
+
+
+def weight_of(target: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """The sum of weight[target] over valid pixels, scalar: their number where no weights are given."""
+    valid = target != IGNORE
+    if class_weights is None:
+        return valid.sum()
+    return torch.bincount(target[valid], minlength=len(class_weights)).to(class_weights) @ class_weights
+
+
+def cross_entropy(sums: LossSums) -> Tensor:
+    """Weighted mean of -log p[target] over valid pixels."""
+    return sums.cross_entropy / sums.weight.clamp(min=1e-12)
+
+
+def dice(sums: LossSums) -> Tensor:
+    """1 - soft Dice, 2 |P n T| / (|P| + |T|), averaged over the target's classes (Milletari et al., 2016)."""
+    present = sums.truth > 0
+    score = 2 * sums.intersection / (sums.predicted + sums.truth).clamp(min=1e-12)
+    return ((1 - score) * present).sum() / present.sum().clamp(min=1)

@@ -1,0 +1,129 @@
+"""The training job."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unet.data.settings import AugmentSettings, DataSettings
+from unet.model.settings import ModelSettings
+from unet.settings import Geometry, Precision, RequestError, at_least, worker_range
+
+Loss = Literal["ce", "ce+dice"]
+OptimizerName = Literal["muon", "adamw"]
+LearningRateSchedule = Literal["poly", "cosine", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How the weights are fitted."""
+
+    epochs: int = 20
+    """Number of epochs; each ends with a validation."""
+    steps_per_epoch: int | None = None
+    """Optimizer steps per epoch. Default: as many as show each image once, rounded up."""
+    max_steps: int | None = None
+    """Stop after this many steps, whatever --epochs says; the learning rate is scheduled for these."""
+    batch_size: int = 16
+    """Images per optimizer step, over all workers."""
+    accumulate: int = 1
+    """Split each batch into this many forward and backward passes, to save memory."""
+    optimizer: OptimizerName = "muon"
+    """muon: Muon for convolution kernels, AdamW for the rest. adamw: AdamW for all."""
+    lr: float = 4e-3
+    """Peak learning rate."""
+    lr_schedule: LearningRateSchedule = "poly"
+    """Decay after the warm-up: poly ((1 - t) ** 0.9), cosine, or constant."""
+    warmup_steps: int = 20
+    """Steps over which the learning rate rises linearly."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay, on convolution kernels alone."""
+    clip: float = 5.0
+    """Largest norm of the gradient; 0: not clipped."""
+    loss: Loss = "ce+dice"
+    """Cross-entropy, or cross-entropy plus soft Dice."""
+    class_weights: str = "median"
+    """Weights of the cross-entropy: none, median (median frequency over frequency, to the power of
+    --class-weight-power), or a CSV with the columns name,weight."""
+    class_weight_power: float = 0.3
+    """Exponent of the median-frequency weights: 1 balances the classes fully, 0 not at all."""
+    ema: float = 0.98
+    """Decay per step of the averaged weights, which are what is validated and saved; 0: no averaging."""
+    patience: int = 0
+    """Stop when this many epochs have brought no better validation mIoU; 0: never."""
+    seed: int = 0
+    """Seed of initial weights, order, augmentation and dropout."""
+    init_from: str | None = None
+    """Model folder to start from; what fits is taken (a head for other classes is not)."""
+    precision: Precision = "bf16"
+    """bf16: autocast (float32 weights). fp32: no autocast."""
+    compile: bool = False
+    """Compile the model with torch.compile: slow to start, faster after."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps_per_epoch", "max_steps", "batch_size", "accumulate"):
+            if getattr(self, name) is not None:
+                at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        for name in ("warmup_steps", "weight_decay", "clip", "patience", "class_weight_power", "seed"):
+            at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
+        if not 0 < self.lr < math.inf:
+            raise RequestError(f"--lr {self.lr} must be above 0, and finite")
+        if self.seed >= 1 << 32:
+            raise RequestError(f"--seed {self.seed} must be below 2 ** 32")
+        if not 0 <= self.ema < 1:
+            raise RequestError(f"--ema {self.ema} must lie in 0..1, 1 excluded")
+        if self.batch_size % self.accumulate:
+            raise RequestError(
+                f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}; try a power of two"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Train a U-Net on a labelled image set."""
+
+    output: str = "runs"
+    """Folder under which the run's own folder, --name, is made."""
+    name: str = "unet"
+    """Name of the run. A finished run is not repeated; an unfinished one goes on where it stopped."""
+    size: tuple[int, int] | None = None
+    """Geometry resize: the whole image is resized to H W [pixels]. Default, without --crop: 128 128."""
+    crop: tuple[int, int] | None = None
+    """Geometry native: trained on crops of H W [pixels] at native scale, applied to whole images."""
+    workers: str = "1"
+    """Number of training workers: N, or MIN:MAX to go on with fewer while machines are missing."""
+    gpu: bool = False
+    """Give each worker a GPU."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints, from which an interrupted run goes on; 0: one after each epoch alone."""
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.crop is not None:
+            raise RequestError("--size and --crop are two geometries: give one")
+        for flag, size in (("--size", self.size), ("--crop", self.crop)):
+            if size is not None:
+                at_least(flag, min(size), 8)
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise RequestError(f"--name {self.name!r} must be a folder name, without a slash or a leading dot")
+        at_least("--checkpoint-every", self.checkpoint_every, 0)
+        smallest = self.fit.batch_size // self.fit.accumulate
+        if self.worker_range[1] > smallest:
+            raise RequestError(
+                f"--workers {self.workers}: {smallest} images of a forward pass (--batch-size over --accumulate) leave "
+                f"some workers none; give at most {smallest} workers"
+            )
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Least and most workers."""
+        return worker_range(self.workers)
+
+    @property
+    def geometry(self) -> Geometry:
+        """What --size or --crop ask for."""
+        if self.crop is not None:
+            return Geometry("native", self.crop)
+        return Geometry("resize", self.size or (128, 128))
