@@ -74,11 +74,7 @@ def wings_imported(file: Path) -> set[str]:
 def private_names(file: Path) -> set[str]:
     """What `file` imports of Ray that Ray does not promise to keep."""
     ray = {name for name in imported(file) if name.split(".")[0] == "ray"}
-    return {
-        name
-        for name in ray
-        if name.startswith(PRIVATE) or any(part.startswith("_") for part in name.split("."))
-    }
+    return {name for name in ray if name.startswith(PRIVATE) or any(part.startswith("_") for part in name.split("."))}
 
 
 def code_lines(file: Path) -> int:

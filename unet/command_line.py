@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
-from unet.runtime.stop import ending_on_signals
+from unet.runtime.stop import exit_on_signals
 from unet.settings import RequestError
 from unet.storage.faults import StorageError
 
@@ -30,7 +30,7 @@ def run(job: Callable[[Settings], int], settings: type[Settings], arguments: lis
     """Parses, calls `job`, returns its exit code. Two errors are printed on one line: a `RequestError`, which is exit
     code 2, and a `StorageError`, which may not come again: exit code 1."""
     try:
-        with ending_on_signals():
+        with exit_on_signals():
             return job(parse(settings, sys.argv[1:] if arguments is None else arguments))
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -34,7 +34,7 @@ from tests.servers.rclone import rclone
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
 from unet.model.network import UNet, channels_last
-from unet.runtime.memory import keep_freed_memory
+from unet.runtime.memory import retain_freed_memory
 from unet.sample.write import write_sample_set
 from unet.settings import Geometry
 
@@ -87,7 +87,7 @@ class Loop:
     """(b): threads that fetch and decode ahead, forward passes, threads that encode and write behind."""
 
     def __init__(self, model: Path) -> None:
-        keep_freed_memory()
+        retain_freed_memory()
         torch.set_num_threads(os.cpu_count() or 1)
         sys.setswitchinterval(0.0005)
         loaded = Model.load(str(model))

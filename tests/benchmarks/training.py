@@ -33,12 +33,12 @@ from unet.data.labels import IGNORE, read_labels
 from unet.data.settings import AugmentSettings, DataSettings
 from unet.model.network import UNet, architecture, channels_last, normalise
 from unet.model.settings import ModelSettings, Preset
-from unet.runtime.memory import keep_freed_memory
+from unet.runtime.memory import retain_freed_memory
 from unet.runtime.session import connect
 from unet.sample.write import write_sample_set
 from unet.settings import Geometry
-from unet.train.batches import Feed, View, Work, make_batch
-from unet.train.schedule import Draw
+from unet.train.batches import BatchRequest, BatchSpec, BatchStream, make_batch
+from unet.train.schedule import Sample
 
 SIZE = (128, 128)
 SKIPPED = 5
@@ -70,7 +70,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def loop(data: str, preset: Preset, batch: int, steps: int, *, in_memory: bool) -> float:
     """Images per second of (b), or of (c) where the data is `in_memory`."""
-    keep_freed_memory()  # as fast as we can write it
+    retain_freed_memory()  # as fast as we can write it
     torch.set_num_threads(os.cpu_count() or 1)
     network = channels_last(UNet(classes=11, **architecture(ModelSettings(model=preset)))).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
@@ -195,16 +195,16 @@ def compare_workers(data: str, rounds: int) -> None:
 
 def feed(data: str, geometry: Geometry, goal: int) -> None:
     """Prints how fast batches of 16 come from Ray Data, every image decoded anew."""
-    view = View(read_labels("camvid"), geometry, AugmentSettings(), seed=0)
+    view = BatchSpec(read_labels("camvid"), geometry, AugmentSettings(), seed=0)
     # Under many names, since a process keeps what it has decoded by name.
     pairs = tuple(replace(pair, key=f"{turn}/{pair.key}") for turn in range(7) for pair in Pairs(data).pairs)
     work = [
-        Work(pairs[first : first + 16], tuple(Draw(first, row) for row in range(16)))
+        BatchRequest(pairs[first : first + 16], tuple(Sample(first, row) for row in range(16)))
         for first in range(0, len(pairs) - 15, 16)
     ]
     through_ray, alone = work[:-20], work[-20:]
     began, seen = 0.0, 0
-    for place, batch in enumerate(Feed(view, tasks=os.cpu_count() or 1).batches(through_ray)):
+    for place, batch in enumerate(BatchStream(view, tasks=os.cpu_count() or 1).batches(through_ray)):
         torch.tensor(batch.images), torch.tensor(batch.masks)
         if place == len(through_ray) // 3:
             began, seen = time.perf_counter(), -len(batch.images)

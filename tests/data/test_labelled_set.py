@@ -69,10 +69,10 @@ def test_hidden_files_and_files_of_other_kinds_are_no_images(boxes: Path) -> Non
 def test_the_check_counts_classes_and_sizes(boxes: Path) -> None:
     labels = read_labels(str(boxes / "classes.csv"))
     labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
-    census = check(labelled, labels, 5000, print)
-    assert census[0].sizes == {(40, 56): 12}
-    assert census[0].pixels[1] == 12 * 16 * 18
-    table = describe(labelled, labels, census)
+    statistics = check(labelled, labels, 5000, print)
+    assert statistics[0].sizes == {(40, 56): 12}
+    assert statistics[0].pixels[1] == 12 * 16 * 18
+    table = describe(labelled, labels, statistics)
     assert "40 x 56: 12" in table
     assert "12.9%" in table  # 16 * 18 / (40 * 56)
 
@@ -80,9 +80,9 @@ def test_the_check_counts_classes_and_sizes(boxes: Path) -> None:
 def test_a_larger_set_is_sampled(boxes: Path) -> None:
     labels = read_labels(str(boxes / "classes.csv"))
     labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
-    census = check(labelled, labels, 6, print)
-    assert sum(part.sizes.total() for part in census) == 6
-    assert "of them read" in describe(labelled, labels, census)
+    statistics = check(labelled, labels, 6, print)
+    assert sum(part.sizes.total() for part in statistics) == 6
+    assert "of them read" in describe(labelled, labels, statistics)
 
 
 def test_a_class_without_training_pixels_is_pointed_out(boxes: Path) -> None:

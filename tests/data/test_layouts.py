@@ -150,14 +150,14 @@ def test_a_set_is_found_as_it_comes(tmp_path: Path, name: str, images: str, coun
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_values_of_a_set_become_its_classes(tmp_path: Path, name: str) -> None:
     labelled, labels = found(name, tmp_path), read_labels(name)
-    census = check(labelled, labels, 5000, print)
-    assert sum(part.sizes[SIZE] for part in census) == 9
-    describe(labelled, labels, census)
+    statistics = check(labelled, labels, 5000, print)
+    assert sum(part.sizes[SIZE] for part in statistics) == 9
+    describe(labelled, labels, statistics)
     present = {labels.value_to_class[value] for value in VALUES[name]}
     for pair in labelled.train:
         assert set(np.unique(read_pair(pair, labels)[1])) == present
     ignored = [labels.value_to_class[value] == IGNORE for value in VALUES[name]]
-    assert census[0].ignored >= sum(ignored) * len(labelled.train)
+    assert statistics[0].ignored >= sum(ignored) * len(labelled.train)
 
 
 def test_the_lists_of_voc_may_be_absent_and_then_all_masks_are_split(tmp_path: Path) -> None:
@@ -201,12 +201,12 @@ def write_satellite(folder: Path) -> None:
 def test_the_window_of_a_16_bit_set_is_what_its_images_hold_but_for_their_tails(tmp_path: Path) -> None:
     write_satellite(tmp_path)
     labelled, labels = find_labelled_set(settings_of("binary", tmp_path)), read_labels("binary")
-    census = check(labelled, labels, 5000, print)
-    window = window_of(census)
+    statistics = check(labelled, labels, 5000, print)
+    window = window_of(statistics)
     assert window is not None
     assert 500 <= window[0] < 540
     assert 2940 < window[1] <= 3000
-    assert f"{window[0]} to {window[1]}" in describe(labelled, labels, census, window)
+    assert f"{window[0]} to {window[1]}" in describe(labelled, labels, statistics, window)
     dark, _ = read_pair(labelled.train[0], labels)
     seen, mask = read_pair(labelled.train[0], labels, window=window)
     assert np.asarray(dark)[1:].max() == 3000 >> 8
@@ -215,9 +215,9 @@ def test_the_window_of_a_16_bit_set_is_what_its_images_hold_but_for_their_tails(
 
 def test_a_set_of_eight_bits_has_no_window(tmp_path: Path) -> None:
     labelled, labels = found("binary", tmp_path), read_labels("binary")
-    census = check(labelled, labels, 5000, print)
-    assert window_of(census) is None
-    assert "window" not in describe(labelled, labels, census)
+    statistics = check(labelled, labels, 5000, print)
+    assert window_of(statistics) is None
+    assert "window" not in describe(labelled, labels, statistics)
 
 
 def first(folder: Path, pattern: str) -> Path:

@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.jobs.test_segment import save_model
 from tests.servers import stub
-from unet.runtime.pipeline import packed
+from unet.runtime.pipeline import pack
 from unet.segment.job import _prepare
 from unet.segment.listing import LARGEST_CHUNK, chunks
 from unet.segment.settings import SegmentSettings
@@ -199,6 +199,6 @@ def test_what_travels_is_as_small_as_its_rows(serve: Serve) -> None:
     _, request = _prepare(settings())
     parts = list(chunks(request))
     assert sum(len(part.rows) for part in parts) == 5000
-    assert max(len(packed(part)["content"][0]) for part in parts) < 2000 + 150 * LARGEST_CHUNK
+    assert max(len(pack(part)["content"][0]) for part in parts) < 2000 + 150 * LARGEST_CHUNK
     record_all(5000)
     assert [len(part.rows) for part in chunks(request)] == [5000, 0]  # the last one has what is counted at the end

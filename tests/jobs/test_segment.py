@@ -27,9 +27,9 @@ from unet.data.labels import Label, LabelSet
 from unet.model.artifact import Model
 from unet.model.network import UNet
 from unet.model.predictor import Predictor
-from unet.runtime.pipeline import packed, unpacked
+from unet.runtime.pipeline import pack, unpack
 from unet.segment.job import _prepare, segment
-from unet.segment.lease import Held, acquire
+from unet.segment.lease import LeaseLost, acquire
 from unet.segment.listing import LEASE, Chunk, chunks, make_rows
 from unet.segment.recorder import Recorder
 from unet.segment.segmenter import Segmenter
@@ -268,7 +268,9 @@ def test_an_image_for_which_memory_is_short_is_tried_again_by_the_next_run(
     assert bench.statuses() == {"a.png": "done"}
 
 
-@pytest.mark.parametrize(("fault", "code"), [(Held("another run has taken the output over"), 4), (RequestError(""), 2)])
+@pytest.mark.parametrize(
+    ("fault", "code"), [(LeaseLost("another run has taken the output over"), 4), (RequestError(""), 2)]
+)
 def test_how_a_run_ends_is_counted_as_its_exit_code_says(
     on_s3: Bench, monkeypatch: pytest.MonkeyPatch, fault: Exception, code: int
 ) -> None:
@@ -576,7 +578,7 @@ def test_the_steps_on_cpus_that_feed_gpus_make_the_same_masks(tmp_path: Path, on
     lease = acquire(settings.output, LEASE, run=request.run, lifetime=60, fence=1)
     fetch, predict, write = Fetch(request), Predict(request, shared, "cpu"), Write(request, shared)
     done = [
-        unpacked(write(predict(part))) for chunk in chunks(request) for part in fetch(packed(chunk))
+        unpack(write(predict(part))) for chunk in chunks(request) for part in fetch(pack(chunk))
     ]  # fmt: skip
     rows = [row for chunk in done for row in chunk.rows.to_pylist()]
     assert sorted(row["key"] for row in rows) == sorted([*(f"{i}.png" for i in range(20)), "broken.png"])

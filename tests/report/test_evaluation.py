@@ -10,14 +10,14 @@ from tests.report.html_page import Page, assert_alone
 from unet.data.labels import Label, LabelSet
 from unet.model.metrics import ConfusionMatrix
 from unet.report.evaluation import IMAGES, ImageScore, evaluation_report
-from unet.report.training import Sample
+from unet.report.training import Comparison
 from unet.sample.palette import LABELS
 from unet.sample.scene import draw_scene
 
 
-def scene(seed: int) -> Sample:
+def scene(seed: int) -> Comparison:
     image, truth = draw_scene(seed)
-    return Sample(name=f"scene-{seed}.png", image=image, truth=truth, prediction=np.roll(truth, 5, 1))
+    return Comparison(name=f"scene-{seed}.png", image=image, truth=truth, prediction=np.roll(truth, 5, 1))
 
 
 def score(key: str, miou: float) -> ImageScore:
@@ -81,10 +81,10 @@ def test_any_set_gives_a_page_below_5_mb() -> None:
     labels = LabelSet(tuple(Label(value=i, name=f"{i} {'é' * 300}", color=(i, 0, 255 - i)) for i in range(250)))
     rng = np.random.default_rng(0)
 
-    def noise(name: str) -> Sample:
+    def noise(name: str) -> Comparison:
         masks = rng.integers(0, 250, (2, 600, 800), dtype=np.uint8)
         image = rng.integers(0, 256, (600, 800, 3), dtype=np.uint8)
-        return Sample(name=name, image=image, truth=masks[0], prediction=masks[1])
+        return Comparison(name=name, image=image, truth=masks[0], prediction=masks[1])
 
     samples = [noise(f"<&{i}" * 300) for i in range(4)]
     files = report(

@@ -9,7 +9,7 @@ import pytest
 from tests.report.html_page import Page, assert_alone
 from unet.data.labels import IGNORE, Label, LabelSet
 from unet.model.metrics import ConfusionMatrix
-from unet.report.training import Sample, training_report
+from unet.report.training import Comparison, training_report
 
 LABELS = LabelSet(
     (
@@ -28,12 +28,14 @@ def epoch(number: int, **changes: Any) -> dict[str, Any]:
     return row | changes
 
 
-def sample(name: str = "a/b.jpg", size: tuple[int, int] = (24, 32)) -> Sample:
+def sample(name: str = "a/b.jpg", size: tuple[int, int] = (24, 32)) -> Comparison:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, size, dtype=np.uint8)
     truth[0] = IGNORE
     prediction = np.where(truth == IGNORE, 0, truth).astype(np.uint8)
-    return Sample(name=name, image=rng.integers(0, 256, (*size, 3), dtype=np.uint8), truth=truth, prediction=prediction)
+    return Comparison(
+        name=name, image=rng.integers(0, 256, (*size, 3), dtype=np.uint8), truth=truth, prediction=prediction
+    )
 
 
 def report(**changes: Any) -> dict[str, bytes]:
@@ -121,7 +123,7 @@ def test_a_page_of_many_classes_epochs_and_noisy_samples_stays_small() -> None:
     )
     rng = np.random.default_rng(0)
     noise = [
-        Sample(
+        Comparison(
             name=f"{i}" + "k" * 1000,
             image=rng.integers(0, 256, (700, 700, 3), dtype=np.uint8),
             truth=rng.integers(0, count, (700, 700), dtype=np.uint8),
@@ -153,7 +155,7 @@ def test_masks_are_in_the_label_colours_and_the_image_is_itself() -> None:
 
 def test_errors_stand_out_from_dim_correct_and_flat_unscored_pixels() -> None:
     truth = np.array([[0, 1, IGNORE]], np.uint8)
-    shown = Sample(
+    shown = Comparison(
         name="a", image=np.full((1, 3, 3), 100, np.uint8), truth=truth, prediction=np.zeros((1, 3), np.uint8)
     )
     page = Page(report(samples=[shown]))

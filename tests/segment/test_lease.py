@@ -14,21 +14,21 @@ import pytest
 from tests.conftest import ROOT
 from tests.servers.proxy import Action, Proxy
 from tests.servers.rclone import rclone
-from unet.segment.lease import Held, Lease, Unsure, acquire, holds
+from unet.segment.lease import Lease, LeaseLost, LeaseUnconfirmed, acquire, holds
 from unet.storage.store import open_store
 
 LIFETIME = 2.0
 
 HOLDER = """
 import sys, time
-from unet.segment.lease import Held, acquire
+from unet.segment.lease import LeaseLost, acquire
 lease = acquire(sys.argv[1], "lease", run="first", lifetime=2, fence=7)
 print(lease.fence, flush=True)
 try:
     while True:
         lease.confirm()
         time.sleep(0.05)
-except Held as error:
+except LeaseLost as error:
     print(error, flush=True)
 """
 
@@ -64,7 +64,7 @@ def test_a_released_output_is_free_at_once(output: str) -> None:
 
 def test_a_second_run_is_refused_while_the_first_lives(output: str) -> None:
     with holder(output) as process:
-        with pytest.raises(Held, match="first"):
+        with pytest.raises(LeaseLost, match="first"):
             take(output)
         assert process.poll() is None
 
@@ -104,7 +104,7 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_with_the_reason(
         between.add(verb="*", path="*/lease*", action=action)
         while lease.left() > 0:
             time.sleep(0.1)
-        with pytest.raises(Unsure, match="could not be renewed"):
+        with pytest.raises(LeaseUnconfirmed, match="could not be renewed"):
             lease.confirm()
         between.rules.clear()
         time.sleep(LIFETIME)
@@ -133,7 +133,7 @@ def test_a_server_without_conditional_writes_is_warned_of(tmp_path: Path, capsys
         lease = take("s3://bucket/masks")
         assert not lease.conditional
         assert "does not know conditional writes" in capsys.readouterr().out
-        with pytest.raises(Held, match=f"process {os.getpid()}"):
+        with pytest.raises(LeaseLost, match=f"process {os.getpid()}"):
             take("s3://bucket/masks", "second")
         lease.release()
         take("s3://bucket/masks", "third").release()

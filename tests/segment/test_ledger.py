@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unet.segment import ledger as module
-from unet.segment.ledger import CHANGED, COLUMNS, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, Record, hash_of
+from unet.segment.ledger import CHANGED, COLUMNS, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, Record, hash64
 from unet.settings import RequestError
 
 Row = dict[str, Any]
@@ -116,7 +116,7 @@ def test_columns_left_out_are_null_and_the_time_is_now(ledger: Ledger) -> None:
 def test_masks_are_known_by_their_etags(ledger: Ledger) -> None:
     ledger.append(table([row("a", mask_etag="one"), row("b", mask_etag=None), row("c", mask_etag="three")]), 1)
     hashes = ledger.load(masks=True).mask_hashes(["c", "b", "x", "a"])
-    assert hashes.tolist() == [hash_of("three"), 0, 0, hash_of("one")]
+    assert hashes.tolist() == [hash64("three"), 0, 0, hash64("one")]
 
 
 def test_done_rows_never_asked_for_are_unseen_and_have_their_keys(ledger: Ledger) -> None:
@@ -125,7 +125,7 @@ def test_done_rows_never_asked_for_are_unseen_and_have_their_keys(ledger: Ledger
     record = ledger.load()
     record.outcomes(["a", "x"], ["other", "e"], [10, 10], "f", "g")
     unseen = record.unseen()
-    assert set(unseen.tolist()) == {hash_of("gone"), hash_of("gone too")}
+    assert set(unseen.tolist()) == {hash64("gone"), hash64("gone too")}
     assert sorted(key for keys in ledger.keys(unseen) for key in keys) == ["gone", "gone too"]
     assert list(ledger.keys(unseen[:0])) == []
 
@@ -139,7 +139,7 @@ def test_odd_keys_are_kept_as_they_are(ledger: Ledger) -> None:
     ledger.compact(1)
     record = ledger.load()
     assert [ask(record, key, f"e-{key}") for key in ODD_KEYS] == [DONE] * len(ODD_KEYS)
-    hashes = np.array([hash_of(key) for key in ODD_KEYS], np.uint64)
+    hashes = np.array([hash64(key) for key in ODD_KEYS], np.uint64)
     assert {key for keys in ledger.keys(hashes) for key in keys} == set(ODD_KEYS)
 
 
@@ -172,7 +172,7 @@ def test_a_merged_row_keeps_the_fence_it_was_written_under(
     ledger.compact(3)
     assert len(parts(folder)) == 2
     assert ask(ledger.load(), "a", "new") == DONE
-    assert [len(keys) for keys in ledger.keys(np.array([hash_of("a"), hash_of("b")], np.uint64))] in ([1, 1], [2])
+    assert [len(keys) for keys in ledger.keys(np.array([hash64("a"), hash64("b")], np.uint64))] in ([1, 1], [2])
 
 
 def test_parts_are_merged_in_groups(ledger: Ledger, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,7 @@ def test_a_compaction_elsewhere_does_not_disturb_a_reader(ledger: Ledger, folder
     assert [ask(record, f"{number}") for number in range(3)] == [DONE] * 3
     for number in range(3, 6):
         ledger.append(table([row(f"{number}")]), 1)
-    hashes = np.array([hash_of(f"{number}") for number in range(6)], np.uint64)
+    hashes = np.array([hash64(f"{number}") for number in range(6)], np.uint64)
     assert sorted(key for keys in reader.keys(hashes) for key in keys) == [f"{number}" for number in range(6)]
 
 
@@ -268,7 +268,7 @@ def test_a_ledger_in_a_bucket_is_kept_as_one_in_a_folder_is(bucket: str) -> None
         assert len(ledger.load()) == 4
         assert ledger.next_fence() == 2
         ledger.compact(1)
-    assert list(ledger.keys(np.array([hash_of("a/\u00e9.jpg")], np.uint64))) == [["a/\u00e9.jpg"]]
+    assert list(ledger.keys(np.array([hash64("a/\u00e9.jpg")], np.uint64))) == [["a/\u00e9.jpg"]]
 
 
 def test_a_damaged_part_is_named_with_the_remedy(ledger: Ledger, folder: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_damaged_part_is_named_with_the_remedy(ledger: Ledger, folder: Path) -
     for body in (b"", b"no Parquet", whole[:-100], bytes(flipped)):
         part.write_bytes(body)
         with pytest.raises(RequestError, match=rf"{part.name}: is damaged; delete it"):
-            list(ledger.keys(np.array([hash_of("7")], np.uint64)))
+            list(ledger.keys(np.array([hash64("7")], np.uint64)))
     pq.write_table(pa.table({"key": ["a"]}), part)
     with pytest.raises(RequestError, match="is damaged"):
         ledger.load()
@@ -302,7 +302,7 @@ def test_the_look_up_takes_32_bytes_a_row(ledger: Ledger) -> None:
 
 
 def test_hashes_tell_their_parts_apart() -> None:
-    hashes = [hash_of(*parts) for parts in (("a",), ("a", 1), ("a1",), ("a", 11), ("a1", 1), ("",), ("", ""))]
+    hashes = [hash64(*parts) for parts in (("a",), ("a", 1), ("a1",), ("a", 11), ("a1", 1), ("",), ("", ""))]
     assert len(set(hashes)) == len(hashes)
     assert all(0 <= value < 1 << 64 for value in hashes)
 

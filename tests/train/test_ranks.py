@@ -16,11 +16,11 @@ from unet.data.settings import AugmentSettings, DataSettings
 from unet.model.metrics import ConfusionMatrix
 from unet.model.network import UNet
 from unet.settings import Geometry
-from unet.train.batches import View, Work, make_batch
+from unet.train.batches import BatchRequest, BatchSpec, make_batch
 from unet.train.learner import Learner
 from unet.train.loss import LossSums
-from unet.train.ranks import rank, summed, world_size
-from unet.train.schedule import draws_of_step, share
+from unet.train.ranks import all_reduce_sum, rank, world_size
+from unet.train.schedule import samples_of_step, share
 from unet.train.settings import FitSettings
 
 STEPS, BATCH = 20, 5
@@ -45,7 +45,7 @@ def train_share(folder: Path, dtype: torch.dtype, accumulate: int, options: dict
     torch.manual_seed(0)
     labels = read_labels(str(folder / "classes.csv"))
     labelled = find_labelled_set(DataSettings(data=str(folder), classes="camvid"))
-    view = View(labels, Geometry("resize", (40, 56)), AugmentSettings(), seed=3)
+    view = BatchSpec(labels, Geometry("resize", (40, 56)), AugmentSettings(), seed=3)
     network = UNet(classes=2, width=8, depth=2, norm="none", dropout=0.0).to(dtype)
     settings = FitSettings(
         optimizer="adamw", lr=1e-3, precision="fp32", batch_size=BATCH * accumulate, accumulate=accumulate, **options
@@ -54,19 +54,19 @@ def train_share(folder: Path, dtype: torch.dtype, accumulate: int, options: dict
     learner = Learner(network, settings, total_steps=STEPS, class_weights=weights)
     losses = []
     for step in range(STEPS):
-        drawn = draws_of_step(step, seed=3, rows=len(labelled.train), batch=BATCH * accumulate)
+        drawn = samples_of_step(step, seed=3, rows=len(labelled.train), batch=BATCH * accumulate)
         parts = [drawn[first : first + BATCH] for first in range(0, len(drawn), BATCH)]
         draws = [draw for part in parts for draw in share(part, rank(), world_size())]
-        batch = make_batch(Work(tuple(labelled.train[draw.row] for draw in draws), tuple(draws)), view)
+        batch = make_batch(BatchRequest(tuple(labelled.train[draw.row] for draw in draws), tuple(draws)), view)
         losses.append(float(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks))))
     matrix, sums = ConfusionMatrix.empty(2), LossSums.zeros(2)
     for pair in share(labelled.val, rank(), world_size()):
-        batch = make_batch(Work((pair,)), view)
+        batch = make_batch(BatchRequest((pair,)), view)
         more, prediction = learner.evaluate(torch.tensor(batch.images), torch.tensor(batch.masks))
         sums = LossSums(*(a + b for a, b in zip(sums, more, strict=True)))
         matrix.add(batch.masks, prediction.numpy())
-    counts = summed([torch.from_numpy(matrix.counts)])[0]
-    return {"losses": losses, "counts": counts, "val_loss": float(learner.loss_of(LossSums(*summed(sums))))}
+    counts = all_reduce_sum([torch.from_numpy(matrix.counts)])[0]
+    return {"losses": losses, "counts": counts, "val_loss": float(learner.loss_of(LossSums(*all_reduce_sum(sums))))}
 
 
 CASES = [

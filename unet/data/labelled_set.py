@@ -26,9 +26,9 @@ from unet.storage import store
 from unet.storage.faults import Unreachable
 
 __all__ = [
-    "Census",
     "LabelledSet",
     "Pair",
+    "SetStatistics",
     "check",
     "describe",
     "find_labelled_set",
@@ -61,7 +61,7 @@ class LabelledSet:
 
 
 @dataclass
-class Census:
+class SetStatistics:
     """What the check saw in one part of a set."""
 
     pixels: npt.NDArray[np.int64]
@@ -123,19 +123,21 @@ def read_mask(uri: str, labels: LabelSet) -> Array:
     return _decode(uri, lambda data: decode_mask(data, labels))
 
 
-def window_of(census: tuple[Census, Census]) -> Window | None:
+def window_of(statistics: tuple[SetStatistics, SetStatistics]) -> Window | None:
     """The window that suits the 16-bit images that the check has read; None if there are none."""
-    samples = [sampled for part in census for sampled in part.samples]
+    samples = [sampled for part in statistics for sampled in part.samples]
     if not samples:
         return None
     low, high = np.percentile(np.concatenate(samples), TAILS)
     return math.floor(low), max(math.ceil(high), math.floor(low) + 1)
 
 
-def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[str], None]) -> tuple[Census, Census]:
+def check(
+    labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[str], None]
+) -> tuple[SetStatistics, SetStatistics]:
     """Reads every pair, or a random sample of `limit`, and counts what is in them; `say` is told of progress.
 
-    Returns the census of the training and of the validation part.
+    Returns the statistics of the training and of the validation part.
 
     Raises:
         RequestError: the first faulty files, with remedies.
@@ -143,7 +145,7 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
     marked = [(pair, False) for pair in labelled.train] + [(pair, True) for pair in labelled.val]
     if len(marked) > limit:
         marked = random.Random(0).sample(marked, limit)
-    parts = tuple(Census(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
+    parts = tuple(SetStatistics(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
     faults = []
     said = time.monotonic()
     with ThreadPoolExecutor(READERS) as pool:
@@ -171,29 +173,32 @@ def check(labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[st
 
 
 def describe(
-    labelled: LabelledSet, labels: LabelSet, census: tuple[Census, Census], window: Window | None = None
+    labelled: LabelledSet,
+    labels: LabelSet,
+    statistics: tuple[SetStatistics, SetStatistics],
+    window: Window | None = None,
 ) -> str:
     """The table that the check prints. `window`: of 16-bit images."""
     lines = [f"{'':16}{'train':>16}{'val':>16}", f"{'pairs':16}{len(labelled.train):16}{len(labelled.val):16}"]
-    read = tuple(sum(part.sizes.values()) for part in census)
+    read = tuple(sum(part.sizes.values()) for part in statistics)
     if sum(read) < len(labelled.train) + len(labelled.val):
         lines.append(f"{'of them read':16}{read[0]:16}{read[1]:16}")
-    for place in range(max(len(part.sizes) for part in census)):
-        sizes = [part.sizes.most_common() for part in census]
+    for place in range(max(len(part.sizes) for part in statistics)):
+        sizes = [part.sizes.most_common() for part in statistics]
         shown = [f"{_by(s[place][0])}: {s[place][1]}" if place < len(s) else "" for s in sizes]
         lines.append(f"{'height x width' if not place else '':16}" + "".join(f"{text:>16}" for text in shown))
         if place == SIZES_SHOWN:
             lines.append(f"{'':16}... {max(map(len, sizes)) - place - 1} more sizes")
             break
-    if any(part.samples for part in census):
-        lines.append(f"{'16-bit images':16}" + "".join(f"{len(part.samples):16}" for part in census))
+    if any(part.samples for part in statistics):
+        lines.append(f"{'16-bit images':16}" + "".join(f"{len(part.samples):16}" for part in statistics))
     if window is not None:
         lines.append(f"{'window':16}{f'{window[0]} to {window[1]}':>16}")
     for index, name in enumerate(labels.names):
-        shares = [part.shares[index] for part in census]
+        shares = [part.shares[index] for part in statistics]
         note = "" if shares[0] else "   no pixel to learn it from"
         lines.append(f"{name[:15]:16}" + "".join(f"{share:16.1%}" for share in shares) + note)
-    ignored = [part.ignored / max(1, part.ignored + part.pixels.sum()) for part in census]
+    ignored = [part.ignored / max(1, part.ignored + part.pixels.sum()) for part in statistics]
     lines.append(f"{'(ignored)':16}" + "".join(f"{share:16.1%}" for share in ignored))
     return "\n".join(lines)
 

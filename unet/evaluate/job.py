@@ -28,9 +28,9 @@ from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
 from unet.model.predictor import Predictor
 from unet.report.evaluation import evaluation_report
-from unet.report.training import Sample
-from unet.runtime.memory import keep_freed_memory
-from unet.runtime.pipeline import Row, connected_workers, packed, plan_of, pool, running, unpacked
+from unet.report.training import Comparison
+from unet.runtime.memory import retain_freed_memory
+from unet.runtime.pipeline import Row, connected_workers, dataset_of, pack, pool, running, unpack
 from unet.runtime.session import check_shared
 from unet.settings import RequestError, Window, to_mapping
 from unet.storage import store
@@ -100,8 +100,8 @@ def _labels(settings: EvaluateSettings, model: Model | None) -> LabelSet:
 
 def _pairs(settings: EvaluateSettings, labels: LabelSet, window: Window | None) -> tuple[Pair, ...]:
     labelled = find_labelled_set(settings.set_of(settings.classes or "model"))
-    census = check(labelled, labels, settings.check_limit, print)
-    print(describe(labelled, labels, census, window))
+    statistics = check(labelled, labels, settings.check_limit, print)
+    print(describe(labelled, labels, statistics, window))
     parts = {"val": labelled.val, "train": labelled.train, "all": (*labelled.train, *labelled.val)}
     return parts[settings.part]
 
@@ -135,14 +135,14 @@ class _Score:
     """A worker of the pipeline."""
 
     def __init__(self, settings: EvaluateSettings, labels: LabelSet, model: Any, written: Any) -> None:
-        keep_freed_memory()
+        retain_freed_memory()
         self.scorer = _scorer(settings, labels, ray.get(model), ray.get(written), gpu=settings.gpu)
 
     def __call__(self, row: Row) -> Row:
         try:
-            return packed(self.scorer(unpacked(row)))
+            return pack(self.scorer(unpack(row)))
         except (ImageError, StorageError) as error:
-            return packed(error)
+            return pack(error)
 
 
 def _scorer(
@@ -162,7 +162,7 @@ def _scored(
     workers = connected_workers(settings)
     check_shared(_flags(settings, pairs), {})
     size = max(1, min(LARGEST_CHUNK, len(pairs) // CHUNKS))
-    plan = plan_of(pairs[start : start + size] for start in range(0, len(pairs), size)).map_batches(
+    plan = dataset_of(pairs[start : start + size] for start in range(0, len(pairs), size)).map_batches(
         _Score,
         fn_constructor_args=(settings, labels, ray.put(model), ray.put(written)),
         batch_size=1,
@@ -251,13 +251,13 @@ def _write(
     known = [place for place, image in enumerate(scored.images) if image.pixels]
     known.sort(key=lambda place: scored.images[place].miou)
 
-    def samples(places: list[int]) -> list[Sample]:
+    def samples(places: list[int]) -> list[Comparison]:
         shown = []
         for place in places:
             example = scorer.read(scored.pairs[place])
             (prediction,) = scorer.predictions([example])
             name = scored.images[place].key
-            shown.append(Sample(name=name, image=example.image, truth=example.truth, prediction=prediction))
+            shown.append(Comparison(name=name, image=example.image, truth=example.truth, prediction=prediction))
         return shown
 
     files = evaluation_report(

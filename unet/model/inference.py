@@ -18,9 +18,9 @@ def prepared(network: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
     """A copy of `network` for inference alone, on `device`."""
     network = _folded(copy.deepcopy(network).eval().requires_grad_(False))
     if device.type == "cpu":
-        network = _steady(network)
+        network = _deterministic(network)
     network = channels_last(network.to(device, dtype))
-    return _rectified(network) if device.type == "cpu" and rectifies(dtype) else network
+    return _fused_relu(network) if device.type == "cpu" and rectifies(dtype) else network
 
 
 def rectifies(dtype: torch.dtype) -> bool:
@@ -42,36 +42,36 @@ def _folded(network: UNet) -> UNet:
     return network
 
 
-def _steady(network: UNet) -> UNet:
+def _deterministic(network: UNet) -> UNet:
     """`network` of operations that sum in the same order on any number of CPU threads; all others measured do."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Up) and isinstance(child.upsample, nn.ConvTranspose2d):
-                setattr(parent, name, _Doubling(child))
+                setattr(parent, name, UpsampleAsConvs(child))
             elif isinstance(child, nn.GroupNorm):
-                setattr(parent, name, _SteadyGroupNorm(child))
+                setattr(parent, name, DeterministicGroupNorm(child))
             elif isinstance(child, nn.Conv2d):
-                _past_shortcut(child)
+                _through_onednn(child)
     return network
 
 
-def _rectified(network: UNet) -> UNet:
+def _fused_relu(network: UNet) -> UNet:
     """`network` with each convolution and the ReLU behind it as one operation."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Block) and isinstance(child.first, nn.Conv2d):
-                setattr(parent, name, nn.Sequential(_Rectified(child.first), _Rectified(child.second)))
+                setattr(parent, name, nn.Sequential(ConvReLU(child.first), ConvReLU(child.second)))
     return network
 
 
-def _past_shortcut(convolution: nn.Conv2d) -> nn.Conv2d:
+def _through_onednn(convolution: nn.Conv2d) -> nn.Conv2d:
     """`convolution`, of which PyTorch would take one of single pixels past oneDNN where it has a single thread."""
     if convolution.kernel_size == (1, 1):
         convolution.dilation = (2, 2)  # which changes nothing
     return convolution
 
 
-class _Doubling(nn.Module):
+class UpsampleAsConvs(nn.Module):
     """An `Up` whose 3x3 transposed convolution of stride 2 is four plain ones, for even and odd rows of even and odd
     columns, and makes its pixels where the convolutions after it read them, beside the skip's.
 
@@ -94,7 +94,7 @@ class _Doubling(nn.Module):
             part.weight.copy_(kernel[:, :, rows][..., columns])
             assert part.bias is not None
             part.bias.copy_(transposed.bias)
-            self.parts.append(_past_shortcut(part))
+            self.parts.append(_through_onednn(part))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         count, _, height, width = x.shape
@@ -109,7 +109,7 @@ class _Doubling(nn.Module):
         return y
 
 
-class _Rectified(nn.Module):
+class ConvReLU(nn.Module):
     """A convolution and the ReLU behind it as the one operation that oneDNN has for both, with a kernel in the order
     that it reads: what PyTorch's compiler makes of them, without a compiler."""
 
@@ -125,7 +125,7 @@ class _Rectified(nn.Module):
         return y
 
 
-class _SteadyGroupNorm(nn.Module):
+class DeterministicGroupNorm(nn.Module):
     """Group norm over planes, not channels-last memory, where a group's sum is one thread's."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:

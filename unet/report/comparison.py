@@ -22,7 +22,7 @@ DIMMED, SHADES = 0.45, 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Comparison:
     """An image whose prediction is shown; the three arrays have one height and width."""
 
     name: str
@@ -35,7 +35,7 @@ class Sample:
     """HW uint8 class indices."""
 
 
-def comparisons(name: str, samples: Sequence[Sample], labels: LabelSet, limit: int) -> str:
+def comparisons(name: str, samples: Sequence[Comparison], labels: LabelSet, limit: int) -> str:
     """Samples under each other, as many as fit `limit` characters, each with its scores; empty without any.
 
     `name` tells one such list of a page from another.
@@ -57,7 +57,7 @@ def legends(labels: LabelSet) -> str:
     return legend(classes + ignored) + "\n" + legend(errors)
 
 
-def _comparison(group: str, sample: Sample, labels: LabelSet, *, opened: bool) -> str:
+def _comparison(group: str, sample: Comparison, labels: LabelSet, *, opened: bool) -> str:
     matrix = ConfusionMatrix.empty(len(labels.classes))
     matrix.add(sample.truth, sample.prediction)
     height, width = sample.truth.shape
@@ -89,7 +89,7 @@ def _slider(group: str, opened: bool) -> Iterable[str]:
     yield '<span class="right">Truth</span></div></details>'
 
 
-def _pictures(sample: Sample, labels: LabelSet) -> tuple[bytes, bytes, bytes, bytes]:
+def _pictures(sample: Comparison, labels: LabelSet) -> tuple[bytes, bytes, bytes, bytes]:
     height, width = sample.truth.shape
     scale = min(1.0, PANEL / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))

@@ -12,7 +12,7 @@ import numpy as np
 
 from unet.data.labels import LabelSet
 from unet.model.metrics import ConfusionMatrix
-from unet.report.comparison import Sample, comparisons, legends
+from unet.report.comparison import Comparison, comparisons, legends
 from unet.report.page import FULL, facts_list, headline, pair, percent, render_page, shortened
 from unet.report.plots import Mark, bar_plot, whole_percent
 from unet.report.score_tables import class_table, confusions
@@ -46,8 +46,8 @@ def evaluation_report(
     labels: LabelSet,
     confusion: ConfusionMatrix,
     images: Sequence[ImageScore],
-    worst: Sequence[Sample],
-    best: Sequence[Sample],
+    worst: Sequence[Comparison],
+    best: Sequence[Comparison],
 ) -> dict[str, bytes]:
     """Files of the page by name relative to its folder: index.html.
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from unet.data.labels import LabelSet
 from unet.model.metrics import ConfusionMatrix
-from unet.report.comparison import Sample, comparisons, legends
+from unet.report.comparison import Comparison, comparisons, legends
 from unet.report.page import FULL, facts_list, headline, pair, percent, render_page
 from unet.report.plots import Mark, line_plot, whole_percent
 from unet.report.score_tables import class_table, confusions
 
-__all__ = ["Row", "Sample", "training_report"]
+__all__ = ["Comparison", "Row", "training_report"]
 
 Row = Mapping[str, Any]
 """A line of metrics.jsonl."""
@@ -29,7 +29,7 @@ def training_report(
     labels: LabelSet,
     history: Sequence[Row],
     confusion: ConfusionMatrix,
-    samples: Sequence[Sample],
+    samples: Sequence[Comparison],
 ) -> dict[str, bytes]:
     """Files of the report by name relative to its folder: index.html.
 

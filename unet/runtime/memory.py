@@ -20,7 +20,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's mallopt, from malloc.h."""
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """Does the same for this process, if it was not begun with `KEEPING`, for threads that have not used memory yet."""
     if KEEPING.items() <= os.environ.items():
         return

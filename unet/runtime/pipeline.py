@@ -34,17 +34,17 @@ class Workers(Protocol):
         """Least and most, if --workers says."""
 
 
-def packed(content: Any) -> Row:
+def pack(content: Any) -> Row:
     """What travels, as the one row that Ray Data sees."""
     return {"content": np.array([pickle.dumps(content, protocol=5)], object)}
 
 
-def unpacked(row: Row) -> Any:
-    """The inverse of `packed`."""
+def unpack(row: Row) -> Any:
+    """The inverse of `pack`."""
     return pickle.loads(row["content"][0])
 
 
-def plan_of(contents: Iterable[Any]) -> ray.data.Dataset:
+def dataset_of(contents: Iterable[Any]) -> ray.data.Dataset:
     """A plan that begins with these."""
     return ray.data.from_items([{"content": pickle.dumps(content, protocol=5)} for content in contents])
 

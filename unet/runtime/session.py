@@ -14,7 +14,7 @@ from ray._private.utils import read_ray_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet.runtime.memory import KEEPING
-from unet.runtime.stop import keeping_handlers
+from unet.runtime.stop import preserve_signal_handlers
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.listed import join
@@ -39,7 +39,7 @@ def connect(*, worker_output: bool) -> bool:
     address = named or read_ray_address()
     if address and address != "local":
         try:
-            with keeping_handlers():
+            with preserve_signal_handlers():
                 ray.init(address=address, logging_level=logging.WARNING)
         except ConnectionError:
             if named:
@@ -63,7 +63,7 @@ def connect(*, worker_output: bool) -> bool:
         os.environ.setdefault(name, value)
     if not worker_output:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's own actors are told off as errors
-    with keeping_handlers():
+    with preserve_signal_handlers():
         ray.init(address="local", logging_level=logging.ERROR, include_dashboard=False, log_to_driver=worker_output)
     return True
 
@@ -106,13 +106,13 @@ def check_shared(paths: Mapping[str, str], written: Mapping[str, str]) -> None:
     for folder in folders.values():
         store.write(join(folder, seen), b"")
     try:
-        _look_everywhere(nodes, local | {flag: join(folder, seen) for flag, folder in folders.items()})
+        _check_on_every_node(nodes, local | {flag: join(folder, seen) for flag, folder in folders.items()})
     finally:
         for folder in folders.values():
             store.open_store(folder).delete([seen])
 
 
-def _look_everywhere(nodes: list[dict[str, Any]], local: Mapping[str, str]) -> None:
+def _check_on_every_node(nodes: list[dict[str, Any]], local: Mapping[str, str]) -> None:
     looking = [
         ray.remote(_missing)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
@@ -127,7 +127,7 @@ def _look_everywhere(nodes: list[dict[str, Any]], local: Mapping[str, str]) -> N
             )
 
 
-def is_shipped(path: str) -> bool:
+def in_job_directory(path: str) -> bool:
     """Whether a path lies in the working directory that Ray made for this job, and removes some time after it."""
     shipped = ray.get_runtime_context().runtime_env.get("working_dir")
     return bool(shipped) and "://" not in path and Path(path).resolve().is_relative_to(Path.cwd().resolve())

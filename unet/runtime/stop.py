@@ -15,25 +15,25 @@ from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-FAREWELL_SECONDS = 1.6
+HOOK_SECONDS = 1.6
 """How long the last words of a job may take: `ray job stop` kills soon after."""
 
-_farewells: list[Callable[[], None]] = []
+_hooks: list[Callable[[], None]] = []
 """What this process has to say before it ends early, in order."""
 
 
 @contextmanager
-def saying_farewell(farewell: Callable[[], None]) -> Iterator[None]:
+def shutdown_hook(farewell: Callable[[], None]) -> Iterator[None]:
     """Calls `farewell`, from another thread, if the job is ended early within the block."""
-    _farewells.append(farewell)
+    _hooks.append(farewell)
     try:
         yield
     finally:
-        _farewells.remove(farewell)
+        _hooks.remove(farewell)
 
 
 @contextmanager
-def ending_after(seconds: float | None, flag: str) -> Iterator[None]:
+def time_limit_exit(seconds: float | None, flag: str) -> Iterator[None]:
     """Ends the job early, as SIGTERM does, if the block takes longer; None: never."""
     if seconds is None:
         yield
@@ -48,7 +48,7 @@ def ending_after(seconds: float | None, flag: str) -> Iterator[None]:
 
 
 @contextmanager
-def ending_on_signals() -> Iterator[None]:
+def exit_on_signals() -> Iterator[None]:
     """Ends this process with 128 + the signal's number, from a thread of its own: the main one may be deep in a call.
 
     The interpreter writes the number of every signal to a pipe, whoever else handles it too; Ray replaces handlers.
@@ -76,7 +76,7 @@ def ending_on_signals() -> Iterator[None]:
 
 
 @contextmanager
-def keeping_handlers() -> Iterator[None]:
+def preserve_signal_handlers() -> Iterator[None]:
     """Undoes what the block does to the handlers of signals; Ray's print a stack before a job ends."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -99,8 +99,8 @@ def _end(said: str, code: int) -> None:
             print(f"{said}; the same command goes on", file=sys.stderr, flush=True)
 
     try:
-        deadline = time.monotonic() + FAREWELL_SECONDS
-        for word in (announce, *_farewells):
+        deadline = time.monotonic() + HOOK_SECONDS
+        for word in (announce, *_hooks):
             speaker = threading.Thread(target=word, daemon=True)  # it may wait, for a reader or a storage server
             speaker.start()
             speaker.join(max(0.0, deadline - time.monotonic()))
@@ -108,7 +108,7 @@ def _end(said: str, code: int) -> None:
         os._exit(code)
 
 
-def exit_at_once() -> None:
+def skip_destructors() -> None:
     """Lets this process, of an actor that ends by itself, end without the destructors of Ray's core: now and then they
     wait for one another for ever, and the process stays when Ray has gone."""
     atexit.register(os._exit, 0)

@@ -23,15 +23,15 @@ import yaml
 from unet.model.artifact import Model
 from unet.model.predictor import Predictor
 from unet.runtime import telemetry
-from unet.runtime.pipeline import connected_workers, plan_of, pool, running
+from unet.runtime.pipeline import connected_workers, dataset_of, pool, running
 from unet.runtime.session import check_shared, join_cluster
-from unet.runtime.stop import ending_after, saying_farewell
-from unet.segment.lease import Held, Lease, acquire
+from unet.runtime.stop import shutdown_hook, time_limit_exit
+from unet.segment.lease import Lease, LeaseLost, acquire
 from unet.segment.listing import LARGEST_CHUNK, LEASE, OWN, TODO, Chunk, Request, chunks
 from unet.segment.manifest import check_manifest
 from unet.segment.recorder import Recorder
 from unet.segment.settings import SegmentSettings
-from unet.segment.steps import Fetch, List, Predict, Segment, Write, announcing, tell, told
+from unet.segment.steps import Fetch, List, Predict, Segment, Write, lookup, publish, publish_lease
 from unet.settings import RequestError, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError, Unreachable
@@ -64,14 +64,14 @@ def segment(settings: SegmentSettings) -> int:
         try:
             code = _run(model, replace(request, fence=lease.fence, conditional=lease.conditional), lease)
             return code
-        except (Held, RequestError) as error:
-            code = HELD if isinstance(error, Held) else BAD_REQUEST
+        except (LeaseLost, RequestError) as error:
+            code = HELD if isinstance(error, LeaseLost) else BAD_REQUEST
             raise
         finally:
             telemetry.record_end(code, output)
             with suppress(StorageError):  # then it ends by itself
                 lease.release()
-    except Held as error:
+    except LeaseLost as error:
         print(f"error: --output {output}: {_said(error)}; nothing more is written", file=sys.stderr)
         return HELD
     except StorageError as error:
@@ -84,12 +84,12 @@ def _run(model: Model, request: Request, lease: Lease) -> int:
     recorder = Recorder(request, model.labels, lease.confirm)
 
     def farewell() -> None:
-        with suppress(StorageError, Held):
+        with suppress(StorageError, LeaseLost):
             recorder.record()
             lease.release()
         recorder.discard()
 
-    with saying_farewell(farewell), ending_after(request.settings.time_limit, "--time-limit"):
+    with shutdown_hook(farewell), time_limit_exit(request.settings.time_limit, "--time-limit"):
         idle = _nothing_to_do(request, lease)
         workers = _connected(request.settings) if idle is None else (0, 0)
         join_cluster()  # also a run that finds nothing to do is to be seen
@@ -123,15 +123,15 @@ def _worked(
     """The chunks as workers settle them. Raises: StorageError if some of what was listed has not come."""
     with (
         _Progress(recorder, request),
-        announcing(request, lease),
+        publish_lease(request, lease),
         telemetry.running(telemetry.SEGMENTING, output=request.settings.output),
         closing(_pipeline(request, model, workers)) as settled,
     ):
         for chunk in settled:
             yield chunk
-            tell(request, "worked", recorder.worked)
+            publish(request, "worked", recorder.worked)
         # Where a process dies that Ray begins anew, a stream may end early and without an error.
-        listed, ended = told(request, "listed", (0, False))
+        listed, ended = lookup(request, "listed", (0, False))
         if not ended or listed != sum(recorder.counts.values()):
             raise StorageError(request.settings.input, "a process of the run was killed, not all has been done")
 
@@ -223,7 +223,7 @@ def _nothing_to_do(request: Request, lease: Lease) -> list[Chunk] | None:
 def _pipeline(request: Request, model: Model, workers: tuple[int, int]) -> Generator[Chunk, None, None]:
     """Settled chunks, as they come. On one machine the steps share a process; CPUs that feed GPUs have their own."""
     given = ray.put(model)
-    plan = plan_of([None]).map_batches(
+    plan = dataset_of([None]).map_batches(
         List(request, AHEAD * workers[1]),
         batch_size=None,
         num_cpus=0,
@@ -271,7 +271,7 @@ class _Progress:
         while not self._over.wait(SECONDS_PER_LINE):
             counts, now = dict(self.recorder.counts), time.monotonic()
             settled, done = sum(counts.values()), counts.get("done", 0)
-            listed, ended = told(self.request, "listed", (0, False))
+            listed, ended = lookup(self.request, "listed", (0, False))
             text = f"listed {listed:,}  done {done:,}  failed {counts.get('failed', 0):,}"
             if first is not None and done > first[1]:
                 rate = (done - first[1]) / (now - first[0])

@@ -30,15 +30,15 @@ BEATS = 6
 LOOKS = 12
 """Looks at another's lease in a lifetime."""
 
-NOWHERE = "0" * 32
+NO_SUCH_ETAG = "0" * 32
 """An etag that no lease has."""
 
 
-class Held(Exception):  # noqa: N818
+class LeaseLost(Exception):  # noqa: N818
     """Another run holds the output, or has taken it over."""
 
 
-class Unsure(StorageError):  # noqa: N818
+class LeaseUnconfirmed(StorageError):  # noqa: N818
     """The lease could not be renewed for so long that this run must not go on."""
 
 
@@ -60,7 +60,7 @@ class Lease(Protocol):
         """Why that will not become sure again; None while it may."""
 
     def confirm(self) -> None:
-        """Returns once it is sure that nobody else holds the output. Raises: Held, Unsure."""
+        """Returns once it is sure that nobody else holds the output. Raises: LeaseLost, LeaseUnconfirmed."""
 
     def release(self) -> None:
         """Lets others have the output at once. Raises: StorageError."""
@@ -72,7 +72,7 @@ def acquire(output: str, key: str, *, run: str, lifetime: float, fence: int) -> 
     `fence`: higher than that of everything recorded there. Waits up to the lifetime of a holder that may be dead.
 
     Raises:
-        Held: another run lives.
+        LeaseLost: another run lives.
         StorageError: the lease cannot be read or written.
     """
     if output.startswith("s3://"):
@@ -114,7 +114,7 @@ class _FolderLease:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(self._file, 1000, 0).decode(errors="replace").strip()
-            raise Held(f"another run holds it ({holder})") from None
+            raise LeaseLost(f"another run holds it ({holder})") from None
         except OSError as error:  # some network file systems have no locks
             print(f"warning: {path} cannot be locked ({error.strerror}); let no other run write to this output")
 
@@ -180,9 +180,9 @@ class _BucketLease:
     def confirm(self) -> None:
         while self.left() <= 0:
             if self._lost:
-                raise Held(self._lost)
+                raise LeaseLost(self._lost)
             if trouble := self.trouble():
-                raise Unsure(self._uri, trouble)
+                raise LeaseUnconfirmed(self._uri, trouble)
             with self._held:
                 self._held.wait(0.2)
 
@@ -194,7 +194,7 @@ class _BucketLease:
         if self._lost:
             return
         self._claim = replace(self._claim, released=True)
-        with suppress(Held):  # then it was no longer ours to release
+        with suppress(LeaseLost):  # then it was no longer ours to release
             if not self._renew():  # an answer was lost before
                 self._renew()
 
@@ -214,7 +214,7 @@ class _BucketLease:
         except Changed:  # by another, or by us if the first answer was lost
             seen, made = self._read()
             if seen is None or seen.get("run") != self._claim.run:
-                raise Held("another run has just begun") from None
+                raise LeaseLost("another run has just begun") from None
         self._deadline = began + self._claim.lifetime
         return made
 
@@ -231,7 +231,7 @@ class _BucketLease:
                 continue
             if seen is None or seen.get("released"):
                 return seen, etag_seen
-            raise Held(f"another run holds it ({who})")
+            raise LeaseLost(f"another run holds it ({who})")
         print(f"{self._uri}: shows no sign of life; taking over", flush=True)
         return before, etag
 
@@ -239,7 +239,7 @@ class _BucketLease:
         """Finds out whether the server minds conditions."""
         if self.conditional:
             try:
-                self._etag = self._store.put(self._key, self._claim.to_bytes(), over=NOWHERE)
+                self._etag = self._store.put(self._key, self._claim.to_bytes(), over=NO_SUCH_ETAG)
             except Changed:
                 return
             except Unsupported:
@@ -256,7 +256,7 @@ class _BucketLease:
             fault: StorageError | None = None
             try:
                 self._renew()
-            except Held as error:
+            except LeaseLost as error:
                 with self._held:
                     self._lost = str(error)
                     self._held.notify_all()
@@ -269,7 +269,7 @@ class _BucketLease:
                 self._fault = fault
 
     def _renew(self) -> bool:
-        """Replaces the object; False if it was not seen to be replaced, and yet is still ours. Raises: Held."""
+        """Replaces the object; False if it was not seen to be replaced, and yet is still ours. Raises: LeaseLost."""
         began = now()
         if not self.conditional:
             self._look()
@@ -284,11 +284,11 @@ class _BucketLease:
         return True
 
     def _look(self) -> None:
-        """Reads the lease, which should be ours. Raises: Held."""
+        """Reads the lease, which should be ours. Raises: LeaseLost."""
         seen, etag = self._read()
         if seen is None or (seen.get("run"), seen.get("fence")) != (self._claim.run, self._claim.fence):
             who = "nobody" if seen is None else f"{seen.get('run')} on {seen.get('host')}"
-            raise Held(f"this run was not seen for {self._claim.lifetime:g} s, and {who} has taken it over")
+            raise LeaseLost(f"this run was not seen for {self._claim.lifetime:g} s, and {who} has taken it over")
         self._etag = etag
 
     def _put(self, over: str | None) -> str:

@@ -134,7 +134,7 @@ class Ledger:
         names = list(bodies)
         columns = _columns((self._parse(name, bodies[name], _ORDER) for name in names), _ORDER)
         keep = np.zeros(len(columns["key_hash"]), bool)
-        keep[_winners(columns)] = True
+        keep[_latest_rows(columns)] = True
         removed = keep & (columns["status"] == _REMOVED)
         if drop_removed:
             keep &= ~removed
@@ -190,7 +190,7 @@ class Record:
 
     def __init__(self, tables: Iterable[pa.Table], names: Sequence[str]) -> None:
         columns = _columns(tables, names)
-        newest = _winners(columns)
+        newest = _latest_rows(columns)
         del columns["fence"], columns["time"]
         newest = newest[columns["status"][newest] != _REMOVED]
         self._columns = {name: columns.pop(name)[newest] for name in list(columns)}
@@ -223,14 +223,14 @@ class Record:
         self._seen[places[known]] = True
         objects = _objects(etags, sizes)
         failed = self._columns["status"][places] == _HAS_FAILED
-        states = objects ^ np.array([hash_of(fingerprint), hash_of(failed_fingerprint)], np.uint64)[failed.astype(int)]
+        states = objects ^ np.array([hash64(fingerprint), hash64(failed_fingerprint)], np.uint64)[failed.astype(int)]
         changed = self._columns["object_hash"][places] != objects
         other_model = self._columns["state_hash"][places] != states
         answers = (NEW, CHANGED, MODEL_CHANGED, FAILED)
         return np.select((~known, changed, other_model, failed), answers, DONE).astype(np.uint8)
 
     def mask_hashes(self, keys: Sequence[str]) -> Hashes:
-        """`hash_of` the recorded etag of each key's mask (n uint64), 0 where none is; needs `load(masks=True)`."""
+        """`hash64` the recorded etag of each key's mask (n uint64), 0 where none is; needs `load(masks=True)`."""
         if not len(self):
             return np.zeros(len(keys), np.uint64)
         places, known = self._find(keys)
@@ -255,7 +255,7 @@ class Record:
         return places, self._columns["key_hash"][places] == hashes
 
 
-def hash_of(*parts: str | int) -> int:
+def hash64(*parts: str | int) -> int:
     """64 bits of BLAKE2b over the parts, joined by NUL."""
     return int.from_bytes(_digest("\0".join(map(str, parts))), "little")
 
@@ -266,7 +266,7 @@ def _digest(text: str) -> bytes:
 
 
 def _hashes(texts: Iterable[str | None]) -> Hashes:
-    """`hash_of` each text (n uint64); 0 of None."""
+    """`hash64` each text (n uint64); 0 of None."""
     return np.frombuffer(b"".join([bytes(8) if text is None else _digest(text) for text in texts]), "<u8")
 
 
@@ -304,7 +304,7 @@ def _columns(tables: Iterable[pa.Table], names: Sequence[str]) -> Columns:
     return {name: np.concatenate(pieces.pop(name)) for name in names}  # pop: no column is held twice for long
 
 
-def _winners(columns: Columns) -> NDArray[np.intp]:
+def _latest_rows(columns: Columns) -> NDArray[np.intp]:
     """Rows that count, in the order of their key hashes."""
     order = np.lexsort((columns["time"], columns["fence"], columns["key_hash"]))
     keys = columns["key_hash"][order]

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unet.data.image import SUFFIXES
-from unet.segment.ledger import CHANGED, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, Record, hash_of
-from unet.segment.manifest import looked_up, manifest_keys
+from unet.segment.ledger import CHANGED, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, Record, hash64
+from unet.segment.manifest import head_objects, manifest_keys
 from unet.segment.settings import SegmentSettings
 from unet.settings import Window
 from unet.storage.listed import Listed, join
@@ -84,7 +84,7 @@ class Request:
     def failed_fingerprint(self) -> str:
         """Digest of all that decides whether an object fails."""
         limits = self.settings.max_pixels, self.settings.max_bytes
-        return f"{hash_of(self.fingerprint, *limits):016x}"
+        return f"{hash64(self.fingerprint, *limits):016x}"
 
     @property
     def ledger(self) -> Ledger:
@@ -139,9 +139,9 @@ def output_keys(key: str, outputs: Iterable[str]) -> list[str]:
     return [mask_key(key) if name == "mask" else f"{OWN}{name}/{mask_key(key)}" for name in outputs]
 
 
-def chunks(request: Request, permit: Callable[[], None] = lambda: None) -> Iterator[Chunk]:
-    """All objects of the input, each once, settled or to be done. `permit` is called before a mask is removed."""
-    lister = _Lister(request, permit)
+def chunks(request: Request, guard: Callable[[], None] = lambda: None) -> Iterator[Chunk]:
+    """All objects of the input, each once, settled or to be done. `guard` is called before a mask is removed."""
+    lister = _Lister(request, guard)
     waiting, settled = make_rows({"key": []}), make_rows({"key": []})
     emitted = 0
     for page in lister.pages():
@@ -177,8 +177,8 @@ def _chunk_size(emitted: int) -> int:
 class _Lister:
     """Lists, and judges by the name, the listing and the ledger."""
 
-    def __init__(self, request: Request, permit: Callable[[], None]) -> None:
-        self.request, self.permit = request, permit
+    def __init__(self, request: Request, guard: Callable[[], None]) -> None:
+        self.request, self.guard = request, guard
         self.settings = settings = request.settings
         self.source, self.target = request.source, request.target
         self.record: Record = request.ledger.load(masks=settings.verify)
@@ -192,7 +192,7 @@ class _Lister:
     def pages(self) -> Iterator[list[Listed]]:
         """Objects whose names match, in pages."""
         if self.settings.manifest is not None:
-            yield from looked_up(self._named(manifest_keys(self.settings.manifest)), self.source)
+            yield from head_objects(self._named(manifest_keys(self.settings.manifest)), self.source)
             return
         for page in self.source.list():
             chosen, others = list[Listed](), list[str]()
@@ -243,7 +243,7 @@ class _Lister:
     def _remove(self, gone: npt.NDArray[np.uint64]) -> None:
         ledger = self.request.ledger
         for keys in ledger.keys(gone):
-            self.permit()
+            self.guard()
             self.target.delete(key for image in keys for key in output_keys(image, ("mask", "overlay", "confidence")))
             ledger.append(pa.table({"key": keys, "status": ["removed"] * len(keys)}), self.request.fence)
             self.totals["removed"] += len(keys)
@@ -321,7 +321,7 @@ class _Masks:
         """Whether the mask of each image key is there with the etag of this hash."""
         if not len(self.keys):
             return np.zeros(len(keys), bool)
-        wanted = np.array([hash_of(mask_key(key)) for key in keys], np.uint64)
+        wanted = np.array([hash64(mask_key(key)) for key in keys], np.uint64)
         places = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
         found: npt.NDArray[np.bool_] = (self.keys[places] == wanted) & (self.etags[places] == etags)
         return found
@@ -329,7 +329,7 @@ class _Masks:
 
 def _masks_of(target: Store) -> _Masks:
     pages = [
-        np.array([(hash_of(item.key), hash_of(item.etag)) for item in page], np.uint64).reshape(-1, 2)
+        np.array([(hash64(item.key), hash64(item.etag)) for item in page], np.uint64).reshape(-1, 2)
         for page in target.list()
     ]
     table = np.concatenate([np.empty((0, 2), np.uint64), *pages])

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unet.segment.ledger import hash_of
+from unet.segment.ledger import hash64
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.faults import Unreachable, Vanished
@@ -29,7 +29,7 @@ def manifest_keys(uri: str) -> Iterator[list[str]]:
     for page in _pages(uri):
         fresh = []
         for key in page:
-            digest = hash_of(key)
+            digest = hash64(key)
             if digest not in known:
                 known.add(digest)
                 fresh.append(key)
@@ -66,7 +66,7 @@ def check_manifest(uri: str) -> None:
     next(_pages(uri), None)
 
 
-def looked_up(pages: Iterable[list[str]], source: Store) -> Iterator[list[Listed]]:
+def head_objects(pages: Iterable[list[str]], source: Store) -> Iterator[list[Listed]]:
     """What a listing would have shown of these keys; size -1 where there is no such object."""
 
     def head(key: str) -> Listed:

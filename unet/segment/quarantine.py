@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from unet.segment.ledger import hash_of
+from unet.segment.ledger import hash64
 from unet.segment.segmenter import Item
 
 STRIKES = 2
@@ -18,7 +18,7 @@ STRIKES = 2
 REASON = f"ended its worker {STRIKES + 1} times, alone too: it crashes the decoder, or its memory does not suffice"
 
 
-class Trials:
+class Quarantine:
     """One for each process and step. `noted(name)` is what `note(name, value)` was last called with, or None."""
 
     def __init__(self, step: str, note: Callable[[str, Any], None], noted: Callable[[str], Any]) -> None:
@@ -30,7 +30,7 @@ class Trials:
         items = [item for item in items if not item.status]
         if not items:
             return
-        name = f"trial/{self._step}/{hash_of(items[0].key, items[-1].key, len(items)):016x}"
+        name = f"trial/{self._step}/{hash64(items[0].key, items[-1].key, len(items)):016x}"
         before = self._noted(name)
         if before is None:
             self._note(name, {})

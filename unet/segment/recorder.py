@@ -23,7 +23,7 @@ from unet.data.labels import LabelSet
 from unet.report.segmentation import Sheet, segmentation_report
 from unet.segment.listing import OWN, Chunk, Request, mask_key
 from unet.segment.segmenter import SHEETS
-from unet.storage.local import translated
+from unet.storage.local import translate_errors
 
 PART_SECONDS, PART_SHARE, PART_ROWS = (1.0, 5.0), 0.02, 50_000
 """A ledger part is written when its oldest row is as old as this share of the run, within these bounds, or when it has
@@ -54,11 +54,11 @@ REPORT = pa.schema(
 class Recorder:
     """Call `add` with every chunk, then `finish`; `record` may be called from another thread at any time.
 
-    `permit` is called before each write, and returns once this run may write.
+    `guard` is called before each write, and returns once this run may write.
     """
 
-    def __init__(self, request: Request, labels: LabelSet, permit: Callable[[], None] = lambda: None) -> None:
-        self.request, self.labels, self.permit = request, labels, permit
+    def __init__(self, request: Request, labels: LabelSet, guard: Callable[[], None] = lambda: None) -> None:
+        self.request, self.labels, self.guard = request, labels, guard
         self._lock = threading.RLock()
         self.target = request.target
         self.counts: Counter[str] = Counter()
@@ -74,7 +74,7 @@ class Recorder:
         self._written = time.monotonic()
         self._folder = tempfile.TemporaryDirectory(prefix="unet-report-")
         self._report_path = Path(self._folder.name) / "report.parquet"
-        with translated(str(self._report_path)):
+        with translate_errors(str(self._report_path)):
             self._report = pq.ParquetWriter(self._report_path, REPORT, compression="zstd")
 
     @property
@@ -129,7 +129,7 @@ class Recorder:
             )
             part = rows.select(["key", "etag", "size", "status", "error", "mask_etag"])
             part = part.append_column("fingerprint", prints)
-            self.permit()
+            self.guard()
             request.ledger.append(part.append_column("time", pa.array([time.time()] * len(rows))), request.fence)
         self._waiting, self._written = [], time.monotonic()
 
@@ -137,16 +137,16 @@ class Recorder:
         """Writes the report and returns the summary. `complete`: the run came to its end by itself."""
         self.record()
         self._report_all()
-        with translated(str(self._report_path)):
+        with translate_errors(str(self._report_path)):
             self._report.close()
-        self.permit()
+        self.guard()
         if complete:
             self.request.ledger.compact(self.request.fence)
         folder = f"{OWN}runs/{self.request.run}/"
         self.target.put_file(folder + "report.parquet", self._report_path)
         summary = self._summary(complete)
         for name, data in self._page(summary).items():
-            self.permit()
+            self.guard()
             self.target.put(folder + name, data, content_type=mimetypes.guess_type(name)[0] or "")
         self.target.put(
             folder + "summary.json", json.dumps(summary, indent=1).encode(), content_type="application/json"
@@ -160,7 +160,7 @@ class Recorder:
 
     def _report_all(self) -> None:
         if self._unreported:
-            with translated(str(self._report_path)):
+            with translate_errors(str(self._report_path)):
                 self._report.write_table(_report_rows(pa.concat_tables(self._unreported)))
         self._unreported = []
 

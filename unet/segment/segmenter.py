@@ -31,8 +31,8 @@ from unet.data.image import (
 )
 from unet.model.artifact import Model
 from unet.model.predictor import Predictor
-from unet.segment.lease import Unsure
-from unet.segment.ledger import NEW, hash_of
+from unet.segment.lease import LeaseUnconfirmed
+from unet.segment.ledger import NEW, hash64
 from unet.segment.listing import REASONS, TODO, Chunk, Request, make_rows, output_keys
 from unet.storage.faults import BadCredentials, Changed, Full, StorageError, Vanished
 
@@ -51,7 +51,7 @@ SHEETS, SHEET_SIDE = 24, 320
 OVERWRITES = 3
 """How often a mask is put over one that was not expected there."""
 
-FOR_ALL = (BadCredentials, Full, Unsure)
+SHARED_FAULTS = (BadCredentials, Full, LeaseUnconfirmed)
 """Faults that no other object would be spared: they end the run."""
 
 
@@ -96,7 +96,7 @@ class Budget:
             self._room.wait_for(lambda: not self._used or self._used + pixels <= self._limit)
             self._used += pixels
 
-    def give_back(self, pixels: int) -> None:
+    def release(self, pixels: int) -> None:
         """Makes room."""
         with self._room:
             self._used -= pixels
@@ -125,14 +125,14 @@ class Fetcher:
                 item.spent["decode"] = time.time() - started
             finally:
                 if item.image is None:
-                    self.budget.give_back(height * width)
+                    self.budget.release(height * width)
         except Vanished:
             return item.end("vanished", "was deleted after it was listed")
         except Changed:
             return item.end("changed", "was replaced after it was listed; the next run takes it")
         except ImageError as error:
             return item.end("failed", str(error), permanent=not isinstance(error, TooLargeError))
-        except FOR_ALL:
+        except SHARED_FAULTS:
             raise
         except StorageError as error:
             return item.end("failed", str(error))
@@ -142,12 +142,12 @@ class Fetcher:
 class Writer:
     """Encodes and writes; keeps count of classes and candidates for the contact sheet.
 
-    `permit` is called before each attempt to write, and returns once this run may write.
+    `guard` is called before each attempt to write, and returns once this run may write.
     """
 
-    def __init__(self, request: Request, model: Model, permit: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, request: Request, model: Model, guard: Callable[[], None] = lambda: None) -> None:
         self.settings, self.labels, self.digest = request.settings, model.labels, model.digest
-        self.target, self.conditional, self.permit = request.target, request.conditional, permit
+        self.target, self.conditional, self.guard = request.target, request.conditional, guard
         self._lock = threading.Lock()
         self._shown: list[int] = []
         """Ranks of the candidates so far, negated, as a heap: a random sample has the lowest ranks."""
@@ -165,8 +165,8 @@ class Writer:
                 if kind == "mask":
                     item.mask_etag = self._put_mask(key, data, metadata, new=item.reason == REASONS[NEW])
                 else:
-                    self.target.put(key, data, content_type="image/png", metadata=metadata, permit=self.permit)
-        except FOR_ALL:
+                    self.target.put(key, data, content_type="image/png", metadata=metadata, guard=self.guard)
+        except SHARED_FAULTS:
             raise
         except StorageError as error:
             return item.end("failed", str(error))
@@ -189,7 +189,7 @@ class Writer:
                     content_type="image/png",
                     metadata=metadata,
                     over=over if self.conditional else None,
-                    permit=self.permit,
+                    guard=self.guard,
                 )
             except Changed:  # an earlier run's that it did not record, or our own whose answer was lost
                 over = self._etag_of(key)
@@ -214,7 +214,7 @@ class Writer:
     def _sheet(self, item: Item) -> list[tuple[int, str, bytes]]:
         assert item.image is not None
         assert item.mask is not None
-        rank = hash_of(item.key, item.etag)
+        rank = hash64(item.key, item.etag)
         with self._lock:
             if len(self._shown) == SHEETS:
                 if -rank <= self._shown[0]:
@@ -232,11 +232,11 @@ class Writer:
 class Segmenter:
     """All steps in one process, on CPUs. Called from several threads, it overlaps their chunks."""
 
-    def __init__(self, request: Request, model: Model, *, permit: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, request: Request, model: Model, *, guard: Callable[[], None] = lambda: None) -> None:
         self.request = request
         self.budget = Budget(PIXELS_IN_FLIGHT)
         self.fetch = Fetcher(request, self.budget)
-        self.write = Writer(request, model, permit)
+        self.write = Writer(request, model, guard)
         self.predictor = make_predictor(request, model, "cpu")
         self.reading, self.writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
         # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each that calls it.
@@ -266,7 +266,7 @@ class Segmenter:
         try:
             return item if item.status else self.write(item, chunk)
         finally:
-            self.budget.give_back(pixels)
+            self.budget.release(pixels)
 
 
 def make_predictor(request: Request, model: Model, device: str) -> Predictor:

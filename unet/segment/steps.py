@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 import ray
 from ray.experimental import internal_kv
 
-from unet.runtime.memory import keep_freed_memory
-from unet.runtime.pipeline import Row, packed, unpacked
-from unet.segment.lease import Held, Lease, Unsure, holds, now
+from unet.runtime.memory import retain_freed_memory
+from unet.runtime.pipeline import Row, pack, unpack
+from unet.segment.lease import Lease, LeaseLost, LeaseUnconfirmed, holds, now
 from unet.segment.listing import LEASE, TODO, Chunk, Request, chunks
-from unet.segment.quarantine import Trials
+from unet.segment.quarantine import Quarantine
 from unet.segment.segmenter import (
     GPU_BATCH,
     IO_THREADS,
@@ -54,36 +54,36 @@ class List:
         self.request, self.ahead = request, ahead
 
     def __call__(self, _: Row) -> Iterator[Row]:
-        if told(self.request, "listed", None) is not None:
+        if lookup(self.request, "listed", None) is not None:
             # Ray begins anew where a process dies. What is listed would not be the same again, and rows would be lost.
             # The driver may not hear of this error, but it sees that the listing has not ended.
             raise StorageError(self.request.settings.input, "the process that lists it was killed")
-        tell(self.request, "listed", [0, False])
+        publish(self.request, "listed", [0, False])
         gc.freeze()  # what is loaded by now; going through it again and again would take half of a listing's time
         listed = todo = 0
-        for chunk in chunks(self.request, Permit(self.request)):
+        for chunk in chunks(self.request, LeaseGuard(self.request)):
             listed += len(chunk.rows)
             todo += pc.sum(pc.equal(chunk.rows["status"], TODO)).as_py() or 0
-            tell(self.request, "listed", [listed, False])
-            yield packed(chunk)
-            while todo - told(self.request, "worked", 0) > self.ahead:
+            publish(self.request, "listed", [listed, False])
+            yield pack(chunk)
+            while todo - lookup(self.request, "worked", 0) > self.ahead:
                 time.sleep(0.2)
-        tell(self.request, "listed", [listed, True])
+        publish(self.request, "listed", [listed, True])
 
 
 class Segment:
     """All that is left, in one process: fetch, decode, predict, encode, write."""
 
     def __init__(self, request: Request, model: Any) -> None:
-        keep_freed_memory()
-        self.segmenter = Segmenter(request, ray.get(model), permit=Permit(request))
-        self.trials = trials(request, "segment")
+        retain_freed_memory()
+        self.segmenter = Segmenter(request, ray.get(model), guard=LeaseGuard(request))
+        self.quarantine = quarantine(request, "segment")
 
     def __call__(self, row: Row) -> Row:
-        chunk = unpacked(row)
+        chunk = unpack(row)
         items = take_items(chunk)
-        self.trials(items, lambda some: self.segmenter.settle(some, chunk))
-        return packed(put_items(chunk, items))
+        self.quarantine(items, lambda some: self.segmenter.settle(some, chunk))
+        return pack(put_items(chunk, items))
 
 
 class Fetch:
@@ -91,13 +91,13 @@ class Fetch:
 
     def __init__(self, request: Request) -> None:
         self.fetch, self.threads = Fetcher(request), ThreadPoolExecutor(IO_THREADS)
-        self.trials = trials(request, "fetch")
+        self.quarantine = quarantine(request, "fetch")
 
     def __call__(self, row: Row) -> Iterator[Row]:
-        chunk = unpacked(row)
+        chunk = unpack(row)
         for items in _slices(take_items(chunk)) or [[]]:
-            self.trials(items, lambda some: [*self.threads.map(self.fetch, some)])
-            yield packed((chunk, items))
+            self.quarantine(items, lambda some: [*self.threads.map(self.fetch, some)])
+            yield pack((chunk, items))
             chunk = Chunk(chunk.rows.slice(0, 0))
 
 
@@ -106,14 +106,14 @@ class Predict:
 
     def __init__(self, request: Request, model: Any, device: str = "cuda") -> None:
         self.settings, self.predictor = request.settings, make_predictor(request, ray.get(model), device)
-        self.trials = trials(request, "predict")
+        self.quarantine = quarantine(request, "predict")
         self.lock = threading.Lock()
 
     def __call__(self, row: Row) -> Row:
-        chunk, items = unpacked(row)
+        chunk, items = unpack(row)
         with self.lock:  # the memory of a GPU is not shared
-            self.trials(items, self._predict)
-        return packed((chunk, items))
+            self.quarantine(items, self._predict)
+        return pack((chunk, items))
 
     def _predict(self, items: list[Item]) -> None:
         for batch in by_shape(items, self.predictor, self.settings.batch_size or GPU_BATCH):
@@ -124,17 +124,17 @@ class Write:
     """Encode and write, on CPUs."""
 
     def __init__(self, request: Request, model: Any) -> None:
-        self.write = Writer(request, ray.get(model), Permit(request))
+        self.write = Writer(request, ray.get(model), LeaseGuard(request))
         self.threads = ThreadPoolExecutor(IO_THREADS)
-        self.trials = trials(request, "write")
+        self.quarantine = quarantine(request, "write")
 
     def __call__(self, row: Row) -> Row:
-        chunk, items = unpacked(row)
-        self.trials(items, lambda some: [*self.threads.map(lambda item: self.write(item, chunk), some)])
-        return packed(put_items(chunk, items))
+        chunk, items = unpack(row)
+        self.quarantine(items, lambda some: [*self.threads.map(lambda item: self.write(item, chunk), some)])
+        return pack(put_items(chunk, items))
 
 
-class Permit:
+class LeaseGuard:
     """Called before a write: returns once it is sure that this run still holds its output.
 
     The clocks of machines are not compared. Announcements are made one after the other: what is new in one was found
@@ -149,28 +149,28 @@ class Permit:
         self._until, self._looked = 0.0, now()
         self._since: float | None = None
         """The look before the last announcement was first seen."""
-        self._heard: Any = told(request, "lease", None) if self._remote else None
+        self._heard: Any = lookup(request, "lease", None) if self._remote else None
         self._lock = threading.Lock()
 
     def __call__(self) -> None:
         if not self._remote:
             if not holds(self._request.settings.output, LEASE, self._request.run):
-                raise Held("another run has taken the output over")
+                raise LeaseLost("another run has taken the output over")
             return
         with self._lock:
-            if now() - self._looked > announcements(self._lifetime):
+            if now() - self._looked > publish_interval(self._lifetime):
                 self._look()
             while now() >= self._until - min(IN_FLIGHT_SECONDS, self._lifetime / 4):
                 if self._heard is not None and self._heard["trouble"]:
-                    raise Unsure(join(self._request.settings.output, LEASE), self._heard["trouble"])
+                    raise LeaseUnconfirmed(join(self._request.settings.output, LEASE), self._heard["trouble"])
                 if not threading.main_thread().is_alive():
-                    raise Held("the run has ended")
-                time.sleep(announcements(self._lifetime) / 2)
+                    raise LeaseLost("the run has ended")
+                time.sleep(publish_interval(self._lifetime) / 2)
                 self._look()
 
     def _look(self) -> None:
         looking = now()
-        said = told(self._request, "lease", None)
+        said = lookup(self._request, "lease", None)
         if said != self._heard:
             if self._since is not None:
                 self._until = self._since + said["left"]
@@ -179,7 +179,7 @@ class Permit:
 
 
 @contextmanager
-def announcing(request: Request, lease: Lease) -> Iterator[None]:
+def publish_lease(request: Request, lease: Lease) -> Iterator[None]:
     """Lets the workers know for how many seconds the lease is sure, again and again; then takes back all that the
     processes of the run told one another."""
     over = threading.Event()
@@ -187,10 +187,10 @@ def announcing(request: Request, lease: Lease) -> Iterator[None]:
     def announce() -> None:
         numbers = count()
         while True:
-            ended = over.wait(announcements(request.settings.lease))
+            ended = over.wait(publish_interval(request.settings.lease))
             left = 0.0 if ended else lease.left()
             with suppress(ray.exceptions.RayError):  # then they hear nothing, and wait
-                tell(request, "lease", {"number": next(numbers), "left": left, "trouble": lease.trouble()})
+                publish(request, "lease", {"number": next(numbers), "left": left, "trouble": lease.trouble()})
             if ended:
                 return
 
@@ -206,14 +206,14 @@ def announcing(request: Request, lease: Lease) -> Iterator[None]:
         internal_kv._internal_kv_del(_place(request, ""), del_by_prefix=True)
 
 
-def announcements(lifetime: float) -> float:
-    """Seconds between two announcements of a lease with this lifetime."""
+def publish_interval(lifetime: float) -> float:
+    """Seconds between two messages about a lease with this lifetime."""
     return min(0.5, lifetime / 10)
 
 
-def trials(request: Request, step: str) -> Trials:
-    """The trials of a step, which survive its workers."""
-    return Trials(step, partial(tell, request), lambda name: told(request, name, None))
+def quarantine(request: Request, step: str) -> Quarantine:
+    """The quarantine of a step, which survive its workers."""
+    return Quarantine(step, partial(publish, request), lambda name: lookup(request, name, None))
 
 
 def _slices(items: list[Item]) -> list[list[Item]]:
@@ -229,7 +229,7 @@ def _slices(items: list[Item]) -> list[list[Item]]:
     return slices
 
 
-def tell(request: Request, what: str, value: Any) -> None:
+def publish(request: Request, what: str, value: Any) -> None:
     """Tells the other processes of the run; None: takes it back."""
     if value is None:
         internal_kv._internal_kv_del(_place(request, what))
@@ -237,7 +237,7 @@ def tell(request: Request, what: str, value: Any) -> None:
     internal_kv._internal_kv_put(_place(request, what), json.dumps(value))
 
 
-def told(request: Request, what: str, default: Any) -> Any:
+def lookup(request: Request, what: str, default: Any) -> Any:
     """What was last told in the run; `default` if nothing was."""
     told = internal_kv._internal_kv_get(_place(request, what))
     return json.loads(told) if told else default

@@ -53,12 +53,12 @@ class LocalStore:
 
     def head(self, key: str) -> Listed:
         """The file as it is now. Raises: Vanished, StorageError."""
-        with translated(join(self.uri, key)):
+        with translate_errors(join(self.uri, key)):
             return self._listed(key, os.stat(self._path(key)))
 
     def get(self, key: str, etag: str | None = None) -> bytes:
         """All bytes, those of `etag` if it is given. Raises: Vanished, Changed, StorageError."""
-        with translated(join(self.uri, key)), open(self._path(key), "rb") as file:
+        with translate_errors(join(self.uri, key)), open(self._path(key), "rb") as file:
             before = self._listed(key, os.fstat(file.fileno()))
             data = file.read()
             after = self._listed(key, os.fstat(file.fileno()))
@@ -74,13 +74,13 @@ class LocalStore:
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
         over: str | None = None,
-        permit: Callable[[], None] = lambda: None,
+        guard: Callable[[], None] = lambda: None,
     ) -> str:
         """Makes or replaces a file and the folders above it; a file keeps neither content type nor metadata.
 
         `over` is looked at before, not in the same moment: local outputs have a lock.
         """
-        permit()
+        guard()
         if over is not None and self._etag(key) != over:
             raise Changed(join(self.uri, key), "is no longer what was seen")
         return self._replace(key, lambda file: _write(file, memoryview(data)))
@@ -93,7 +93,7 @@ class LocalStore:
     def delete(self, keys: Iterable[str]) -> None:
         """Removes files; those that are not there are no error. Raises: StorageError."""
         for key in keys:
-            with suppress(Vanished), translated(join(self.uri, key)):
+            with suppress(Vanished), translate_errors(join(self.uri, key)):
                 os.unlink(self._path(key))
 
     def refusal(self, key: str) -> str | None:
@@ -115,7 +115,7 @@ class LocalStore:
 
     def _walk(self, below: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
         """Keys in order. `below` is empty or ends in a slash; a link to a folder of `above` would never end."""
-        with translated(join(self.uri, below)):
+        with translate_errors(join(self.uri, below)):
             try:
                 status = os.stat(os.path.join(self._folder, below))
                 here = (status.st_dev, status.st_ino)
@@ -139,7 +139,7 @@ class LocalStore:
         target = self._path(key)
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, f"{OURS[0]}{uuid.uuid4().hex}{OURS[1]}")
-        with translated(join(self.uri, key), absent=()):
+        with translate_errors(join(self.uri, key), absent=()):
             os.makedirs(parent, exist_ok=True)
             try:
                 with open(temporary, "xb") as file:
@@ -191,7 +191,7 @@ def _is_ours(name: str) -> bool:
 
 
 @contextmanager
-def translated(
+def translate_errors(
     uri: str,
     absent: tuple[type[OSError], ...] = (FileNotFoundError, NotADirectoryError, IsADirectoryError),
 ) -> Iterator[None]:

@@ -27,7 +27,7 @@ from botocore.exceptions import ClientError
 
 from unet.storage.faults import BadCredentials, Changed, Damaged, StorageError, Unreachable, Vanished
 from unet.storage.listed import Listed, Page
-from unet.storage.s3_faults import BODY_FAULTS, fault_of_code, translated
+from unet.storage.s3_faults import BODY_FAULTS, fault_from_code, translate_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -118,13 +118,13 @@ class S3Store:
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
         over: str | None = None,
-        permit: Callable[[], None] = lambda: None,
+        guard: Callable[[], None] = lambda: None,
     ) -> str:
         """Makes or replaces an object, whole or not at all; returns its etag. Raises: Changed, StorageError.
 
         `over`: only an object with this etag is replaced, and for "" only one made that is not there yet; Changed
         if it is otherwise, which it is too if the first answer to this very request was lost on its way.
-        `permit`: called before each attempt.
+        `guard`: called before each attempt.
         """
         self._check(key)
         condition: dict[str, Any] = {}
@@ -134,7 +134,7 @@ class S3Store:
         checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
 
         def send() -> str:
-            permit()
+            guard()
             answer = _client().put_object(
                 Bucket=self.bucket,
                 Key=self.prefix + key,
@@ -195,7 +195,7 @@ class S3Store:
         )
         for error in answer.get("Errors", ()):
             if error.get("Code") != "NoSuchKey":
-                raise fault_of_code(self._uri(error.get("Key", "")[len(self.prefix) :]), 0, error)
+                raise fault_from_code(self._uri(error.get("Key", "")[len(self.prefix) :]), 0, error)
 
     def _persist(self, uri: str, ask: Callable[[], T]) -> T:
         """What `ask` returns, which is called again while it fails for a passing reason.
@@ -207,7 +207,7 @@ class S3Store:
         renewed = False
         for attempt in count(1):
             try:
-                with translated(uri):
+                with translate_errors(uri):
                     return ask()
             except BadCredentials:
                 if renewed:

@@ -78,7 +78,7 @@ BODY_FAULTS = (
 
 
 @contextmanager
-def translated(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Raises a StorageError about `uri` in place of whatever boto3 raises inside."""
     try:
         yield
@@ -86,7 +86,7 @@ def translated(uri: str) -> Iterator[None]:
         raise
     except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        raise fault_of_code(uri, status, error.response.get("Error", {})) from None
+        raise fault_from_code(uri, status, error.response.get("Error", {})) from None
     except WITHOUT_CREDENTIALS as error:
         raise BadCredentials(uri, f"no usable AWS credentials ({type(error).__name__})") from None
     except exceptions.HTTPClientError as error:
@@ -101,7 +101,7 @@ def translated(uri: str) -> Iterator[None]:
         raise StorageError(uri, " ".join(str(error).split())) from None
 
 
-def fault_of_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageError:
+def fault_from_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageError:
     """The fault that an error of the S3 API means; `status`: of HTTP, `error`: its Code and Message."""
     code = str(error.get("Code", status))
     if code == "NoSuchBucket":

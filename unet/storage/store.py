@@ -59,12 +59,12 @@ class Store(Protocol):
         content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
         over: str | None = None,
-        permit: Callable[[], None] = lambda: None,
+        guard: Callable[[], None] = lambda: None,
     ) -> str:
         """Makes or replaces an object, whole or not at all; returns its etag. Raises: Changed, StorageError.
 
         `over`: only an object with this etag is replaced, and for "" only one made that is not there yet.
-        `permit`: called before each attempt.
+        `guard`: called before each attempt.
         """
 
     def put_file(self, key: str, path: Path) -> None:

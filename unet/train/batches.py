@@ -28,9 +28,9 @@ from unet.data.labels import LabelSet
 from unet.data.settings import AugmentSettings
 from unet.runtime.priority import yield_to_training
 from unet.runtime.session import keep_no_statistics
-from unet.runtime.stop import exit_at_once
+from unet.runtime.stop import skip_destructors
 from unet.settings import Geometry, RequestError, Window
-from unet.train.schedule import Draw
+from unet.train.schedule import Sample
 
 SPAN_BYTES = 256 << 20
 """About how much a plan makes, at most. The next plan runs while the batches of one are used, so two lie in memory."""
@@ -56,7 +56,7 @@ _kept: dict[Pair, tuple[Image.Image, Array]] = {}
 
 
 @dataclass(frozen=True)
-class View:
+class BatchSpec:
     """How pairs become arrays."""
 
     labels: LabelSet
@@ -68,18 +68,18 @@ class View:
     window: Window | None = None
     """How 16-bit images are scaled."""
 
-    def bytes_of(self, work: "Work") -> int:
+    def bytes_of(self, work: "BatchRequest") -> int:
         """About how many bytes a batch has: RGB and mask."""
         whole = self.geometry.kind == "native" and not work.draws
         return 4 * len(work.pairs) * math.prod(self.largest if whole else self.geometry.size)
 
 
 @dataclass(frozen=True)
-class Work:
+class BatchRequest:
     """A batch to be made: of augmented training images (`draws` given), or of validation images."""
 
     pairs: tuple[Pair, ...]
-    draws: tuple[Draw, ...] = ()
+    draws: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,22 +90,22 @@ class Batch:
     masks: Array
 
 
-class Feed:
+class BatchStream:
     """Makes batches for one of `workers`, by up to `tasks` Ray tasks at a time. What runs the tasks starts at once.
 
     Tasks run on this machine, on what training leaves of its processors; or `anywhere`, on a CPU of their own each.
     """
 
-    def __init__(self, view: View, *, tasks: int, workers: int = 1, anywhere: bool = False) -> None:
+    def __init__(self, view: BatchSpec, *, tasks: int, workers: int = 1, anywhere: bool = False) -> None:
         here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._view = view
-        self._feeder: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Feeder).remote(
+        self._feeder: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_BatchActor).remote(
             view, tasks, None if anywhere else here
         )
         store = ray.cluster_resources().get("object_store_memory", math.inf)
         self._limit = min(SPAN_BYTES, int(store / STORE_SHARE / workers))
 
-    def batches(self, work: Iterable[Work]) -> Iterator[Batch]:
+    def batches(self, work: Iterable[BatchRequest]) -> Iterator[Batch]:
         """The batches of `work`, in its order.
 
         Raises:
@@ -124,9 +124,9 @@ class Feed:
                 yield Batch(row["images"][0], row["masks"][0])
 
 
-def _spans(work: Iterable[Work], view: View, limit: int) -> Iterator[list[Work]]:
+def _spans(work: Iterable[BatchRequest], view: BatchSpec, limit: int) -> Iterator[list[BatchRequest]]:
     """`work` in pieces of `limit` bytes at most. Spans cross epochs and validations: short ones pay no start-up."""
-    length, span, size = FIRST_SPAN, list[Work](), 0
+    length, span, size = FIRST_SPAN, list[BatchRequest](), 0
     for item in work:
         if len(span) == length or (span and size + view.bytes_of(item) > limit):
             yield span
@@ -137,17 +137,17 @@ def _spans(work: Iterable[Work], view: View, limit: int) -> Iterator[list[Work]]
         yield span
 
 
-class _Feeder:
+class _BatchActor:
     """Runs the plans, in a process of its own: Ray's executor would take much of a processor, and Python's lock, from
     the process that trains."""
 
-    def __init__(self, view: View, tasks: int, place: Any) -> None:
+    def __init__(self, view: BatchSpec, tasks: int, place: Any) -> None:
         yield_to_training()
-        exit_at_once()
+        skip_destructors()
         keep_no_statistics()
         self.view, self.tasks, self.place = view, tasks, place
 
-    def make(self, span: list[Work]) -> list[Any]:
+    def make(self, span: list[BatchRequest]) -> list[Any]:
         """The batches of `span`, one block each, as references to the object store."""
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
         rows = ray.data.from_items(
@@ -155,7 +155,7 @@ class _Feeder:
             override_num_blocks=max(len(span) // TOGETHER, min(len(span), self.tasks)),
         )
         plan = rows.map_batches(
-            _Maker(self.view),
+            _MakeBatch(self.view),
             batch_size=1,
             compute=ray.data.TaskPoolStrategy(size=self.tasks),
             num_cpus=1 if self.place is None else 0,
@@ -172,7 +172,7 @@ class _Feeder:
         return [ref for bundle in plan.materialize().iter_internal_ref_bundles() for ref in bundle.block_refs]
 
 
-def make_batch(work: Work, view: View) -> Batch:
+def make_batch(work: BatchRequest, view: BatchSpec) -> Batch:
     """Reads and decodes the pairs of `work`; a training batch is augmented.
 
     Raises:
@@ -189,7 +189,7 @@ def make_batch(work: Work, view: View) -> Batch:
     return Batch(np.stack([image for image, _ in made]), np.stack([mask for _, mask in made]))
 
 
-def _read_once(pair: Pair, view: View) -> tuple[Image.Image, Array]:
+def _read_once(pair: Pair, view: BatchSpec) -> tuple[Image.Image, Array]:
     """`read_pair`, which is most of the work of a batch, remembered as far as `KEPT_BYTES` go."""
     if pair not in _kept:
         image, mask = read_pair(pair, view.labels, window=view.window)
@@ -199,10 +199,10 @@ def _read_once(pair: Pair, view: View) -> tuple[Image.Image, Array]:
     return _kept[pair]
 
 
-class _Maker:
+class _MakeBatch:
     """`make_batch` between rows."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: BatchSpec) -> None:
         self.view = view
 
     def __call__(self, row: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -22,16 +22,16 @@ import ray.train
 import ray.train.torch
 import yaml
 
-from unet.data.labelled_set import Census, check, describe, find_labelled_set, read_pair, window_of
+from unet.data.labelled_set import SetStatistics, check, describe, find_labelled_set, read_pair, window_of
 from unet.data.labels import LabelSet, read_labels
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
 from unet.model.network import UNet, architecture
 from unet.model.predictor import Predictor
-from unet.report.training import Sample, training_report
+from unet.report.training import Comparison, training_report
 from unet.runtime import telemetry
-from unet.runtime.session import check_shared, connect, is_shipped
-from unet.runtime.stop import saying_farewell
+from unet.runtime.session import check_shared, connect, in_job_directory
+from unet.runtime.stop import shutdown_hook
 from unet.sample.write import write_sample_set
 from unet.settings import RequestError, Window, to_mapping
 from unet.storage import store
@@ -40,7 +40,7 @@ from unet.train.checkpoint import Checkpoints
 from unet.train.journal import Entry, read_entries
 from unet.train.loop import Run, fit, fitting_tensors
 from unet.train.settings import TrainSettings
-from unet.train.trainer import Meeting, Trainer, fault_of, resources
+from unet.train.trainer import RayAddressTorchConfig, Trainer, fault_of, resources
 
 SAMPLES = 6
 """Validation images that the report shows."""
@@ -77,12 +77,12 @@ def train(settings: TrainSettings) -> int:
     if begun:
         _refuse_other_set(run, identity)
     local = connect(worker_output=True)
-    if is_shipped(settings.output):
+    if in_job_directory(settings.output):
         print(f"warning: --output {settings.output} is in a folder that Ray removes after the job; give s3://...")
     try:
         with (
             tempfile.TemporaryDirectory(prefix="unet-train-") as scratch,
-            saying_farewell(partial(shutil.rmtree, scratch, ignore_errors=True)),
+            shutdown_hook(partial(shutil.rmtree, scratch, ignore_errors=True)),
         ):
             trainer = _trainer(run, scratch, local=local)
             _check_shared(run)
@@ -165,35 +165,35 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
                 f"--init-from {settings.fit.init_from}: none of its weights fit; give the --model, --width, "
                 "--norm and --upsample that it was trained with"
             )
-    census = check(labelled, labels, settings.data.check_limit, print)
-    window = _window(settings.data.window, census)
-    print(describe(labelled, labels, census, window))
+    statistics = check(labelled, labels, settings.data.check_limit, print)
+    window = _window(settings.data.window, statistics)
+    print(describe(labelled, labels, statistics, window))
     return Run(
         settings=settings,
         folder=folder,
         labelled=labelled,
         labels=labels,
-        class_weights=_class_weights(settings, labels, census[0]),
-        largest=max(census[1].sizes, key=math.prod, default=(0, 0)),
+        class_weights=_class_weights(settings, labels, statistics[0]),
+        largest=max(statistics[1].sizes, key=math.prod, default=(0, 0)),
         window=window,
         terminal=sys.stderr.isatty(),
     )
 
 
-def _window(given: Window | None, census: tuple[Census, Census]) -> Window | None:
+def _window(given: Window | None, statistics: tuple[SetStatistics, SetStatistics]) -> Window | None:
     """How 16-bit images are scaled: as `given`, or as suits those that the check has read."""
-    suited = window_of(census)
+    suited = window_of(statistics)
     if given is not None and suited is None:
         raise RequestError("--window: is for 16-bit grayscale images, and the check has read none; leave it out")
     return given or suited
 
 
-def _class_weights(settings: TrainSettings, labels: LabelSet, census: Census) -> tuple[float, ...] | None:
+def _class_weights(settings: TrainSettings, labels: LabelSet, statistics: SetStatistics) -> tuple[float, ...] | None:
     source = settings.fit.class_weights
     if source == "none":
         return None
     if source == "median":  # median frequency balancing (Eigen and Fergus, 2015)
-        shares = census.shares
+        shares = statistics.shares
         median = np.median(shares[shares > 0]) if shares.any() else 1.0
         power = settings.fit.class_weight_power
         return tuple(float((median / share) ** power) if share else 1.0 for share in shares)
@@ -219,7 +219,7 @@ def _trainer(run: Run, scratch: str, *, local: bool) -> Trainer:
     return Trainer(
         fit,
         train_loop_config={"run": replace(run, data_cpus=data_cpus, local=local)},
-        torch_config=Meeting(),
+        torch_config=RayAddressTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=run.settings.gpu,
@@ -244,7 +244,7 @@ def _write_report(run: Run) -> None:
     for pair in chosen:
         picture, truth = read_pair(pair, run.labels, window=run.window)
         image = np.asarray(picture)
-        samples.append(Sample(name=pair.key, image=image, truth=truth, prediction=predictor.predict(image)))
+        samples.append(Comparison(name=pair.key, image=image, truth=truth, prediction=predictor.predict(image)))
     entries = read_entries(run.folder)
     files = training_report(
         title=settings.name,

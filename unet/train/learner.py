@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from unet.model.network import UNet, channels_last, normalise
 from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
 from unet.train.optimizer import Optimizer, learning_rate
-from unet.train.ranks import average_, rank, summed, world_size
+from unet.train.ranks import all_reduce_mean_, all_reduce_sum, rank, world_size
 from unet.train.settings import FitSettings
 
 SMALL_BATCH = 16
@@ -60,7 +60,7 @@ class Learner:
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step + (rank() << 40))
         parts = self.settings.accumulate
         images, masks = images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
-        weight = summed([weight_of(masks, self.class_weights)])[0]
+        weight = all_reduce_sum([weight_of(masks, self.class_weights)])[0]
         losses = []
         for place, part in enumerate(zip(images.tensor_split(parts), masks.tensor_split(parts), strict=True), 1):
             alone = self._replica is not None and place < parts
@@ -94,7 +94,7 @@ class Learner:
     def agree(self) -> None:
         """Gives all ranks the same running statistics of batch norm, their mean; weights are the same already."""
         for network in (self.network, self.average):
-            average_([buffer for buffer in network.buffers() if buffer.is_floating_point()])
+            all_reduce_mean_([buffer for buffer in network.buffers() if buffer.is_floating_point()])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a later step depends on."""
@@ -124,7 +124,7 @@ class Learner:
         with self._autocast():
             logits = self._forward(normalise(images).to(self._dtype))
         own = self._sums(logits, masks)
-        everywhere = [total.requires_grad_() for total in summed(own)]
+        everywhere = [total.requires_grad_() for total in all_reduce_sum(own)]
         sums = LossSums(*everywhere)._replace(weight=weight.to(own.weight))
         loss = cross_entropy(sums)
         if self.settings.loss == "ce+dice":

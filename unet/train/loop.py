@@ -22,19 +22,19 @@ from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
 from unet.model.network import UNet, architecture
 from unet.runtime import telemetry
-from unet.runtime.memory import keep_freed_memory
+from unet.runtime.memory import retain_freed_memory
 from unet.runtime.priority import silence_siblings, take_precedence
 from unet.settings import RequestError, Window, to_mapping
 from unet.storage.listed import join
-from unet.train.batches import Batch, Feed, View, Work
+from unet.train.batches import Batch, BatchRequest, BatchSpec, BatchStream
 from unet.train.checkpoint import Checkpoints
 from unet.train.journal import Entry, Journal, without_nan
 from unet.train.learner import Learner
 from unet.train.loss import LossSums
 from unet.train.optimizer import learning_rate
 from unet.train.progress import Audience, Progress
-from unet.train.ranks import rank, said_by_first, summed, world_size
-from unet.train.schedule import draws_of_step, share
+from unet.train.ranks import all_reduce_sum, broadcast_object, rank, world_size
+from unet.train.schedule import samples_of_step, share
 from unet.train.settings import TrainSettings
 
 
@@ -72,31 +72,31 @@ class Run:
         return -(-self.total_steps // self.steps_per_epoch)
 
     @property
-    def view(self) -> View:
+    def view(self) -> BatchSpec:
         settings = self.settings
-        return View(self.labels, settings.geometry, settings.augment, settings.fit.seed, self.largest, self.window)
+        return BatchSpec(self.labels, settings.geometry, settings.augment, settings.fit.seed, self.largest, self.window)
 
     def steps_of(self, epoch: int, first: int = 0) -> range:
         """The steps of an epoch (from 0), from step `first` on."""
         begin = epoch * self.steps_per_epoch
         return range(max(first, begin), min(begin + self.steps_per_epoch, self.total_steps))
 
-    def validation(self) -> list[Work]:
+    def validation(self) -> list[BatchRequest]:
         """This rank's validation images, each once; images of native geometry, whose sizes differ, one by one."""
         pairs, settings = share(self.labelled.val, rank(), world_size()), self.settings
         size = settings.fit.batch_size if settings.geometry.kind == "resize" else 1
-        return [Work(tuple(pairs[start : start + size])) for start in range(0, len(pairs), size)]
+        return [BatchRequest(tuple(pairs[start : start + size])) for start in range(0, len(pairs), size)]
 
-    def work(self, epoch: int, step: int) -> Iterator[Work]:
+    def work(self, epoch: int, step: int) -> Iterator[BatchRequest]:
         """What remains to be done by this rank, from a step of an epoch on."""
         pairs, settings = self.labelled.train, self.settings.fit
         for later in range(epoch, self.epochs):
             for number in self.steps_of(later, step):
-                draws = draws_of_step(number, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
+                draws = samples_of_step(number, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
                 part = settings.batch_size // settings.accumulate  # of which each rank has its share
                 parts = [draws[first : first + part] for first in range(0, len(draws), part)]
                 mine = [draw for drawn in parts for draw in share(drawn, rank(), world_size())]
-                yield Work(tuple(pairs[draw.row] for draw in mine), tuple(mine))
+                yield BatchRequest(tuple(pairs[draw.row] for draw in mine), tuple(mine))
             yield from self.validation()
 
 
@@ -113,14 +113,14 @@ class Position:
 def fit(config: dict[str, Run]) -> None:
     """What each training worker runs."""
     run = config["run"]
-    keep_freed_memory()
+    retain_freed_memory()
     take_precedence()
     threads = _threads()
     if not run.settings.gpu:
         torch.set_num_threads(threads)
-    feed = Feed(run.view, tasks=run.data_cpus or threads, workers=world_size(), anywhere=run.data_cpus > 0)
+    feed = BatchStream(run.view, tasks=run.data_cpus or threads, workers=world_size(), anywhere=run.data_cpus > 0)
     with Checkpoints(run.folder) as checkpoints:
-        latest = said_by_first(checkpoints.latest() if rank() == 0 else None)  # all go on from one and the same
+        latest = broadcast_object(checkpoints.latest() if rank() == 0 else None)  # all go on from one and the same
         learner = _learner(run, begun=latest is not None)
         position = _restore(learner, checkpoints, latest)
         first = len(position.entries)
@@ -140,7 +140,7 @@ def fit(config: dict[str, Run]) -> None:
                 "images_per_second": rate,
                 "seconds": time.monotonic() - started,
             }
-            progress.say_epoch(entry)
+            progress.log_epoch(entry)
             if journal is not None:
                 telemetry.record_epoch(entry, run.settings.name)
                 journal.add(entry)
@@ -183,7 +183,7 @@ def _train_epoch(
         position.losses.append(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks)))
         if progress.due(learner.step):
             _check_finite(learner, position)
-            progress.say_step(learner.step, epoch, float(position.losses[-1]))
+            progress.log_step(learner.step, epoch, float(position.losses[-1]))
             told = _tell(run, learner, told, position)
         if every and learner.step % every == 0 and step != steps[-1]:
             _save(learner, position, checkpoints)
@@ -212,9 +212,9 @@ def _validate(learner: Learner, stream: Iterable[Batch], run: Run) -> tuple[floa
         more, prediction = learner.evaluate(torch.tensor(batch.images), torch.tensor(batch.masks))
         sums = LossSums(*(a + b for a, b in zip(sums, more, strict=True)))
         matrix.add(batch.masks, prediction.numpy())
-    loss = float(learner.loss_of(LossSums(*summed(sums))))
+    loss = float(learner.loss_of(LossSums(*all_reduce_sum(sums))))
     counts = torch.from_numpy(matrix.counts).to(learner.device)
-    return loss, ConfusionMatrix(summed([counts])[0].cpu().numpy())
+    return loss, ConfusionMatrix(all_reduce_sum([counts])[0].cpu().numpy())
 
 
 def _restore(learner: Learner, checkpoints: Checkpoints, name: str | None) -> Position:

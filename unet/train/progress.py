@@ -34,7 +34,7 @@ class Progress:
             return True
         return now - self._said > (1.0 if self._bar else SECONDS_PER_LINE)
 
-    def say_step(self, step: int, epoch: int, loss: float) -> None:
+    def log_step(self, step: int, epoch: int, loss: float) -> None:
         """Reports a step (from 1) of an epoch (from 0)."""
         self._said = time.monotonic()
         text = f"epoch {epoch + 1}/{self._epochs}  step {step}/{self._total_steps}  loss {loss:.4f}"
@@ -49,7 +49,7 @@ class Progress:
         else:
             self.say(text)
 
-    def say_epoch(self, entry: Entry) -> None:
+    def log_epoch(self, entry: Entry) -> None:
         """Reports what an epoch scored."""
         accuracy, miou = (entry[name] or 0.0 for name in ("val_pixel_accuracy", "val_miou"))
         self.say(

@@ -20,7 +20,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The sum of each tensor over all ranks, without gradient. One message; all must be of one dtype and device."""
     values = [tensor.detach() for tensor in tensors]
     if world_size() == 1:
@@ -31,7 +31,7 @@ def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
 
-def said_by_first(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """What rank 0 calls this with."""
     if world_size() == 1:
         return value
@@ -40,8 +40,8 @@ def said_by_first(value: T) -> T:
     return said[0]
 
 
-def average_(tensors: Sequence[Tensor]) -> None:
+def all_reduce_mean_(tensors: Sequence[Tensor]) -> None:
     """Replaces each tensor by its mean over all ranks."""
     if tensors and world_size() > 1:
-        for tensor, total in zip(tensors, summed(tensors), strict=True):
+        for tensor, total in zip(tensors, all_reduce_sum(tensors), strict=True):
             tensor.copy_(total / world_size())

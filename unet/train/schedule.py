@@ -14,7 +14,7 @@ import numpy.typing as npt
 T = TypeVar("T")
 
 
-class Draw(NamedTuple):
+class Sample(NamedTuple):
     """One image of a batch. Together with the seed it fixes the image's augmentation."""
 
     pass_index: int
@@ -22,10 +22,10 @@ class Draw(NamedTuple):
     row: int
 
 
-def draws_of_step(step: int, *, seed: int, rows: int, batch: int) -> list[Draw]:
+def samples_of_step(step: int, *, seed: int, rows: int, batch: int) -> list[Sample]:
     """The global batch of a step (from 0): `batch` draws, the same for every number of workers."""
     places = range(step * batch, (step + 1) * batch)
-    return [Draw(place // rows, int(_order(seed, place // rows, rows)[place % rows])) for place in places]
+    return [Sample(place // rows, int(_order(seed, place // rows, rows)[place % rows])) for place in places]
 
 
 def share(items: Sequence[T], rank: int, world: int) -> Sequence[T]:

@@ -23,7 +23,7 @@ from ray.train.v2._internal.execution.failure_handling.default import DefaultFai
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from unet.runtime.session import capacity
-from unet.runtime.stop import exit_at_once
+from unet.runtime.stop import skip_destructors
 from unet.settings import RequestError
 from unet.storage.faults import Denied, NoSuchFolder
 
@@ -52,10 +52,10 @@ class Trainer(ray.train.torch.TorchTrainer):
 
 class _Ending(ControllerCallback):
     def after_controller_start(self, train_run_context: Any) -> None:
-        exit_at_once()
+        skip_destructors()
 
 
-class Meeting(ray.train.torch.TorchConfig):
+class RayAddressTorchConfig(ray.train.torch.TorchConfig):
     """Workers that meet at the addresses by which Ray knows their machines."""
 
     @property
