@@ -5,7 +5,9 @@ batches and ranks add; no ratio is ever averaged over any of them. A class absen
 and left out of means.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +94,13 @@ def mean_of_present(ratios: Ratios) -> float:
     """Mean over what is not NaN; NaN if nothing is."""
     present = ratios[~np.isnan(ratios)]
     return float(present.mean()) if len(present) else float("nan")
+
+
+def nan_to_none(value: Any) -> Any:
+    """Return `value` with None for each number in it, or in dictionaries in it, that JSON lacks: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Ratios:
