@@ -4,7 +4,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -20,7 +20,7 @@ from unet.data.labels import read_labels
 from unet.model import inference
 from unet.model.artifact import Model
 from unet.model.network import UNet, normalise
-from unet.model.predictor import Predictor
+from unet.model.predictor import Prediction, Predictor
 from unet.model.settings import Norm, Upsample
 from unet.sample.palette import LABELS
 from unet.sample.scene import draw_scene
@@ -137,15 +137,43 @@ def test_masks_do_not_depend_on_the_batch_or_the_threads(
 def test_images_of_one_shape_share_a_batch_and_keep_their_own_sizes() -> None:
     predictor = Predictor(random_model())
     images = [textured(0, 57, 64), textured(1, 64, 61), textured(2, 63, 58)]
-    assert {predictor.shape((image.shape[0], image.shape[1])) for image in images} == {(64, 64)}
+    assert {predictor.input_size((image.shape[0], image.shape[1])) for image in images} == {(64, 64)}
     assert [x.mask.shape for x in predictor.predict_batch(images)] == [(57, 64), (64, 61), (63, 58)]
     assert predictor.predict_batch([]) == []
 
 
+class SmallMemory(Predictor):
+    """A device with room for two images, none of them taller than 100 pixels."""
+
+    batches: list[int]
+
+    def predict_batch(self, images: Sequence[Array], *, confidence: bool = False) -> list[Prediction]:
+        if len(images) > 2 or max(image.shape[0] for image in images) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.batches.append(len(images))
+        return super().predict_batch(images, confidence=confidence)
+
+
+def test_many_images_share_batches_by_shape_and_keep_their_order() -> None:
+    model = random_model()
+    predictor = SmallMemory(model, tile=64)
+    predictor.batches = []
+    sizes = [(40, 56), (60, 60), (38, 50), (90, 113), (40, 49), (60, 64), (90, 113), (101, 16), (33, 51)]
+    images = [textured(seed, *size) for seed, size in enumerate(sizes)]
+    results = predictor.predict_many(images, 4, confidence=True)
+    assert predictor.batches == [2, 2, 2, 1, 1]  # four of 40 x 56 in two halves, two of 64 x 64, and those with tiles
+    assert isinstance(results[7], MemoryError)
+    for image, result in zip(images, results, strict=True):
+        if isinstance(result, Prediction):
+            assert result.confidence is not None
+            assert (result.mask == Predictor(model, tile=64).predict(image)).all()
+    assert predictor.predict_many([]) == []
+
+
 def test_a_resize_model_gives_every_image_one_shape_and_never_tiles() -> None:
     predictor = Predictor(random_model("resize"), tile=64)
-    assert predictor.shape((9000, 12000)) == predictor.shape((3, 5)) == (64, 96)
-    assert not predictor.tiled((9000, 12000))
+    assert predictor.input_size((9000, 12000)) == predictor.input_size((3, 5)) == (64, 96)
+    assert not predictor.needs_tiles((9000, 12000))
 
 
 def test_logits_not_masks_are_resized_back() -> None:
@@ -166,10 +194,10 @@ def test_every_size_has_a_mask_of_its_size(size: tuple[int, int], kind: Kind) ->
 
 def test_images_larger_than_a_tile_are_tiled_by_their_padded_size() -> None:
     predictor = Predictor(random_model(), tile=64)
-    assert not predictor.tiled((64, 64))
-    assert predictor.tiled((64, 65))
-    assert predictor.tiled((1, 1000))
-    assert predictor.shape((1, 1000)) == (8, 64)
+    assert not predictor.needs_tiles((64, 64))
+    assert predictor.needs_tiles((64, 65))
+    assert predictor.needs_tiles((1, 1000))
+    assert predictor.input_size((1, 1000)) == (8, 64)
 
 
 def test_a_tile_must_hold_two_of_the_networks_multiples() -> None:
@@ -227,8 +255,8 @@ def test_tiles_agree_with_the_whole_image(trained: Model, tile: int, precision: 
         Predictor(trained, precision=precision, tile=4096),
         Predictor(trained, precision=precision, tile=tile),
     )
-    assert tiles.tiled((1500, 1500))
-    assert not whole.tiled((1500, 1500))
+    assert tiles.needs_tiles((1500, 1500))
+    assert not whole.needs_tiles((1500, 1500))
     expected = whole.predict(image)
     assert len(np.unique(expected)) > 4
     assert (tiles.predict(image) == expected).mean() > 0.999
@@ -241,7 +269,7 @@ from unet.model.artifact import Model
 from unet.data.image import decode_image, encode_mask
 from unet.data.labels import read_labels
 from unet.model.network import UNet
-from unet.model.predictor import Predictor
+from unet.model.predictor import Prediction, Predictor
 from unet.settings import Geometry
 
 kind, path = sys.argv[1:]

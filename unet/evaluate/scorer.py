@@ -18,7 +18,6 @@ from unet.data.labels import IGNORE, LabelSet
 from unet.model.metrics import ConfusionMatrix, Counts, Ratios
 from unet.model.predictor import Predictor
 from unet.report.evaluation import ImageScore
-from unet.segment.segmenter import GPU_BATCH, Item, by_shape, predict
 
 READERS = 8
 """Pairs that are read ahead of the forward passes."""
@@ -74,8 +73,7 @@ class Scorer:
         batch_size: int | None = None,
     ) -> None:
         self.labels, self.predictor, self.written = labels, predictor, written
-        on_gpu = predictor is not None and predictor.device.type != "cpu"
-        self.batch_size = batch_size or (GPU_BATCH if on_gpu else 1)
+        self.batch_size = batch_size or (1 if predictor is None else predictor.default_batch_size)
         self.reading = ThreadPoolExecutor(READERS)
         # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each that calls it.
         self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
@@ -100,13 +98,13 @@ class Scorer:
         return self.predicting.submit(self._predict, examples, self.predictor).result()
 
     def _predict(self, examples: Sequence[Example], predictor: Predictor) -> list[Array]:
-        items = [Item(example.pair.image, "", 0, image=example.image) for example in examples]
-        for batch in by_shape(items, predictor, self.batch_size):
-            predict(batch, predictor, confidence=False)
-        for item in items:
-            if item.error is not None:
-                raise ImageError(f"{item.key}: {item.error}")
-        return [item.mask for item in items if item.mask is not None]
+        masks = []
+        results = predictor.predict_many([example.image for example in examples], self.batch_size)
+        for example, result in zip(examples, results, strict=True):
+            if isinstance(result, MemoryError):
+                raise ImageError(f"{example.pair.image}: {result}")
+            masks.append(result.mask)
+        return masks
 
     def read(self, pair: Pair) -> Example:
         """Reads a pair, and its written mask if those are scored."""

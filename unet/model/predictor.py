@@ -1,8 +1,8 @@
-"""The one way a model is ever applied: images in, masks out.
+"""The predictor: the one way a model is applied to images, in training, evaluation and segmentation.
 
 image: HWC uint8 RGB of any size; mask: HW uint8 class indices of the same size; logits: HWC float, channels last as
-the network leaves them. The model's geometry decides what the network sees; logits, never masks, are resized back.
-A mask depends on its image and on `fingerprint` alone: never on its neighbours in a batch nor on the number of threads.
+the network leaves them. The model's geometry decides what the network is given; logits, never masks, are resized back.
+A mask depends on its image and on `fingerprint` alone, never on the other images of its batch or the number of threads.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +20,13 @@ from unet.model.network import PREPROCESSING, normalise
 from unet.model.tiling import BAND, blend, padded, resized, spans
 from unet.settings import Precision, RequestError
 
+GPU_BATCH_SIZE = 8
+"""Images per forward pass on a GPU, by default. On a CPU more than one is no faster."""
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image."""
+    """What the model predicts for one image."""
 
     mask: Array
     """HW uint8 class indices."""
@@ -77,26 +80,65 @@ class Predictor:
             **window,
         }
 
-    def shape(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of what the network is given for an image of this size: equal ones may share a batch."""
+    def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of the network's input for an image of this size: equal ones may share a batch."""
         whole = self._whole(image_size)
-        return (min(whole[0], self.tile), min(whole[1], self.tile)) if self.tiled(image_size) else whole
+        return (min(whole[0], self.tile), min(whole[1], self.tile)) if self.needs_tiles(image_size) else whole
 
-    def tiled(self, image_size: tuple[int, int]) -> bool:
-        """Whether an image of this size is cut into tiles; it then gains nothing from a batch."""
+    def needs_tiles(self, image_size: tuple[int, int]) -> bool:
+        """Return whether an image of this size is cut into tiles; it then gains nothing from a batch."""
         height, width = self._whole(image_size)
         return self.model.geometry.kind == "native" and height * width > self.tile**2
 
+    @property
+    def default_batch_size(self) -> int:
+        """Images per forward pass where the user asks for no number."""
+        return 1 if self.device.type == "cpu" else GPU_BATCH_SIZE
+
     def predict(self, image: Array) -> Array:
-        """The mask of `image`."""
+        """Return the mask of `image`."""
         return self.predict_batch([image])[0].mask
+
+    def predict_many(
+        self, images: Sequence[Array], batch_size: int | None = None, *, confidence: bool = False
+    ) -> list[Prediction | MemoryError]:
+        """Return for each image, of any size, its prediction, or a MemoryError if memory is too small for it alone.
+
+        Images of one `input_size` are predicted together, `batch_size` at a time (None: `default_batch_size`), and
+        each image that needs tiles by itself.
+        """
+        groups: dict[object, list[int]] = {}
+        for index, size in enumerate(map(_size, images)):
+            groups.setdefault(index if self.needs_tiles(size) else self.input_size(size), []).append(index)
+        results: dict[int, Prediction | MemoryError] = {}
+        step = batch_size or self.default_batch_size
+        for group in groups.values():
+            for batch in (group[start : start + step] for start in range(0, len(group), step)):
+                predictions = self._predict_or_halve([images[index] for index in batch], confidence)
+                results.update(zip(batch, predictions, strict=True))
+        return [results[index] for index in range(len(images))]
+
+    def _predict_or_halve(self, batch: Sequence[Array], confidence: bool) -> list[Prediction | MemoryError]:
+        """Return the results of a batch, in halves where the device's memory is too small for all of it."""
+        try:
+            return [*self.predict_batch(batch, confidence=confidence)]
+        except (torch.OutOfMemoryError, MemoryError):
+            pass  # the next attempts stand below, where the failed one holds no memory any more
+        if len(batch) == 1:
+            return [MemoryError("does not fit in memory, or in that of the GPU; lower --tile or add memory")]
+        torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        return [
+            *self._predict_or_halve(batch[:middle], confidence),
+            *self._predict_or_halve(batch[middle:], confidence),
+        ]
 
     @torch.inference_mode()
     def predict_batch(self, images: Sequence[Array], *, confidence: bool = False) -> list[Prediction]:
-        """The predictions of images of one `shape`, in their order."""
-        assert len({self.shape(_size(image)) for image in images}) <= 1
+        """Return the predictions of images of one `input_size`, in their order."""
+        assert len({self.input_size(_size(image)) for image in images}) <= 1
         # Convolutions may sum in another order for another batch. On a CPU a batch is no faster: one image at a time.
-        alone = self.device.type == "cpu" or any(self.tiled(_size(image)) for image in images)
+        alone = self.device.type == "cpu" or any(self.needs_tiles(_size(image)) for image in images)
         batches = [[image] for image in images] if alone else [list(images)]
         return [
             _decide(bands, self._blank(image), self._blank(image) if confidence else None)
@@ -115,7 +157,7 @@ class Predictor:
 
     def _bands(self, batch: Sequence[Array]) -> Iterator[Iterable[Tensor]]:
         """For each image its logits at its own size, in bands of rows, each [rows, W, C]."""
-        if self.tiled(_size(batch[0])):
+        if self.needs_tiles(_size(batch[0])):
             for image in batch:
                 yield self._blended(image)
             return

@@ -8,7 +8,7 @@ A bad object becomes a row with a reason; it never stops the others.
 import heapq
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
@@ -41,9 +41,6 @@ IO_THREADS = 16
 
 PIXELS_IN_FLIGHT = 1 << 26
 """Decoded pixels that wait for their forward pass, at most (a larger image waits alone)."""
-
-GPU_BATCH = 8
-"""Images per forward pass on a GPU, by default. On a CPU more than one is no faster."""
 
 SHEETS, SHEET_SIDE = 24, 320
 """Images of the contact sheet, and their longest side in pixels."""
@@ -275,35 +272,16 @@ def make_predictor(request: Request, model: Model, device: str) -> Predictor:
     return Predictor(model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta)
 
 
-def predict(batch: list[Item], predictor: Predictor, *, confidence: bool) -> None:
-    """Gives each image of a batch, which are of one shape, its mask; in halves where a GPU's memory is too small."""
-    images, started = [item.image for item in batch if item.image is not None], time.time()
-    try:
-        for item, made in zip(batch, predictor.predict_batch(images, confidence=confidence), strict=True):
-            item.mask, item.confidence = made.mask, made.confidence
-            item.spent["predict"] = (time.time() - started) / len(batch)
-        return
-    except (torch.OutOfMemoryError, MemoryError):
-        pass  # and on below, where the failed attempt holds no memory any more
-    if len(batch) == 1:
-        batch[0].end("failed", "does not fit in memory, or in that of the GPU; lower --tile or add memory")
-        return
-    torch.cuda.empty_cache()
-    for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
-        predict(half, predictor, confidence=confidence)
-
-
-def by_shape(items: Iterable[Item], predictor: Predictor, batch_size: int) -> Iterator[list[Item]]:
-    """Fetched images in batches of one shape; those that need tiles one by one."""
-    groups: dict[object, list[Item]] = {}
-    for item in items:
-        if item.image is not None:
-            height, width, _ = item.image.shape
-            tiled = predictor.tiled((height, width))
-            groups.setdefault(item.key if tiled else predictor.shape((height, width)), []).append(item)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
+def predict(items: list[Item], predictor: Predictor, batch_size: int | None = None, *, confidence: bool) -> None:
+    """Give each fetched item its mask, and its confidence where asked for; end those that memory is too small for."""
+    fetched, started = [item for item in items if item.image is not None], time.time()
+    images = [item.image for item in fetched if item.image is not None]
+    for item, result in zip(fetched, predictor.predict_many(images, batch_size, confidence=confidence), strict=True):
+        item.spent["predict"] = (time.time() - started) / len(fetched)
+        if isinstance(result, MemoryError):
+            item.end("failed", str(result))
+        else:
+            item.mask, item.confidence = result.mask, result.confidence
 
 
 def take_items(chunk: Chunk) -> list[Item]:
