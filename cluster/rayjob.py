@@ -1,4 +1,4 @@
-"""Makes a run of a RayJob that stands suspended as a pattern, and ends as it ends: `rayjob.py unet-segment`.
+"""Make a run of a RayJob that stands suspended as a pattern, and end as it ends: `rayjob.py unet-segment`.
 
 It runs in a pod of a Kubernetes Job and needs nothing but Python. The RayJob is named after the Job and belongs to it:
 a pod that takes another's place finds the run and waits for it, and with the Job the run goes too. Its exit code is the
@@ -23,7 +23,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 POLL_SECONDS = 10.0
 
 PATIENCE_SECONDS = 600.0
-"""For how long Kubernetes may not answer."""
+"""How long Kubernetes may not answer."""
 
 UNEXPECTED, FAULTY_REQUEST, STOPPED = 1, 2, 143
 
@@ -42,11 +42,11 @@ class Kubernetes:
         self.trust = ssl.create_default_context(cafile=str(authority)) if host.startswith("https") else None
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """The RayJob; None if there is none."""
+        """Return the RayJob; None if there is none."""
         return self._ask("GET", f"{self.url}/{name}")
 
     def create(self, job: Mapping[str, Any]) -> None:
-        """Makes a RayJob, unless it is there."""
+        """Create a RayJob, unless it is there."""
         self._ask("POST", self.url, json.dumps(job).encode())
 
     def _ask(self, verb: str, url: str, body: bytes | None = None) -> dict[str, Any] | None:
@@ -75,7 +75,7 @@ class Kubernetes:
 
 
 def run_of(pattern: Mapping[str, Any], name: str, owner: str, uid: str) -> dict[str, Any]:
-    """The pattern as a run that begins at once."""
+    """Return the pattern as a run that begins at once."""
     labels = pattern["metadata"].get("labels", {})
     reference = {"apiVersion": "batch/v1", "kind": "Job", "name": owner, "uid": uid}
     return {
@@ -87,7 +87,7 @@ def run_of(pattern: Mapping[str, Any], name: str, owner: str, uid: str) -> dict[
 
 
 def exit_code(status: Mapping[str, Any]) -> int | None:
-    """What the driver returned; None while the run goes on."""
+    """Return the driver's exit code; None while the run goes on."""
     if status.get("jobDeploymentStatus") not in ENDED:
         return None
     if status.get("jobDeploymentStatus") == "ValidationFailed":
@@ -102,7 +102,7 @@ def exit_code(status: Mapping[str, Any]) -> int | None:
 
 
 def run(kubernetes: Kubernetes, pattern: str, owner: str, uid: str) -> int:
-    """Makes a run, or finds that of an earlier pod, and waits for its end; returns the exit code."""
+    """Make a run, or find that of an earlier pod, and wait for its end; return the exit code."""
     made = kubernetes.get(pattern)
     if made is None:
         print(f"error: there is no RayJob {pattern}; apply the manifests", file=sys.stderr)

@@ -61,7 +61,7 @@ def free_port() -> int:
 
 @contextmanager
 def started(*options: str) -> Iterator[Cluster]:
-    """A head of two CPUs, as `ray start --head` makes it, whose processes may use the S3 server of the tests."""
+    """Start a head of two CPUs, as `ray start --head` makes it, whose processes may use the S3 server of the tests."""
     folder = Path(tempfile.mkdtemp(prefix="unet-"))  # short: sockets lie in it
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "AWS_SECRET_ACCESS_KEY": CANARY}
@@ -92,7 +92,7 @@ def cluster(s3: str) -> Iterator[Cluster]:
 
 
 def processes_below(folder: Path) -> list[int]:
-    """The processes that have `folder` on their command line or in their environment."""
+    """Return the processes that have `folder` on their command line or in their environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -103,7 +103,7 @@ def processes_below(folder: Path) -> list[int]:
 
 
 def assert_no_secret(cluster: Cluster, bucket: str, ended: "subprocess.CompletedProcess[str]") -> None:
-    """The secret key of the machines is in no object of the bucket, no log of Ray, no metric and no record of a job."""
+    """Assert that the secret key of the machines is in no object, log of Ray, metric or record of a job."""
     written = [store.read(f"{bucket}/{item.key}") for page in open_store(bucket).list() for item in page]
     logs = [file.read_bytes() for file in cluster.folder.glob("session_*/logs/**/*") if file.is_file()]
     assert len(logs) > 5

@@ -17,10 +17,11 @@ import pytest
 import ray
 import yaml
 
-from tests.cluster.kustomized import Document, documents, resolved
+from tests.cluster.kustomize import Document, documents, resolved
 from tests.conftest import ROOT
+from unet import __version__
 from unet.command_line import parse
-from unet.runtime.memory import KEEPING
+from unet.runtime.memory import RETAINING
 from unet.runtime.telemetry import MEASURES
 from unet.segment.settings import SegmentSettings
 from unet.train.settings import TrainSettings
@@ -35,7 +36,7 @@ def overlay(name: str) -> list[Document]:
 
 
 def with_raycronjob(folder: Path) -> Path:
-    """A copy of the manifests whose gpu overlay has the component raycronjob."""
+    """Copy the manifests; return the copy of the overlay gpu, with the component raycronjob added."""
     shutil.copytree(CLUSTER / "kuberay", folder / "kuberay")
     made = folder / "kuberay" / "overlays" / "gpu"
     plan = made / "kustomization.yaml"
@@ -45,7 +46,7 @@ def with_raycronjob(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def schemas() -> dict[str, jsonschema.Draft202012Validator]:
-    """KubeRay's, by kind."""
+    """Return KubeRay's schemas, by kind."""
     folder = Path(os.environ.get("KUBERAY_CRDS", ROOT.parent / "shared" / "kuberay-crds"))
     if not folder.is_dir():
         pytest.skip(f"no CRDs of KubeRay in {folder}; KUBERAY_CRDS names another folder")
@@ -59,7 +60,7 @@ def schemas() -> dict[str, jsonschema.Draft202012Validator]:
 
 
 def strict(schema: Any) -> Any:
-    """The schema, in which a field that is not named is an error. Kubernetes itself would drop it without a word."""
+    """Return the schema, in which a field that is not named is an error. Kubernetes itself would drop it silently."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -71,7 +72,7 @@ def strict(schema: Any) -> Any:
 
 
 def objects(value: Any) -> Iterator[Document]:
-    """Every mapping in it."""
+    """Yield every mapping in `value`."""
     if isinstance(value, dict):
         yield value
         for item in value.values():
@@ -82,7 +83,7 @@ def objects(value: Any) -> Iterator[Document]:
 
 
 def pods(manifests: list[Document]) -> list[Document]:
-    """Every pod's specification."""
+    """Return every pod's specification."""
     return [item for item in objects(manifests) if isinstance(item.get("containers"), list)]
 
 
@@ -184,7 +185,7 @@ def test_clusters_ask_for_a_token_and_are_made_as_the_design_says(name: str) -> 
             assert pod["terminationGracePeriodSeconds"] > 30
             (container,) = pod["containers"]
             assert "drain-node" in container["lifecycle"]["preStop"]["exec"]["command"][2]
-            assert KEEPING.items() <= {item["name"]: item["value"] for item in container["env"]}.items()
+            assert RETAINING.items() <= {item["name"]: item["value"] for item in container["env"]}.items()
         for pod in pods([cluster]):
             mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
             (shm,) = [volume for volume in pod["volumes"] if mounts[volume["name"]] == "/dev/shm"]
@@ -264,7 +265,8 @@ def test_the_unit_submits_a_command_that_parses() -> None:
 def test_what_a_site_changes_is_in_one_place(name: str) -> None:
     """No other file of the manifests has an image's registry, a bucket, a role or the namespace of the site."""
     for item in pods(overlay(name)):
-        assert all(container["image"].startswith("registry.example.com/unet:") for container in item["containers"])
+        for container in item["containers"]:
+            assert re.fullmatch(rf"registry\.example\.com/unet:{re.escape(__version__)}-[cg]pu", container["image"])
     for item in overlay(name):
         if item["kind"] == "ServiceAccount" and "annotations" in item["metadata"]:
             assert item["metadata"]["annotations"] == {
@@ -318,8 +320,8 @@ def test_ray_up_reads_its_file() -> None:
         "gpu": "unet-worker",
     }
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
-        assert "RAY_AUTH_MODE=token" in " ".join(config[commands])
-    assert all(f"{name}={value}" in " ".join(config["worker_start_ray_commands"]) for name, value in KEEPING.items())
+        assert {"RAY_AUTH_MODE=token", "RAY_worker_niceness=0"} <= set(re.split(r"[ ;]", " ".join(config[commands])))
+    assert all(f"{name}={value}" in " ".join(config["worker_start_ray_commands"]) for name, value in RETAINING.items())
     assert "--dashboard-host=127.0.0.1" in " ".join(config["head_start_ray_commands"])
 
 
@@ -348,3 +350,5 @@ def test_the_image_is_pinned_and_not_roots() -> None:
     assert "--constraint constraints.txt" in lines
     assert re.findall(r"^USER (\d+)", lines, re.M) == ["1000"]
     assert "latest" not in lines
+    assert set(re.findall(r"unet:(\S+)-[cg]pu", lines)) == {__version__}
+    assert re.search(r"^ENV (.*\\\n)*.*\bRAY_worker_niceness=0$", lines, re.M)

@@ -30,7 +30,7 @@ STATEMENTS: list[dict[str, Any]] = json.loads((ROOT / "cluster" / "aws" / "polic
 
 
 class Guard(Proxy):
-    """Lets through what the statements allow, as S3 would, and remembers which statements were of use."""
+    """A proxy that lets through what the statements allow, as S3 would, and remembers which of them were used."""
 
     def __init__(self, target: str) -> None:
         super().__init__(target)
@@ -55,7 +55,7 @@ class Guard(Proxy):
 
 
 def rights(verb: str, path: str, body: bytes) -> Iterator[tuple[str, str]]:
-    """The actions and resources of a request, by S3's table of the rights that its operations need."""
+    """Return the actions and resources of a request, by S3's table of the rights that its operations need."""
     parts = urlsplit(path)
     bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
     resource = f"arn:aws:s3:::{bucket}"
@@ -80,7 +80,7 @@ def listed(value: str | list[str]) -> list[str]:
 
 @pytest.fixture
 def guard(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
-    """The site's buckets, emptied, behind the policy."""
+    """Empty the site's buckets; yield the proxy, behind the policy."""
     for name in ("example-images", "example-results"):
         bucket = boto3.resource("s3").Bucket(name)
         bucket.create()
@@ -91,7 +91,7 @@ def guard(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
 
 
 def site(guard: Guard) -> Bench:
-    """Where cluster/kuberay/site puts things; filled by somebody who may do all."""
+    """Return the places of cluster/kuberay/site, filled with every right."""
     everything = ["s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject"]
     guard.statements = [{"Sid": "All", "Action": everything, "Resource": "*"}]
     bench = Bench("")
@@ -104,7 +104,7 @@ def site(guard: Guard) -> Bench:
 
 
 def segmented(bench: Bench) -> None:
-    """A run with all that it does beside its pipeline: checks, lease, ledger, report."""
+    """Run with all that a run does beside its pipeline: checks, lease, ledger, report."""
     lease = acquire(bench.masks, LEASE, run="tried", lifetime=5, fence=1)
     try:
         assert set(bench.statuses(retry_for=0, force=True, verify=True, write="mask,overlay").values()) == {"done"}
@@ -156,6 +156,6 @@ def test_nobody_under_the_policy_deletes_an_image_a_mask_or_a_model(guard: Guard
     guard.statements = STATEMENTS
     for place, key in ((bench.images, "a.png"), (bench.masks, "a.png.png"), (bench.model, "model.json")):
         with pytest.raises(StorageError):
-            open_store(place, retry_for=0).delete([key])
+            open_store(place, retry_seconds=0).delete([key])
     with pytest.raises(StorageError):
-        open_store(bench.images, retry_for=0).put("a.png", b"")
+        open_store(bench.images, retry_seconds=0).put("a.png", b"")

@@ -18,13 +18,13 @@ CLUSTER_WIDE = ("Namespace",)
 
 
 def documents(file: Path) -> list[Document]:
-    """Every document of a YAML file."""
+    """Return every document of a YAML file."""
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return [document for document in yaml.load_all(file.read_text(), fast) if document]
 
 
 def resolved(folder: Path, found: list[Document] | None = None) -> list[Document]:
-    """The documents of a kustomization; a component's are those `found` so far, changed."""
+    """Return the documents of a kustomization; a component's are those `found` so far, changed."""
     plan = documents(folder / "kustomization.yaml")[0]
     found = [] if found is None else found
     for name in plan.get("resources", ()):

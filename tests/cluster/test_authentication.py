@@ -1,4 +1,4 @@
-"""A cluster with a token lets nobody in without it, at none of its doors."""
+"""A cluster with a token answers nobody without it, at none of its ports."""
 
 import json
 import os
@@ -15,15 +15,14 @@ import pytest
 
 from tests.cluster.test_cluster import Cluster, free_port, processes_below, started
 
-KNOCK = """
+CONNECT = """
 import sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
-print("inside", ray.nodes()[0]["NodeID"])
+print("connected", ray.nodes()[0]["NodeID"])
 """
 
-STRANGERS = ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32})
-"""Without a token, and with another."""
-
+UNAUTHENTICATED = ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32})
+"""Environments without a token, and with another."""
 
 PATHS = (
     "/",
@@ -39,17 +38,17 @@ PATHS = (
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[tuple[Cluster, int]]:
-    """A cluster, and the port of its Ray client server."""
+def with_client_server() -> Iterator[tuple[Cluster, int]]:
+    """Yield a cluster, and the port of its Ray client server."""
     port = free_port()
     with started(f"--ray-client-server-port={port}") as cluster:
         yield cluster, port
 
 
-def knock(address: str, environment: dict[str, str]) -> str:
+def output_of_connecting(address: str, environment: dict[str, str]) -> str:
     try:
         ended = subprocess.run(
-            [sys.executable, "-c", KNOCK, address], env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", CONNECT, address], env=environment, capture_output=True, text=True, timeout=60
         )
     except subprocess.TimeoutExpired:
         return "left waiting"
@@ -57,19 +56,19 @@ def knock(address: str, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", ["gcs", "client"])
-def test_a_stranger_does_not_connect(door: str, guarded: tuple[Cluster, int]) -> None:
-    cluster, port = guarded
-    address = cluster.address if door == "gcs" else f"ray://127.0.0.1:{port}"
-    assert "inside" in knock(address, cluster.environment)
-    for stranger in STRANGERS:
+@pytest.mark.parametrize("server", ["gcs", "client"])
+def test_nobody_connects_without_the_token(server: str, with_client_server: tuple[Cluster, int]) -> None:
+    cluster, port = with_client_server
+    address = cluster.address if server == "gcs" else f"ray://127.0.0.1:{port}"
+    assert "connected" in output_of_connecting(address, cluster.environment)
+    for environment in UNAUTHENTICATED:
         plain = {name: value for name, value in cluster.environment.items() if not name.startswith("RAY_")}
-        assert "inside" not in knock(address, plain | stranger)
+        assert "connected" not in output_of_connecting(address, plain | environment)
 
 
 @pytest.mark.slow
-def test_no_port_of_the_cluster_answers_a_stranger_over_http(guarded: tuple[Cluster, int]) -> None:
-    cluster, _ = guarded
+def test_no_port_of_the_cluster_answers_http_without_the_token(with_client_server: tuple[Cluster, int]) -> None:
+    cluster, _ = with_client_server
     dashboard = int(cluster.dashboard.rsplit(":", 1)[1])
     ports = listening(cluster)
     assert dashboard in ports
@@ -84,7 +83,7 @@ def test_no_port_of_the_cluster_answers_a_stranger_over_http(guarded: tuple[Clus
 
 
 def listening(cluster: Cluster) -> set[int]:
-    """The TCP ports that processes of the cluster listen on."""
+    """Return the TCP ports that processes of the cluster listen on."""
     sockets = set()
     for process in processes_below(cluster.folder):
         for link in Path(f"/proc/{process}/fd").glob("*"):
@@ -107,11 +106,11 @@ def answers(port: int, path: str, token: str | None) -> bool:
 
 
 @pytest.mark.slow
-def test_a_stranger_submits_no_job(guarded: tuple[Cluster, int]) -> None:
-    cluster, _ = guarded
+def test_nobody_submits_a_job_without_the_token(with_client_server: tuple[Cluster, int]) -> None:
+    cluster, _ = with_client_server
     for port in listening(cluster):
         for path in ("/api/jobs/", "/api/job_agent/jobs/"):
-            body = json.dumps({"entrypoint": "touch /tmp/inside"}).encode()
+            body = json.dumps({"entrypoint": "true"}).encode()
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}{path}", body, {"Content-Type": "application/json"}, method="POST"
             )
