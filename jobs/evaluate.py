@@ -2,9 +2,7 @@
 
 import sys
 
-from unet.command_line import run
-from unet.evaluate.job import evaluate
-from unet.evaluate.settings import EvaluateSettings
+from unet.command_line import run_job
 
 if __name__ == "__main__":
-    sys.exit(run(evaluate, EvaluateSettings))
+    sys.exit(run_job("evaluate"))

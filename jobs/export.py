@@ -2,9 +2,7 @@
 
 import sys
 
-from unet.command_line import run
-from unet.model.onnx import export
-from unet.model.settings import ExportSettings
+from unet.command_line import run_job
 
 if __name__ == "__main__":
-    sys.exit(run(export, ExportSettings))
+    sys.exit(run_job("export"))

@@ -2,9 +2,7 @@
 
 import sys
 
-from unet.command_line import run
-from unet.segment.job import segment
-from unet.segment.settings import SegmentSettings
+from unet.command_line import run_job
 
 if __name__ == "__main__":
-    sys.exit(run(segment, SegmentSettings))
+    sys.exit(run_job("segment"))

@@ -2,9 +2,7 @@
 
 import sys
 
-from unet.command_line import run
-from unet.train.job import train
-from unet.train.settings import TrainSettings
+from unet.command_line import run_job
 
 if __name__ == "__main__":
-    sys.exit(run(train, TrainSettings))
+    sys.exit(run_job("train"))

@@ -1,11 +1,14 @@
 """From a command line to settings: flags, YAML files, and one helpful line for what is wrong."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from unet.command_line import parse, run
+import unet
+from unet.command_line import JOBS, main, parse, run
 from unet.segment.settings import SegmentSettings
 from unet.settings import RequestError, to_mapping
 from unet.storage.faults import Unreachable
@@ -113,3 +116,27 @@ def test_a_faulty_request_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[s
 def test_flags_that_are_missing_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lambda _: 0, SegmentSettings, ["--input", "images"]) == 2
     assert capsys.readouterr().err == "error: missing: --output, --model; see --help\n"
+
+
+def test_the_console_command_runs_the_job_that_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--model", "m", "--output", "m.pt"]) == 2
+    assert "--output m.pt: name a file that ends in .onnx" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{unet.__version__}\n"
+    for wrong in (["trian"], []):
+        assert main(wrong) == 2
+        assert "usage: unet train|segment|evaluate|export|submit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(JOBS))
+def test_every_job_documents_its_flags(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert "--output" in capsys.readouterr().out
+
+
+def test_what_users_import_is_there_and_costs_nothing_before_it_is_asked_for() -> None:
+    program = "import sys, unet; assert 'torch' not in sys.modules; from unet import Model, Predictor; Model, Predictor"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert not hasattr(unet, "no_such_name")

@@ -1,15 +1,16 @@
 """From a command line to settings, and from what happened to an exit code.
 
 Flags are the fields of a settings class, whatever group they are in. `--config FILE.yaml` gives any of them by the same
-names; flags win. The YAML goes through the same parser as the flags do.
+names; flags win. The YAML goes through the same parser as the flags do. `unet train ...` is `python jobs/train.py ...`.
 """
 
 import contextlib
 import difflib
+import importlib
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,31 +18,73 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
+from unet import __version__
 from unet.runtime.stop import exit_on_signals
 from unet.settings import RequestError
 from unet.storage.faults import StorageError
 
 Settings = TypeVar("Settings")
 
-FAILED, FAULTY_REQUEST = 1, 2
+FAILED, BAD_REQUEST = 1, 2
+
+JOBS = {
+    "train": ("unet.train.job", "train", "unet.train.settings", "TrainSettings"),
+    "segment": ("unet.segment.job", "segment", "unet.segment.settings", "SegmentSettings"),
+    "evaluate": ("unet.evaluate.job", "evaluate", "unet.evaluate.settings", "EvaluateSettings"),
+    "export": ("unet.model.onnx", "export", "unet.model.settings", "ExportSettings"),
+}
+"""Of each job the module and name of its function, and of its settings. Only the one that is asked for is imported."""
+
+USAGE = """usage: unet train|segment|evaluate|export|submit ...
+
+  train     train a U-Net on a labelled image set
+  segment   segment the new and changed images of a folder or bucket
+  evaluate  score a model on a labelled set
+  export    write a model as an ONNX file
+  submit    run one of these on a Ray cluster: unet submit -- unet train ...
+
+unet JOB --help documents every flag."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job that the first argument names, with the flags behind it; return its exit code."""
+    name, *flags = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name in JOBS:
+        return run_job(name, flags)
+    if name == "submit":
+        from unet.runtime.submit import main as submit
+
+        return submit(flags)
+    if name in ("--help", "-h", "--version"):
+        print(__version__ if name == "--version" else USAGE)
+        return 0
+    print(f"error: {name or 'no job'}: name one of the jobs\n{USAGE}", file=sys.stderr)
+    return BAD_REQUEST
+
+
+def run_job(name: str, arguments: list[str] | None = None) -> int:
+    """Run a job of `JOBS` with these flags, by default the process's own; return its exit code."""
+    module, function, settings_module, settings = JOBS[name]
+    job = getattr(importlib.import_module(module), function)
+    return run(job, getattr(importlib.import_module(settings_module), settings), arguments)
 
 
 def run(job: Callable[[Settings], int], settings: type[Settings], arguments: list[str] | None = None) -> int:
-    """Parses, calls `job`, returns its exit code. Two errors are printed on one line: a `RequestError`, which is exit
+    """Parse, call `job`, return its exit code. Two errors are printed on one line: a `RequestError`, which is exit
     code 2, and a `StorageError`, which may not come again: exit code 1."""
     try:
         with exit_on_signals():
             return job(parse(settings, sys.argv[1:] if arguments is None else arguments))
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAULTY_REQUEST
+        return BAD_REQUEST
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
 
 
 def parse(settings: type[Settings], arguments: list[str]) -> Settings:
-    """Settings from flags and from the files that --config names.
+    """Return settings from flags and from the files that --config names.
 
     Raises:
         RequestError: an unknown or misspelt flag or key, a value of the wrong kind, or settings that contradict.
@@ -105,7 +148,7 @@ def _flags_of(file: str, settings: type) -> Iterator[str]:
 
 
 def _kinds(settings: Any) -> dict[str, Any]:
-    """The type of every setting by its name, groups flattened."""
+    """Return the type of every setting by its name, groups flattened."""
     kinds: dict[str, Any] = {}
     for item in fields(settings):
         kinds |= _kinds(item.type) if is_dataclass(item.type) else {item.name: item.type}
@@ -113,7 +156,7 @@ def _kinds(settings: Any) -> dict[str, Any]:
 
 
 def _one_line(message: str) -> str:
-    """The parser's message, a title and a text in a box, on one line without title, frame and footer."""
+    """Return the parser's message, a title and a text in a box, on one line without title, frame and footer."""
     lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()[1:]]
     if any(line.startswith("Missing from") for line in lines):
         return "missing: " + ", ".join(re.findall(r"^(--\S+) \S", "\n".join(lines), re.M)) + "; see --help"

@@ -13,7 +13,6 @@ import pytest
 from tests.cluster.test_cluster import started
 from tests.conftest import ROOT
 from unet.runtime import telemetry
-from unet.segment.listing import Chunk, make_rows
 
 Told = list[tuple[str, float, dict[str, str]]]
 
@@ -32,21 +31,16 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
 
         set = observe = inc
 
-    telemetry._made.cache_clear()
+    telemetry._metric.cache_clear()
     monkeypatch.setattr("unet.runtime.telemetry.ray.is_initialized", lambda: True)
     for kind in ("Counter", "Gauge", "Histogram"):
         monkeypatch.setattr(f"unet.runtime.telemetry.metrics.{kind}", Heard)
     yield found
-    telemetry._made.cache_clear()
+    telemetry._metric.cache_clear()
 
 
-def chunk() -> Chunk:
-    rows = make_rows({"key": ["a", "b", "c"], "size": [10, 20, 40], "status": ["done", "done", "failed"]})
-    return Chunk(rows, spent={"fetch": 0.5, "predict": 3.0})
-
-
-def test_a_chunk_counts_its_objects_its_bytes_and_the_mean_seconds_of_each_stage(told: Told) -> None:
-    telemetry.record_chunk(chunk(), "out")
+def test_objects_are_counted_by_status_with_the_bytes_and_seconds_of_those_done(told: Told) -> None:
+    telemetry.record_objects({"done": 2, "failed": 1}, 30, {"fetch": 0.25, "predict": 1.5}, "out")
     assert told == [
         ("unet_segment_objects", 2, {"output": "out", "status": "done"}),
         ("unet_segment_objects", 1, {"output": "out", "status": "failed"}),
@@ -70,7 +64,7 @@ def test_only_an_end_with_code_0_is_a_success(told: Told) -> None:
 
 def test_a_run_says_again_and_again_that_it_goes_on(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "REFRESH_SECONDS", 0.01)
-    with telemetry.running(telemetry.TRAINING, run="street"):
+    with telemetry.running_gauge(telemetry.TRAINING, run="street"):
         time.sleep(0.2)
     count = len(told)
     assert count > 2
@@ -92,15 +86,15 @@ def test_an_epoch_tells_its_scores_and_leaves_out_what_it_has_none_of(told: Told
 
 TELLING = """
 import os, ray
-from tests.runtime.test_telemetry import chunk
 from unet.runtime import telemetry
 ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-telemetry.record_chunk(chunk(), "out")
+telemetry.record_objects(dict(done=2), 30, dict(fetch=0.25), "out")
 telemetry.record_end(0, "out")
 telemetry.record_steps(32, 0.5, "street")
 scores = dict(val_loss=1.0, val_pixel_accuracy=1.0, val_miou=1.0)
 telemetry.record_epoch(dict(epoch=1, images_per_second=1.0, **scores), "street")
-with telemetry.running(telemetry.TRAINING, run="street"), telemetry.running(telemetry.SEGMENTING, output="out"):
+gauge = telemetry.running_gauge
+with gauge(telemetry.TRAINING, run="street"), gauge(telemetry.SEGMENTING, output="out"):
     pass
 """
 

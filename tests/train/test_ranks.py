@@ -45,7 +45,7 @@ def train_share(folder: Path, dtype: torch.dtype, accumulate: int, options: dict
     torch.manual_seed(0)
     labels = read_labels(str(folder / "classes.csv"))
     labelled = find_labelled_set(DataSettings(data=str(folder), classes="camvid"))
-    view = BatchSpec(labels, Geometry("resize", (40, 56)), AugmentSettings(), seed=3)
+    spec = BatchSpec(labels, Geometry("resize", (40, 56)), AugmentSettings(), seed=3)
     network = UNet(classes=2, width=8, depth=2, norm="none", dropout=0.0).to(dtype)
     settings = FitSettings(
         optimizer="adamw", lr=1e-3, precision="fp32", batch_size=BATCH * accumulate, accumulate=accumulate, **options
@@ -56,12 +56,12 @@ def train_share(folder: Path, dtype: torch.dtype, accumulate: int, options: dict
     for step in range(STEPS):
         drawn = samples_of_step(step, seed=3, rows=len(labelled.train), batch=BATCH * accumulate)
         parts = [drawn[first : first + BATCH] for first in range(0, len(drawn), BATCH)]
-        draws = [draw for part in parts for draw in share(part, rank(), world_size())]
-        batch = make_batch(BatchRequest(tuple(labelled.train[draw.row] for draw in draws), tuple(draws)), view)
+        samples = [sample for part in parts for sample in share(part, rank(), world_size())]
+        batch = make_batch(BatchRequest(tuple(labelled.train[sample.row] for sample in samples), tuple(samples)), spec)
         losses.append(float(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks))))
     matrix, sums = ConfusionMatrix.empty(2), LossSums.zeros(2)
     for pair in share(labelled.val, rank(), world_size()):
-        batch = make_batch(BatchRequest((pair,)), view)
+        batch = make_batch(BatchRequest((pair,)), spec)
         more, prediction = learner.evaluate(torch.tensor(batch.images), torch.tensor(batch.masks))
         sums = LossSums(*(a + b for a, b in zip(sums, more, strict=True)))
         matrix.add(batch.masks, prediction.numpy())

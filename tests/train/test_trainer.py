@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError
 
+from unet.runtime.ray_internals import FailureDecision
 from unet.settings import RequestError
 from unet.storage.faults import Denied, Unreachable
-from unet.train.trainer import _Policy, fault_of, resources
+from unet.train.trainer import FailurePolicy, fault_of, resources
 
 Machines = Callable[..., None]
 
@@ -93,7 +93,7 @@ def test_a_lasting_fault_is_told_from_a_passing_one() -> None:
 
 
 def test_workers_that_are_lost_while_they_meet_meet_again_but_not_for_ever() -> None:
-    policy = _Policy(FailureConfig(max_failures=2))
+    policy = FailurePolicy(FailureConfig(max_failures=2))
     lost = ControllerError(RayActorError())
     decisions = [policy.make_decision(lost) for _ in range(3)]
     assert decisions == [FailureDecision.RETRY, FailureDecision.RETRY, FailureDecision.RAISE]

@@ -25,18 +25,17 @@ from unet.data.labels import LabelSet, read_labels
 from unet.evaluate.scorer import Scored, Scorer
 from unet.evaluate.settings import EvaluateSettings
 from unet.model.artifact import Model
-from unet.model.metrics import ConfusionMatrix
+from unet.model.metrics import ConfusionMatrix, nan_to_none
 from unet.model.predictor import Predictor
 from unet.report.evaluation import evaluation_report
 from unet.report.training import Comparison
 from unet.runtime.memory import retain_freed_memory
-from unet.runtime.pipeline import Row, connected_workers, dataset_of, pack, pool, running, unpack
+from unet.runtime.pipeline import Row, actor_pool, connect_workers, dataset_of, pack, stream, unpack
 from unet.runtime.session import check_shared
 from unet.settings import RequestError, Window, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError
-from unet.storage.listed import join
-from unet.train.journal import without_nan
+from unet.storage.objects import join_uri
 
 FAILED = 1
 
@@ -78,7 +77,7 @@ def evaluate(settings: EvaluateSettings) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     print(f"mIoU {matrix.mean_iou:.4f}  pixel accuracy {matrix.pixel_accuracy:.4f}  {len(scored.images):,} images")
-    print(f"scores: {join(settings.output, SCORES)}\nreport: {join(settings.output, 'index.html')}")
+    print(f"scores: {join_uri(settings.output, SCORES)}\nreport: {join_uri(settings.output, 'index.html')}")
     return 0
 
 
@@ -124,7 +123,7 @@ def _written(folder: str, data: str, pairs: tuple[Pair, ...]) -> dict[str, str]:
         if found is None:
             missing.append(below_images)
         else:
-            written[pair.image] = join(folder, found)
+            written[pair.image] = join_uri(folder, found)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise RequestError(f"--masks {folder}: lacks {missing[0]}{more}; segment the set's images first")
@@ -159,20 +158,20 @@ def _scored(
     settings: EvaluateSettings, labels: LabelSet, model: Model | None, pairs: tuple[Pair, ...], written: dict[str, str]
 ) -> tuple[Scored, float]:
     """What all pairs scored, in order of their images, and images per second."""
-    workers = connected_workers(settings)
+    workers = connect_workers(settings)
     check_shared(_flags(settings, pairs), {})
     size = max(1, min(LARGEST_CHUNK, len(pairs) // CHUNKS))
     plan = dataset_of(pairs[start : start + size] for start in range(0, len(pairs), size)).map_batches(
         _Score,
         fn_constructor_args=(settings, labels, ray.put(model), ray.put(written)),
         batch_size=1,
-        compute=pool(*workers),
+        compute=actor_pool(*workers),
         num_cpus=0 if settings.gpu else 1,
         num_gpus=1 if settings.gpu else 0,
     )
     parts: list[Scored] = []
     done, first, said = 0, None, time.monotonic()
-    with closing(running(plan)) as results:
+    with closing(stream(plan)) as results:
         for scored in results:
             if isinstance(scored, Exception):
                 raise scored
@@ -276,9 +275,9 @@ def _write(
     pq.write_table(table, buffer, compression="zstd")
     files[IMAGES] = buffer.getvalue()
     files[SETTINGS] = yaml.safe_dump(to_mapping(settings), sort_keys=False).encode()
-    files[SCORES] = json.dumps(without_nan(scores), indent=1).encode()
+    files[SCORES] = json.dumps(nan_to_none(scores), indent=1).encode()
     for name, data in files.items():
-        store.write(join(settings.output, name), data)
+        store.write(join_uri(settings.output, name), data)
 
 
 def _facts(settings: EvaluateSettings, scores: dict[str, Any]) -> dict[str, str]:

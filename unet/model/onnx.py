@@ -38,7 +38,7 @@ def export(settings: ExportSettings) -> int:
         RuntimeError: the exported graph does not compute what the model does.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise RequestError(f"to write ONNX, {', '.join(missing)} must be installed: pip install 'unet[export]'")
+        raise RequestError(f"to write ONNX, {', '.join(missing)} must be installed: pip install 'unet-ray[export]'")
     model = Model.load(settings.model)
     folder, slash, _ = settings.output.rpartition("/")
     store.check_writable(folder or slash or ".", "--output")

@@ -1,28 +1,28 @@
 """How a process that computes with tensors treats the memory it has freed.
 
-By default glibc returns large blocks to the kernel as they are freed, and every step faults its activations in anew: a
-fifth of the time on two cores. Kept, they are there for the next step; and huge pages are fewer to fault.
+By default glibc returns large blocks to the kernel as they are freed, and every step faults its activations in anew.
+Retained, they are there for the next step; and huge pages are fewer to fault.
 """
 
 import ctypes
 import os
 
-KEEPING = {
+RETAINING = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "THP_MEM_ALLOC_ENABLE": "1",
 }
-"""The environment of a process that keeps memory, whichever of its threads computes: glibc's settings, which have to be
-there when the process starts, and PyTorch's for huge pages."""
+"""The environment of a process that retains memory: glibc's settings, which have to be there when the process starts,
+and PyTorch's for huge pages."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's mallopt, from malloc.h."""
 
 
 def retain_freed_memory() -> None:
-    """Does the same for this process, if it was not begun with `KEEPING`, for threads that have not used memory yet."""
-    if KEEPING.items() <= os.environ.items():
+    """Do the same in this process, if it was not begun with `RETAINING`, for threads that have not used memory yet."""
+    if RETAINING.items() <= os.environ.items():
         return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

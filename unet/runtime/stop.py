@@ -1,7 +1,6 @@
-"""How a job ends early: SIGTERM, which `ray job stop` sends too, SIGINT and a time limit end it within two seconds,
-wherever it is.
+"""How a job ends early: SIGTERM, which `ray job stop` sends too, SIGINT and a time limit end it within two seconds.
 
-What is finished is recorded by then, and what is in flight is given up: the same command goes on.
+Shutdown hooks record by then what is finished; what is in flight is given up. The same command goes on.
 """
 
 import atexit
@@ -16,25 +15,25 @@ from contextlib import contextmanager, suppress
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 HOOK_SECONDS = 1.6
-"""How long the last words of a job may take: `ray job stop` kills soon after."""
+"""Seconds that all shutdown hooks together may take: `ray job stop` sends SIGKILL soon after."""
 
 _hooks: list[Callable[[], None]] = []
-"""What this process has to say before it ends early, in order."""
+"""What is called before this process ends early, in order."""
 
 
 @contextmanager
-def shutdown_hook(farewell: Callable[[], None]) -> Iterator[None]:
-    """Calls `farewell`, from another thread, if the job is ended early within the block."""
-    _hooks.append(farewell)
+def shutdown_hook(hook: Callable[[], None]) -> Iterator[None]:
+    """Call `hook`, from another thread, if the job is ended early within the block."""
+    _hooks.append(hook)
     try:
         yield
     finally:
-        _hooks.remove(farewell)
+        _hooks.remove(hook)
 
 
 @contextmanager
-def time_limit_exit(seconds: float | None, flag: str) -> Iterator[None]:
-    """Ends the job early, as SIGTERM does, if the block takes longer; None: never."""
+def time_limit(seconds: float | None, flag: str) -> Iterator[None]:
+    """End the job early, as SIGTERM does, if the block takes more than `seconds`; None: no limit."""
     if seconds is None:
         yield
         return
@@ -49,7 +48,7 @@ def time_limit_exit(seconds: float | None, flag: str) -> Iterator[None]:
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Ends this process with 128 + the signal's number, from a thread of its own: the main one may be deep in a call.
+    """End this process with 128 + the signal's number, from a thread of its own: the main one may be deep in a call.
 
     The interpreter writes the number of every signal to a pipe, whoever else handles it too; Ray replaces handlers.
     """
@@ -59,8 +58,8 @@ def exit_on_signals() -> Iterator[None]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    handlers = {number: signal.signal(number, lambda *_: None) for number in heard}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    handlers = {number: signal.signal(number, lambda *_: None) for number in handled}
     watcher = threading.Thread(target=_watch, args=(read,), daemon=True)
     watcher.start()
     try:
@@ -77,7 +76,7 @@ def exit_on_signals() -> Iterator[None]:
 
 @contextmanager
 def preserve_signal_handlers() -> Iterator[None]:
-    """Undoes what the block does to the handlers of signals; Ray's print a stack before a job ends."""
+    """Restore the handlers of signals after the block: Ray installs its own, which print a stack before a job ends."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
@@ -93,22 +92,22 @@ def _watch(read: int) -> None:
             _end(f"stopped by {signal.Signals(number).name}", 128 + number)
 
 
-def _end(said: str, code: int) -> None:
+def _end(message: str, code: int) -> None:
     def announce() -> None:
         with suppress(OSError):  # whoever read it may be gone
-            print(f"{said}; the same command goes on", file=sys.stderr, flush=True)
+            print(f"{message}; the same command goes on", file=sys.stderr, flush=True)
 
     try:
         deadline = time.monotonic() + HOOK_SECONDS
-        for word in (announce, *_hooks):
-            speaker = threading.Thread(target=word, daemon=True)  # it may wait, for a reader or a storage server
-            speaker.start()
-            speaker.join(max(0.0, deadline - time.monotonic()))
+        for hook in (announce, *_hooks):
+            thread = threading.Thread(target=hook, daemon=True)  # it may wait, for a reader or a storage server
+            thread.start()
+            thread.join(max(0.0, deadline - time.monotonic()))
     finally:
         os._exit(code)
 
 
 def skip_destructors() -> None:
-    """Lets this process, of an actor that ends by itself, end without the destructors of Ray's core: now and then they
-    wait for one another for ever, and the process stays when Ray has gone."""
+    """Let this process, of an actor that ends by itself, end without the destructors of Ray's core: now and then they
+    wait for one another for ever, and the process outlives Ray."""
     atexit.register(os._exit, 0)

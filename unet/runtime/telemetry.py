@@ -7,18 +7,14 @@ recorded by the driver for each chunk of objects, and by the first training work
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-import pyarrow.compute as pc
 import ray
 from ray.util import metrics
-
-from unet.segment.listing import Chunk
-from unet.train.journal import Entry
 
 
 @dataclass(frozen=True)
@@ -72,10 +68,10 @@ MEASURES = (
 
 
 def record(measure: Measure, value: float | None, **tags: str) -> None:
-    """Adds to a counter, sets a gauge or observes; does nothing without a connection to Ray."""
+    """Add to a counter, set a gauge or observe in a histogram; do nothing without a connection to Ray."""
     if value is None or not ray.is_initialized():
         return
-    metric = _made(measure)
+    metric = _metric(measure)
     if measure.kind == "gauge":
         metric.set(value, tags)
     elif measure.kind == "histogram":
@@ -85,57 +81,56 @@ def record(measure: Measure, value: float | None, **tags: str) -> None:
 
 
 @cache
-def _made(measure: Measure) -> Any:
+def _metric(measure: Measure) -> Any:
     if measure.kind == "histogram":
         return metrics.Histogram(measure.name, measure.about, list(measure.bounds), measure.tags)
     kind = metrics.Counter if measure.kind == "counter" else metrics.Gauge
     return kind(measure.name, measure.about, measure.tags)
 
 
-def record_chunk(chunk: Chunk, output: str) -> None:
-    """A settled chunk of a segmentation run."""
-    for count in chunk.rows["status"].value_counts().to_pylist():
-        record(OBJECTS, count["counts"], output=output, status=count["values"])
-    done = chunk.rows.filter(pc.equal(chunk.rows["status"], "done"))
-    record(BYTES, pc.sum(done["size"]).as_py() or 0, output=output)
-    if len(done):
-        for stage, seconds in chunk.spent.items():
-            record(STAGE, seconds / len(done), output=output, stage=stage)
+def record_objects(counts: Mapping[str, int], size: int, stage_seconds: Mapping[str, float], output: str) -> None:
+    """Record settled objects of a segmentation run: how many by status, the bytes of those done, and the mean seconds
+    that each of these spent in a stage."""
+    for status, count in counts.items():
+        record(OBJECTS, count, output=output, status=status)
+    record(BYTES, size, output=output)
+    for stage, seconds in stage_seconds.items():
+        record(STAGE, seconds, output=output, stage=stage)
 
 
 def record_end(code: int, output: str) -> None:
-    """How a segmentation run ends."""
+    """Record how a segmentation run ended."""
     record(RUNS, 1, output=output, code=str(code))
     if code == 0:
         record(SUCCESS, time.time(), output=output)
 
 
 def record_steps(images: int, loss: float, run: str) -> None:
-    """Some training steps: `images` since the last call."""
+    """Record training steps: `images` since the last call, and the loss of the last step."""
     record(TRAINED, images, run=run)
     record(LOSS, loss, run=run)
 
 
-def record_epoch(entry: Entry, run: str) -> None:
-    """A finished epoch."""
+def record_epoch(scores: Mapping[str, float | None], run: str) -> None:
+    """Record a finished epoch: its number, images/s, and scores of the validation; None where there is none."""
     named = {"images_per_second": SPEED, "epoch": EPOCH, "val_loss": VALIDATION_LOSS}
     named |= {"val_pixel_accuracy": ACCURACY, "val_miou": MIOU}
     for name, measure in named.items():
-        record(measure, entry[name], run=run)
+        record(measure, scores[name], run=run)
 
 
 @contextmanager
-def running(measure: Measure, **tags: str) -> Iterator[None]:
-    """Sets a gauge to 1 within the block, again and again: Ray exports one for 10 to 20 seconds after it was set."""
+def running_gauge(measure: Measure, **tags: str) -> Iterator[None]:
+    """Hold a gauge at 1 within the block: set again and again, since Ray exports one for 10 to 20 s after it was set."""
     over = threading.Event()
 
-    def tell() -> None:
+    def refresh() -> None:
         while True:
             record(measure, 1, **tags)
             if over.wait(REFRESH_SECONDS):
                 return
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=refresh, daemon=True)
     thread.start()
     try:
         yield

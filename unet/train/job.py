@@ -1,7 +1,7 @@
 """The training job: checks the request, starts the workers, and draws the report when they are done.
 
-A run lives in OUTPUT/NAME. Everything is decided here once, in a `Run`, before any worker starts; `fitting` obeys it.
-What the run goes on from is its own too: Ray Train's storage is a scratch folder that nothing is read from.
+A run lives in OUTPUT/NAME. Everything is decided here once, in a `TrainingRun`, before any worker starts. Checkpoints
+are the run's own: Ray Train's storage is a scratch folder that nothing is read from.
 """
 
 import csv
@@ -35,12 +35,13 @@ from unet.runtime.stop import shutdown_hook
 from unet.sample.write import write_sample_set
 from unet.settings import RequestError, Window, to_mapping
 from unet.storage import store
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 from unet.train.checkpoint import Checkpoints
 from unet.train.journal import Entry, read_entries
-from unet.train.loop import Run, fit, fitting_tensors
+from unet.train.loop import matching_tensors, train_worker
+from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
-from unet.train.trainer import RayAddressTorchConfig, Trainer, fault_of, resources
+from unet.train.trainer import TorchConfig, Trainer, fault_of, resources
 
 SAMPLES = 6
 """Validation images that the report shows."""
@@ -58,18 +59,18 @@ FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile"
 
 
 def train(settings: TrainSettings) -> int:
-    """The job: returns its exit code.
+    """Run the job; return its exit code.
 
     Raises:
         RequestError: the request cannot be right; nothing has been started.
     """
     settings = _with_absolute_paths(settings)
-    folder = join(settings.output, settings.name)
+    folder = join_uri(settings.output, settings.name)
     store.check_writable(settings.output, "--output")
     begun = Checkpoints(folder).begun()
     if begun:
         _refuse_other_settings(folder, settings)
-        if store.exists(join(folder, PAGE)):
+        if store.exists(join_uri(folder, PAGE)):
             print(f"{folder}: this run is finished; give another --name to train anew")
             return 0
     run = _prepare(settings, folder)
@@ -86,9 +87,9 @@ def train(settings: TrainSettings) -> int:
         ):
             trainer = _trainer(run, scratch, local=local)
             _check_shared(run)
-            store.write(join(folder, IDENTITY), json.dumps(identity).encode())
-            store.write(join(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
-            with telemetry.running(telemetry.TRAINING, run=settings.name):
+            store.write(join_uri(folder, IDENTITY), json.dumps(identity).encode())
+            store.write(join_uri(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
+            with telemetry.running_gauge(telemetry.TRAINING, run=settings.name):
                 trainer.fit()
     except ray.train.TrainingFailedError as error:
         fault = fault_of(error)  # type: ignore[arg-type]
@@ -110,30 +111,32 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
 
 
 def _refuse_other_settings(folder: str, settings: TrainSettings) -> None:
-    before, now = yaml.safe_load(store.read(join(folder, SETTINGS))), to_mapping(settings)
-    names = [name for name in now if name not in FREE and before.get(name) != now[name]]
+    # What an older version did not know yet was at its default.
+    before = to_mapping(TrainSettings()) | yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
+    now = to_mapping(settings)
+    names = [name for name in now if name not in FREE and before[name] != now[name]]
     if names:
-        changed = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
+        changed = "; ".join(f"{name} {before[name]} -> {now[name]}" for name in names)
         raise RequestError(f"--name {settings.name}: was run with other settings ({changed}); take another")
 
 
-def _check_shared(run: Run) -> None:
-    """Raises RequestError if a machine of the cluster does not see what the run reads and writes."""
+def _check_shared(run: TrainingRun) -> None:
+    """Raise RequestError if a machine of the cluster does not see what the run reads and writes."""
     first, last = run.labelled.train[0], run.labelled.val[-1]
     paths = {"--data": first.image, "--masks": first.mask, "--val-data": last.image}
     check_shared(paths, {"--output": run.folder})
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    """What the run trains on."""
+def _identity(run: TrainingRun) -> dict[str, Any]:
+    """Return what the run trains on: the number of pairs, and a digest of their keys, labels and window."""
     keys = [[pair.key for pair in part] for part in (run.labelled.train, run.labelled.val)]
     window = [] if run.window is None else [run.window]
     decisive = json.dumps([keys, run.labels.to_json(), *window]).encode()
     return {"train": len(keys[0]), "val": len(keys[1]), "digest": hashlib.sha256(decisive).hexdigest()}
 
 
-def _refuse_other_set(run: Run, identity: dict[str, Any]) -> None:
-    before = json.loads(store.read(join(run.folder, IDENTITY)))
+def _refuse_other_set(run: TrainingRun, identity: dict[str, Any]) -> None:
+    before = json.loads(store.read(join_uri(run.folder, IDENTITY)))
     if before != identity:
         then, now = (f"{part['train']} training and {part['val']} validation images" for part in (before, identity))
         raise RequestError(
@@ -141,13 +144,13 @@ def _refuse_other_set(run: Run, identity: dict[str, Any]) -> None:
         )
 
 
-def _prepare(settings: TrainSettings, folder: str) -> Run:
+def _prepare(settings: TrainSettings, folder: str) -> TrainingRun:
     labels = read_labels(settings.data.labels)
     if settings.data.score_ignore:
         labels = labels.scoring_ignored()
     source = None
     if settings.data.data is None and settings.data.images is None:
-        source = join(settings.output, "sample-set")
+        source = join_uri(settings.output, "sample-set")
         print(f"no --data: training on the generated sample set in {source}", flush=True)
         write_sample_set(source)
     labelled = find_labelled_set(settings.data, source)
@@ -159,7 +162,7 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
     if settings.fit.init_from is not None:
         network = UNet(classes=len(labels.classes), **architecture(settings.model))
         given = Model.load(settings.fit.init_from, "--init-from")
-        fitting = fitting_tensors(given, network, labels)
+        fitting = matching_tensors(given, network, labels)
         if not any(tensor.ndim > 1 for name, tensor in fitting.items() if not name.startswith("head.")):
             raise RequestError(
                 f"--init-from {settings.fit.init_from}: none of its weights fit; give the --model, --width, "
@@ -168,7 +171,7 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
     statistics = check(labelled, labels, settings.data.check_limit, print)
     window = _window(settings.data.window, statistics)
     print(describe(labelled, labels, statistics, window))
-    return Run(
+    return TrainingRun(
         settings=settings,
         folder=folder,
         labelled=labelled,
@@ -181,7 +184,7 @@ def _prepare(settings: TrainSettings, folder: str) -> Run:
 
 
 def _window(given: Window | None, statistics: tuple[SetStatistics, SetStatistics]) -> Window | None:
-    """How 16-bit images are scaled: as `given`, or as suits those that the check has read."""
+    """Return how 16-bit images are scaled: as `given`, or as suits those that the check has read."""
     suited = window_of(statistics)
     if given is not None and suited is None:
         raise RequestError("--window: is for 16-bit grayscale images, and the check has read none; leave it out")
@@ -212,14 +215,14 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, statistics: SetSta
     return weights
 
 
-def _trainer(run: Run, scratch: str, *, local: bool) -> Trainer:
+def _trainer(run: TrainingRun, scratch: str, *, local: bool) -> Trainer:
     least, most = run.settings.worker_range
     workers: Any = most if least == most else (least, most)
     reserved, data_cpus = resources(most, least=least, gpu=run.settings.gpu, local=local)
     return Trainer(
-        fit,
-        train_loop_config={"run": replace(run, data_cpus=data_cpus, local=local)},
-        torch_config=RayAddressTorchConfig(),
+        train_worker,
+        train_loop_config={"run": replace(run, data_cpus=data_cpus)},
+        torch_config=TorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=run.settings.gpu,
@@ -235,9 +238,9 @@ def _trainer(run: Run, scratch: str, *, local: bool) -> Trainer:
     )
 
 
-def _write_report(run: Run) -> None:
-    folder, settings = join(run.folder, "report"), run.settings
-    model = Model.load(join(run.folder, "model"), "--name")
+def _write_report(run: TrainingRun) -> None:
+    folder, settings = join_uri(run.folder, "report"), run.settings
+    model = Model.load(join_uri(run.folder, "model"), "--name")
     predictor = Predictor(model, precision=settings.fit.precision)
     chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
     samples = []
@@ -255,10 +258,10 @@ def _write_report(run: Run) -> None:
         samples=samples,
     )
     for name in sorted(files, key=lambda name: name == "index.html"):  # the page last: it marks a finished run
-        store.write(join(folder, name), files[name])
+        store.write(join_uri(folder, name), files[name])
 
 
-def _facts(run: Run, model: Model, entries: list[Entry]) -> dict[str, str]:
+def _facts(run: TrainingRun, model: Model, entries: list[Entry]) -> dict[str, str]:
     geometry = run.settings.geometry
     return {
         "Images": f"{len(run.labelled.train)} train, {len(run.labelled.val)} validation",

@@ -4,7 +4,6 @@ Both lie in the run's folder. Files are rewritten whole, so they are never seen 
 """
 
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from unet.storage import store
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 
 METRICS = "metrics.jsonl"
 
@@ -21,7 +20,7 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """Goes on after the epochs of `entries`; what an earlier attempt wrote of later ones is dropped."""
+    """Continues after the epochs of `entries`; what an earlier attempt wrote of later ones is dropped."""
 
     def __init__(self, folder: str, entries: Sequence[Entry] = ()) -> None:
         self._folder = folder
@@ -30,30 +29,23 @@ class Journal:
         self._writer = SummaryWriter(self._events.name, purge_step=len(self.entries) + 1)
 
     def add(self, entry: Entry) -> None:
-        """Records an epoch."""
+        """Record an epoch."""
         self.entries.append(entry)
         lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self.entries)
-        store.write(join(self._folder, METRICS), lines.encode())
+        store.write(join_uri(self._folder, METRICS), lines.encode())
         for name, value in _scalars(self.entries[-1]):
             self._writer.add_scalar(name, value, entry["epoch"])
         self._writer.flush()
         for file in Path(self._events.name).iterdir():
-            store.write(join(self._folder, f"tensorboard/{file.name}"), file.read_bytes())
+            store.write(join_uri(self._folder, f"tensorboard/{file.name}"), file.read_bytes())
 
 
 def read_entries(folder: str) -> list[Entry]:
-    """The epochs that `metrics.jsonl` in `folder` records; none if there is no such file."""
-    uri = join(folder, METRICS)
+    """Return the epochs that `metrics.jsonl` in `folder` records; none if there is no such file."""
+    uri = join_uri(folder, METRICS)
     if not store.exists(uri):
         return []
     return [json.loads(line) for line in store.read(uri).splitlines()]
-
-
-def without_nan(value: Any) -> Any:
-    """`value` with null for every number in it that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(entry: Entry) -> list[tuple[str, float]]:

@@ -54,7 +54,7 @@ class Learner:
             self._forward = torch.compile(self._forward)
 
     def train_step(self, images: Tensor, masks: Tensor) -> Tensor:
-        """One optimizer step on this rank's part of a batch. Returns the loss of the whole, a scalar not waited for."""
+        """Take one optimizer step on this rank's part of a batch; return the whole's loss, a scalar on the device."""
         self.network.train()
         # Dropout depends on the step and the rank alone.
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step + (rank() << 40))
@@ -76,7 +76,7 @@ class Learner:
 
     @torch.inference_mode()
     def evaluate(self, images: Tensor, masks: Tensor) -> tuple[LossSums, Tensor]:
-        """Loss sums and predictions (NHW uint8 class indices) of the averaged weights."""
+        """Return the loss sums and the predictions (NHW uint8 class indices) of the averaged weights."""
         self.average.eval()
         with self._autocast():
             logits = self.average(normalise(images.to(self.device)).to(self._dtype))
@@ -84,20 +84,20 @@ class Learner:
         return sums, logits.argmax(1).to(torch.uint8).cpu()
 
     def loss_of(self, sums: LossSums) -> Tensor:
-        """The configured loss, scalar."""
+        """Return the configured loss, scalar."""
         return cross_entropy(sums) + dice(sums) if self.settings.loss == "ce+dice" else cross_entropy(sums)
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number."""
+        """Return whether every weight is finite."""
         return bool(torch.stack([parameter.isfinite().all() for parameter in self.network.parameters()]).all())
 
-    def agree(self) -> None:
-        """Gives all ranks the same running statistics of batch norm, their mean; weights are the same already."""
+    def average_buffers(self) -> None:
+        """Set the running statistics of batch norm to their mean over all ranks; weights are the same already."""
         for network in (self.network, self.average):
             all_reduce_mean_([buffer for buffer in network.buffers() if buffer.is_floating_point()])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a later step depends on."""
+        """Return everything that a later step depends on."""
         return {
             "step": self.step,
             "network": self.network.state_dict(),
@@ -106,7 +106,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -116,23 +116,27 @@ class Learner:
         return loss_sums(logits, masks, self.class_weights, with_dice=self.settings.loss == "ce+dice")
 
     def _backward(self, images: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
-        """Adds the gradients of a part of the batch, whose pixels all together weigh `weight`; returns its loss.
+        """Add the gradients of a part of the batch, whose pixels all together weigh `weight`; return its loss.
 
-        The loss is a function of sums over all ranks. Its slopes there are where each rank's own sums go backward
-        from. The Dice loss of a batch in parts is the mean of theirs.
+        The loss is a function of sums over all ranks. Its derivatives by these sums are what each rank's own sums are
+        differentiated with. The Dice loss of a batch in parts is the mean of the parts' losses.
         """
         with self._autocast():
             logits = self._forward(normalise(images).to(self._dtype))
         own = self._sums(logits, masks)
-        everywhere = [total.requires_grad_() for total in all_reduce_sum(own)]
-        sums = LossSums(*everywhere)._replace(weight=weight.to(own.weight))
+        totals = [total.requires_grad_() for total in all_reduce_sum(own)]
+        sums = LossSums(*totals)._replace(weight=weight.to(own.weight))
         loss = cross_entropy(sums)
         if self.settings.loss == "ce+dice":
             loss = loss + dice(sums) / self.settings.accumulate
-        slopes = torch.autograd.grad(loss, everywhere, materialize_grads=True)
+        derivatives = torch.autograd.grad(loss, totals, materialize_grads=True)
         # Ranks' gradients are averaged; they should be added.
-        pairs = [(mine, slope * world_size()) for mine, slope in zip(own, slopes, strict=True) if mine.requires_grad]
-        torch.autograd.backward([mine for mine, _ in pairs], [slope for _, slope in pairs])
+        pairs = [
+            (mine, derivative * world_size())
+            for mine, derivative in zip(own, derivatives, strict=True)
+            if mine.requires_grad
+        ]
+        torch.autograd.backward([mine for mine, _ in pairs], [derivative for _, derivative in pairs])
         return loss.detach()
 
     @torch.no_grad()

@@ -29,14 +29,14 @@ class LossSums(NamedTuple):
 
     @classmethod
     def zeros(cls, classes: int, device: torch.device | str = "cpu") -> "LossSums":
-        """The sums of no pixel."""
+        """Return the sums of no pixel."""
         return cls(*(torch.zeros(shape, device=device) for shape in ((), (), classes, classes, classes)))
 
 
 def loss_sums(
     logits: Tensor, target: Tensor, class_weights: Tensor | None = None, *, with_dice: bool = True
 ) -> LossSums:
-    """The sums that `cross_entropy` and `dice` divide. `class_weights`: [C] or None for all 1.
+    """Return the sums that `cross_entropy` and `dice` divide. `class_weights`: [C] or None for all 1.
 
     Without Dice its sums, which cost as much as the cross-entropy, are zeros.
     """
@@ -58,7 +58,7 @@ def loss_sums(
 
 
 def weight_of(target: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """The sum of weight[target] over valid pixels, scalar: their number where no weights are given."""
+    """Return the sum of weight[target] over valid pixels, scalar: their number where no weights are given."""
     valid = target != IGNORE
     if class_weights is None:
         return valid.sum()
@@ -66,12 +66,12 @@ def weight_of(target: Tensor, class_weights: Tensor | None = None) -> Tensor:
 
 
 def cross_entropy(sums: LossSums) -> Tensor:
-    """Weighted mean of -log p[target] over valid pixels."""
+    """Return the weighted mean of -log p[target] over valid pixels."""
     return sums.cross_entropy / sums.weight.clamp(min=1e-12)
 
 
 def dice(sums: LossSums) -> Tensor:
-    """1 - soft Dice, 2 |P n T| / (|P| + |T|), averaged over the target's classes (Milletari et al., 2016)."""
+    """Return 1 - soft Dice, 2 |P n T| / (|P| + |T|), averaged over the target's classes (Milletari et al., 2016)."""
     present = sums.truth > 0
     score = 2 * sums.intersection / (sums.predicted + sums.truth).clamp(min=1e-12)
     return ((1 - score) * present).sum() / present.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""How weights move: Muon for convolution kernels, AdamW for the rest, and the learning rate of each step.
+"""How weights are updated: Muon for convolution kernels, AdamW for the rest, and the learning rate of each step.
 
 Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix before it is applied; a kernel is the matrix of
 its first dimension by all others. Its steps are scaled to AdamW's size (Liu et al., 2025), so that one learning rate
@@ -15,7 +15,7 @@ from unet.train.settings import FitSettings
 
 
 class Optimizer:
-    """Moves the weights of `network`, which must already be on its device and in channels-last memory."""
+    """Updates the weights of `network`, which must already be on its device and in channels-last memory."""
 
     def __init__(self, network: nn.Module, settings: FitSettings) -> None:
         kernels = [weight for weight in network.parameters() if weight.ndim > 1]
@@ -40,7 +40,7 @@ class Optimizer:
             )
 
     def step(self, rate: float) -> None:
-        """Moves every weight along its gradient at this learning rate, and clears the gradients."""
+        """Update every weight by its gradient at this learning rate, and clear the gradients."""
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
             assert kernel.data_ptr() == matrix.data_ptr(), "a kernel moved in memory; its matrix must be a view of it"
             matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad)
@@ -53,17 +53,18 @@ class Optimizer:
             kernel.grad = None
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Everything a later step depends on."""
+        """Return everything that a later step depends on."""
         return [part.state_dict() for part in self._parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """The inverse of `state_dict`."""
+        """Restore what `state_dict` returned."""
         for part, state in zip(self._parts, states, strict=True):
             part.load_state_dict(state)
 
 
 def learning_rate(step: int, settings: FitSettings, total_steps: int) -> float:
-    """Rate of a step (from 0): linear warm-up, then poly (Liu et al., 2015: (1 - t) ** 0.9), cosine or constant."""
+    """Return the learning rate of a step (from 0): linear warm-up, then poly (Liu et al., 2015: (1 - t) ** 0.9), cosine
+    or constant."""
     warmup = min(settings.warmup_steps, total_steps // 2)
     if step < warmup:
         return settings.lr * (step + 1) / (warmup + 1)

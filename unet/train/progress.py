@@ -1,13 +1,9 @@
-"""What training says while it works: a bar where the driver has a terminal, else a line every few seconds.
-
-Only one worker has an audience.
-"""
+"""The progress of training: a bar where the driver has a terminal, else a line every few seconds; from rank 0 alone."""
 
 import time
 from typing import Any, Literal
 
-from ray.experimental import tqdm_ray
-
+from unet.runtime.ray_internals import progress_bar
 from unet.train.journal import Entry
 
 SECONDS_PER_LINE = 5.0
@@ -23,11 +19,11 @@ class Progress:
         self._audience = audience
         self._first_step: int | None = None
         self._began = self._said = 0.0
-        self._bar: Any = tqdm_ray.tqdm(desc="training", total=total_steps) if audience == "terminal" else None
+        self._bar: Any = progress_bar("training", total_steps) if audience == "terminal" else None
         self._shown = 0
 
     def due(self, step: int) -> bool:
-        """Whether it is time to say something; the first step always is."""
+        """Return whether it is time for a line; at the first step it always is."""
         now = time.monotonic()
         if self._first_step is None:
             self._first_step, self._began = step, now
@@ -35,7 +31,7 @@ class Progress:
         return now - self._said > (1.0 if self._bar else SECONDS_PER_LINE)
 
     def log_step(self, step: int, epoch: int, loss: float) -> None:
-        """Reports a step (from 1) of an epoch (from 0)."""
+        """Report a step (from 1) of an epoch (from 0)."""
         self._said = time.monotonic()
         text = f"epoch {epoch + 1}/{self._epochs}  step {step}/{self._total_steps}  loss {loss:.4f}"
         if done := step - (self._first_step or step):
@@ -47,18 +43,18 @@ class Progress:
             self._bar.update(step - self._shown)
             self._shown = step
         else:
-            self.say(text)
+            self.log(text)
 
     def log_epoch(self, entry: Entry) -> None:
-        """Reports what an epoch scored."""
+        """Report the scores of an epoch."""
         accuracy, miou = (entry[name] or 0.0 for name in ("val_pixel_accuracy", "val_miou"))
-        self.say(
+        self.log(
             f"epoch {entry['epoch']}/{self._epochs}  train loss {entry['train_loss']:.4f}  "
             f"val loss {entry['val_loss']:.4f}  accuracy {accuracy:.4f}  mIoU {miou:.4f}  "
             f"{entry['images_per_second']:.1f} images/s  {entry['seconds']:.1f} s"
         )
 
-    def say(self, text: str) -> None:
-        """Says a line of its own."""
+    def log(self, text: str) -> None:
+        """Print a line, where there is an audience."""
         if self._audience != "nobody":
             print(text, flush=True)

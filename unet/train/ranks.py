@@ -1,4 +1,4 @@
-"""Sums over the workers that train together, its ranks. Where there is one alone, all is as it was given."""
+"""Collective operations over the ranks of a training run. With one rank alone they return what they are given."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -11,17 +11,17 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many workers train together."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this worker, from 0."""
+    """Return the number of this rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sum of each tensor over all ranks, without gradient. One message; all must be of one dtype and device."""
+    """Return the sum of each tensor over all ranks, without gradient, in one message; all of one dtype and device."""
     values = [tensor.detach() for tensor in tensors]
     if world_size() == 1:
         return values
@@ -32,16 +32,16 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def broadcast_object(value: T) -> T:
-    """What rank 0 calls this with."""
+    """Return the value that rank 0 calls this with."""
     if world_size() == 1:
         return value
-    said = [value]
-    dist.broadcast_object_list(said)
-    return said[0]
+    objects = [value]
+    dist.broadcast_object_list(objects)
+    return objects[0]
 
 
 def all_reduce_mean_(tensors: Sequence[Tensor]) -> None:
-    """Replaces each tensor by its mean over all ranks."""
+    """Replace each tensor by its mean over all ranks, in place."""
     if tensors and world_size() > 1:
         for tensor, total in zip(tensors, all_reduce_sum(tensors), strict=True):
             tensor.copy_(total / world_size())

@@ -23,13 +23,13 @@ class Sample(NamedTuple):
 
 
 def samples_of_step(step: int, *, seed: int, rows: int, batch: int) -> list[Sample]:
-    """The global batch of a step (from 0): `batch` draws, the same for every number of workers."""
+    """Return the global batch of a step (from 0): `batch` samples, the same for every number of workers."""
     places = range(step * batch, (step + 1) * batch)
     return [Sample(place // rows, int(_order(seed, place // rows, rows)[place % rows])) for place in places]
 
 
 def share(items: Sequence[T], rank: int, world: int) -> Sequence[T]:
-    """The rank's contiguous part; the parts of all `world` ranks are a partition, their sizes differ by at most 1."""
+    """Return the rank's contiguous part; all ranks' parts are a partition, their sizes differ by at most 1."""
     return items[rank * len(items) // world : (rank + 1) * len(items) // world]
 
 

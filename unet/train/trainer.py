@@ -12,97 +12,84 @@ import psutil
 import ray
 import ray.train.torch
 import torch
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import RayError
-from ray.train.torch.config import _TorchBackend
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.failure_handling import FailureDecision
-from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
+from unet.runtime.ray_internals import ControllerCallback, DefaultFailurePolicy, FailureDecision, TorchBackend
 from unet.runtime.session import capacity
 from unet.runtime.stop import skip_destructors
 from unet.settings import RequestError
 from unet.storage.faults import Denied, NoSuchFolder
 
-STALE_FOR = 20
+START_TIMEOUT = 20
 """Seconds until Ray's coordinator has noticed that a machine is gone. An elastic run that asks it before then waits for
 as many workers as there were, and need not wait for the minute that Ray Train would."""
 
 
 class Trainer(ray.train.torch.TorchTrainer):
-    """A TorchTrainer that knows a lasting fault, and leaves out what only troubles a Ray without a dashboard."""
+    """A TorchTrainer with a failure policy of its own, whose controller ends for certain."""
 
-    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
         if isinstance(self.scaling_config.num_workers, tuple):
-            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STALE_FOR))
-        get_or_create_autoscaling_coordinator()  # starts beside the controller, which would start it and wait
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT))
         failures: Any = self.run_config.failure_config
-        parts["failure_policy"] = _Policy(failures)
-        # The actor that frees workers whose driver died asks the dashboard for it once a second; Ray frees them too.
-        # The one that shares out datasets would have none: `unet.train.batches` makes the plans.
-        spared = PlacementGroupCleanerCallback, DatasetsCallback
-        parts["callbacks"] = [callback for callback in parts["callbacks"] if not isinstance(callback, spared)]
-        parts["callbacks"].append(_Ending())
-        return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
+        arguments["failure_policy"] = FailurePolicy(failures)
+        arguments["callbacks"].append(_EndController())
+        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
 
-class _Ending(ControllerCallback):
+class _EndController(ControllerCallback):
     def after_controller_start(self, train_run_context: Any) -> None:
         skip_destructors()
 
 
-class RayAddressTorchConfig(ray.train.torch.TorchConfig):
-    """Workers that meet at the addresses by which Ray knows their machines."""
+class TorchConfig(ray.train.torch.TorchConfig):
+    """Workers that connect at the addresses by which Ray knows their machines: Gloo would listen at the address of the
+    machine's name, which on many is 127.0.1.1."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[TorchBackend]:
         return _Backend
 
 
-class _Backend(_TorchBackend):
+class _Backend(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(_listen_where_ray_does)
+        worker_group.execute(_set_gloo_interface)
         super().on_start(worker_group, backend_config)
 
 
-def _listen_where_ray_does() -> None:
-    """Else Gloo listens at the address of the machine's name, which on many is 127.0.1.1."""
+def _set_gloo_interface() -> None:
     address = ray.util.get_node_ip_address()
     for interface, addresses in psutil.net_if_addrs().items():
         if any(one.address == address for one in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
-class _Policy(DefaultFailurePolicy):
-    """Ray Train's own, but for lasting faults, and for workers that are lost while they meet."""
+class FailurePolicy(DefaultFailurePolicy):
+    """Ray Train's own, except that lasting faults end the run, and workers lost while they connect are retried."""
 
-    _meetings = 0
-    """That failed."""
+    _connections_lost = 0
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if fault_of(training_failed_error) is not None:
             return FailureDecision.RAISE
+        reason = str(training_failed_error).strip().splitlines()[-1]
         if isinstance(getattr(training_failed_error, "controller_failure", None), RayError):
-            self._meetings += 1
-            reason = str(training_failed_error).strip().splitlines()[-1]
+            self._connections_lost += 1
             print(f"workers did not meet, trying again ({reason})", flush=True)
-            again = self._meetings <= self.failure_config.max_failures
+            again = self._connections_lost <= self.failure_config.max_failures
             return FailureDecision.RETRY if again else FailureDecision.RAISE
         decision = super().make_decision(training_failed_error)
         if decision == FailureDecision.RETRY and isinstance(training_failed_error, ControllerError):
             print("still waiting for machines", flush=True)
         elif decision == FailureDecision.RETRY:
-            reason = str(training_failed_error).strip().splitlines()[-1]
             print(f"workers are lost, going on from the last checkpoint ({reason})", flush=True)
         return decision
 
 
 def fault_of(error: TrainingFailedError) -> str | None:
-    """The message of a fault that would come again; None if another attempt may do better."""
+    """Return the message of a fault that would come again; None if another attempt may do better."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, RequestError | Denied | NoSuchFolder):
@@ -113,7 +100,7 @@ def fault_of(error: TrainingFailedError) -> str | None:
 
 
 def resources(workers: int, *, least: int, gpu: bool, local: bool) -> tuple[dict[str, float], int]:
-    """What each of up to `workers` reserves of its machine, and how many CPUs are left for the data of each.
+    """Return what each of up to `workers` reserves of its machine, and how many CPUs are left for the data of each.
 
     On GPUs a worker reserves one CPU, and Ray Data has the others. On CPUs workers reserve them all, so that there are
     never more on a machine than it should have; what makes their batches runs beside them. A cluster may still grow;

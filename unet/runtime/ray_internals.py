@@ -1,0 +1,114 @@
+"""Every name of Ray that this project uses though Ray does not promise to keep it. No other file imports such a name.
+
+Each stands here with the reason for it, what was measured without it, and what would replace it.
+tests/runtime/test_ray_internals.py fails where Ray has renamed one.
+"""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from ray._private.authentication.authentication_token_setup import _enable_token_auth
+from ray._private.state import state
+from ray._raylet import AuthenticationTokenLoader
+from ray.experimental import internal_kv, tqdm_ray
+
+if TYPE_CHECKING:
+    from ray.train.torch.config import _TorchBackend as TorchBackend
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+
+__all__ = [
+    "LOCAL_ENVIRONMENT",
+    "ControllerCallback",
+    "DefaultFailurePolicy",
+    "FailureDecision",
+    "TorchBackend",
+    "delete_values",
+    "get_value",
+    "max_resources",
+    "progress_bar",
+    "put_value",
+    "use_token_if_found",
+]
+
+LOCAL_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+"""Settings of a Ray that this process starts, which Ray reads from the environment and does not document.
+
+worker_niceness: Ray starts its workers at nice 15. Beside the user's other programs, which run at 0, a busy machine
+would then give training next to nothing of its processors instead of its share.
+BACKEND_LOG_LEVEL: else errors of Ray's own core, which no user can act on, stand between the lines of the job.
+"""
+
+_EXECUTION = "ray.train.v2._internal.execution"
+_TRAIN = {
+    "ControllerCallback": (f"{_EXECUTION}.callback", "ControllerCallback"),
+    "DefaultFailurePolicy": (f"{_EXECUTION}.failure_handling.default", "DefaultFailurePolicy"),
+    "FailureDecision": (f"{_EXECUTION}.failure_handling", "FailureDecision"),
+    "TorchBackend": ("ray.train.torch.config", "_TorchBackend"),
+}
+"""What unet/train/trainer.py builds on, and where Ray Train keeps it.
+
+DefaultFailurePolicy, FailureDecision: Ray Train by itself retries every failure, so a fault of the data is met
+`max_failures` times. ControllerCallback: the controller's process now and then does not end by itself; 3 of 20 did not.
+TorchBackend: sets the network interface on each machine before the workers connect; without it Gloo listens where the
+machine's name points to, which on many is 127.0.1.1, and workers on several machines do not connect.
+
+Imported when asked for: Ray Train takes half a second to import, which the other jobs need not wait for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TRAIN:
+        raise AttributeError(name)
+    module, private = _TRAIN[name]
+    return getattr(importlib.import_module(module), private)
+
+
+def max_resources() -> dict[str, int]:
+    """Return what the cluster may grow to by its autoscaler's configuration; empty without one.
+
+    Ray's public calls tell what is there now: with them alone a GPU that the autoscaler would bring is refused.
+    """
+    return state.get_max_resources_from_cluster_config() or {}
+
+
+def put_value(key: str, value: bytes | str) -> None:
+    """Store a value under `key` for all processes of the cluster, in the key-value store of Ray's head.
+
+    An actor would do the same with one process more, which takes a second to start and 100 MB.
+    """
+    internal_kv._internal_kv_put(key, value)
+
+
+def get_value(key: str) -> bytes | None:
+    """Return the value under `key`, None if there is none."""
+    value: bytes | None = internal_kv._internal_kv_get(key)
+    return value
+
+
+def delete_values(key: str, *, by_prefix: bool = False) -> None:
+    """Remove the value under `key`, or of all keys that begin with it."""
+    internal_kv._internal_kv_del(key, del_by_prefix=by_prefix)
+
+
+def progress_bar(description: str, total: int) -> Any:
+    """Return a bar on the driver's terminal that a worker moves, like tqdm's. Of Ray's own only this one travels."""
+    return tqdm_ray.tqdm(desc=description, total=total)
+
+
+def use_token_if_found() -> None:
+    """Send a token with all that this process asks of a cluster, if RAY_AUTH_MODE is not set and there is one: in
+    RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token, where a local Ray leaves it.
+
+    `ray start` and `ray.init()` do the same, but no client of jobs does: a head that has found a token refuses them on
+    its own machine. RAY_AUTH_MODE would do, if Ray did not read it once for all when it is imported.
+
+    Raises:
+        AuthenticationError: RAY_AUTH_TOKEN_PATH names a file that holds no token.
+    """
+    if "RAY_AUTH_MODE" not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        _enable_token_auth()

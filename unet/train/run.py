@@ -1,0 +1,77 @@
+"""A training run as the driver has decided it, the same for every worker: its settings, its set, and its steps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from unet.data.labelled_set import LabelledSet
+from unet.data.labels import LabelSet
+from unet.settings import Window
+from unet.train.batches import BatchRequest, BatchSpec
+from unet.train.ranks import rank, world_size
+from unet.train.schedule import samples_of_step, share
+from unet.train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Steps and epochs are numbered from 0 over the whole run."""
+
+    settings: TrainSettings
+    folder: str
+    labelled: LabelledSet
+    labels: LabelSet
+    class_weights: tuple[float, ...] | None
+    data_cpus: int = 0
+    """CPUs that each worker's data tasks have to themselves; 0 where they run beside training."""
+    terminal: bool = False
+    """Whether the driver has a terminal to draw a bar on."""
+    largest: tuple[int, int] = (0, 0)
+    """Height and width of the largest validation image seen."""
+    window: Window | None = None
+    """How 16-bit images are scaled."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; the last one may have fewer."""
+        images, batch = len(self.labelled.train), self.settings.fit.batch_size
+        return self.settings.fit.steps_per_epoch or -(-images // batch)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        steps = self.settings.fit.epochs * self.steps_per_epoch
+        return min(steps, self.settings.fit.max_steps or steps)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+    @property
+    def batch_spec(self) -> BatchSpec:
+        """How its pairs become arrays."""
+        settings = self.settings
+        return BatchSpec(self.labels, settings.geometry, settings.augment, settings.fit.seed, self.largest, self.window)
+
+    def steps_of(self, epoch: int, first: int = 0) -> range:
+        """Return the steps of an epoch, from step `first` on."""
+        begin = epoch * self.steps_per_epoch
+        return range(max(first, begin), min(begin + self.steps_per_epoch, self.total_steps))
+
+    def validation_requests(self) -> list[BatchRequest]:
+        """Return this rank's validation images, each once; those of native geometry, whose sizes differ, one by one."""
+        pairs, settings = share(self.labelled.val, rank(), world_size()), self.settings
+        size = settings.fit.batch_size if settings.geometry.kind == "resize" else 1
+        return [BatchRequest(tuple(pairs[start : start + size])) for start in range(0, len(pairs), size)]
+
+    def batch_requests(self, epoch: int, step: int) -> Iterator[BatchRequest]:
+        """Yield the batches that remain for this rank from a step of an epoch on, each epoch's validation behind it."""
+        pairs, settings = self.labelled.train, self.settings.fit
+        for later in range(epoch, self.epochs):
+            for number in self.steps_of(later, step):
+                samples = samples_of_step(number, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
+                size = settings.batch_size // settings.accumulate  # of a forward pass, of which each rank has its share
+                passes = [samples[first : first + size] for first in range(0, len(samples), size)]
+                own = [sample for part in passes for sample in share(part, rank(), world_size())]
+                yield BatchRequest(tuple(pairs[sample.row] for sample in own), tuple(own))
+            yield from self.validation_requests()
