@@ -12,7 +12,7 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
-from unet.data.image import Array, encode
+from unet.data.image import Array, encode_image
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +33,7 @@ def write_pair(folder: Path, name: str, image: Array, mask: Array) -> None:
     for kind, array in (("images", image), ("masks", mask)):
         path = folder / kind / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(array))
+        path.write_bytes(encode_image(array))
 
 
 @pytest.fixture

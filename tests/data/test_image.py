@@ -15,15 +15,15 @@ from unet.data.image import (
     ImageError,
     decode_image,
     decode_mask,
-    decode_picture,
-    encode,
+    encode_image,
     encode_mask,
-    fit_image,
-    fit_mask,
+    open_image,
     overlay,
+    preprocess_image,
+    preprocess_mask,
     resize_mask,
-    size_of,
-    wide_samples,
+    sixteen_bit_samples,
+    to_rgb_picture,
 )
 from unet.data.labels import IGNORE, LabelSet, read_labels
 from unet.settings import Geometry
@@ -44,7 +44,7 @@ def labels_of(*values: int) -> LabelSet:
 
 def test_an_encoded_image_decodes_to_itself() -> None:
     image, _ = make_pair(0)
-    assert (decode_image(encode(image)) == image).all()
+    assert (decode_image(encode_image(image)) == image).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -67,7 +67,8 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
         saved(Image.fromarray(image), "WEBP", exif=exif, lossless=True),
     ):
         assert (decode_image(data) == shown).all()
-        assert size_of(data) == image.shape[:2]
+        opened = open_image(data)
+        assert (opened.height, opened.width) == image.shape[:2]
     lossy = saved(Image.fromarray(image).resize((40, 60)), "JPEG", exif=exif, quality=100)
     assert decode_image(lossy).shape == (10 * shown.shape[0], 10 * shown.shape[1], 3)
 
@@ -138,14 +139,14 @@ def test_the_first_frame_of_an_animation_is_taken(kind: str) -> None:
 @pytest.mark.parametrize("size", [(1, 700), (700, 1), (1, 1), (513, 3)])
 def test_thin_images_are_decoded_whole(size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
-    assert (decode_image(encode(image)) == image).all()
+    assert (decode_image(encode_image(image)) == image).all()
 
 
 def test_a_decompression_bomb_is_refused_from_its_header() -> None:
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     bomb = b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
-    for read in (decode_image, size_of):
+    for read in (decode_image, open_image):
         with pytest.raises(ImageError, match="has 60000 x 60000 pixels, more than the limit"):
             read(bomb)
 
@@ -171,7 +172,7 @@ def test_an_encoded_mask_keeps_what_is_ignored() -> None:
 def test_a_class_of_several_labels_is_read_from_each_and_written_as_the_first() -> None:
     published = read_labels("camvid32")
     colors = np.array([[label.color for label in published.labels]], np.uint8)
-    mask = decode_mask(encode(colors), published)
+    mask = decode_mask(encode_image(colors), published)
     assert set(mask.ravel().tolist()) == {*range(11), IGNORE}
     written = encode_mask(mask, published)
     assert (decode_mask(written, published) == mask).all()
@@ -180,7 +181,7 @@ def test_a_class_of_several_labels_is_read_from_each_and_written_as_the_first() 
 
 def test_a_confidence_is_a_grayscale_png() -> None:
     confidence = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    picture = Image.open(io.BytesIO(encode(confidence)))
+    picture = Image.open(io.BytesIO(encode_image(confidence)))
     assert (picture.mode, np.asarray(picture).tolist()) == ("L", confidence.tolist())
 
 
@@ -194,12 +195,16 @@ def test_a_window_scales_sixteen_bit_grayscale_and_nothing_else() -> None:
     data = saved(Image.fromarray(values))
     decoded = decode_image(data, window=(1000, 3000))
     assert decoded[0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]
-    assert (np.asarray(decode_picture(data, window=(1000, 3000))) == decoded).all()
-    samples = wide_samples(data)
+    assert (np.asarray(to_rgb_picture(open_image(data), (1000, 3000))) == decoded).all()
+    samples = sixteen_bit_samples(open_image(data))
     assert samples is not None
     assert (samples == values).all()
-    for narrow in (encode(make_pair(0)[0]), encode(make_pair(0)[1]), png_of_16_bits(np.zeros((2, 2, 3), np.uint16))):
-        assert wide_samples(narrow) is None
+    for narrow in (
+        encode_image(make_pair(0)[0]),
+        encode_image(make_pair(0)[1]),
+        png_of_16_bits(np.zeros((2, 2, 3), np.uint16)),
+    ):
+        assert sixteen_bit_samples(open_image(narrow)) is None
         assert (decode_image(narrow, window=(0, 9)) == decode_image(narrow)).all()
 
 
@@ -208,8 +213,8 @@ def test_a_window_scales_sixteen_bit_grayscale_and_nothing_else() -> None:
     [
         (b"", "is empty"),
         (b"not an image at all", "is not an image"),
-        (encode(make_pair(0)[0], "JPEG")[:300], "cannot be decoded|is not an image"),
-        (encode(make_pair(0)[0])[:200], "cannot be decoded|is not an image"),
+        (encode_image(make_pair(0)[0], "JPEG")[:300], "cannot be decoded|is not an image"),
+        (encode_image(make_pair(0)[0])[:200], "cannot be decoded|is not an image"),
     ],
 )
 def test_damaged_bytes_are_an_image_error(data: bytes, message: str) -> None:
@@ -219,7 +224,7 @@ def test_damaged_bytes_are_an_image_error(data: bytes, message: str) -> None:
 
 def test_the_pixel_limit_is_checked_before_decoding() -> None:
     with pytest.raises(ImageError, match="more than the limit of 100"):
-        decode_image(encode(make_pair(0)[0]), max_pixels=100)
+        decode_image(encode_image(make_pair(0)[0]), max_pixels=100)
 
 
 def test_index_palette_and_colour_masks_decode_alike() -> None:
@@ -229,13 +234,13 @@ def test_index_palette_and_colour_masks_decode_alike() -> None:
     palette.putpalette([channel for label in CAMVID.labels for channel in label.color])
     colors = np.array([label.color for label in CAMVID.labels], np.uint8)[values]
     expected = np.where(values == 11, IGNORE, values)
-    for data in (encode(values), saved(palette), encode(colors)):
+    for data in (encode_image(values), saved(palette), encode_image(colors)):
         assert (decode_mask(data, CAMVID) == expected).all()
 
 
 def test_a_mask_value_outside_the_label_set_is_named() -> None:
     with pytest.raises(ImageError, match="holds the value 12"):
-        decode_mask(encode(np.array([[0, 12]], np.uint8)), CAMVID)
+        decode_mask(encode_image(np.array([[0, 12]], np.uint8)), CAMVID)
 
 
 def test_a_sixteen_bit_mask_does_not_wrap() -> None:
@@ -250,8 +255,8 @@ def test_a_sixteen_bit_mask_with_small_values_is_read() -> None:
 
 def test_a_0_255_mask_of_a_binary_set_is_recognised() -> None:
     with pytest.raises(ImageError, match=r"0/255 mask.*index 255 in the label file"):
-        decode_mask(encode(np.array([[0, 255]], np.uint8)), labels_of(0, 1))
-    assert decode_mask(encode(np.array([[0, 255]], np.uint8)), labels_of(0, 255)).tolist() == [[0, 1]]
+        decode_mask(encode_image(np.array([[0, 255]], np.uint8)), labels_of(0, 1))
+    assert decode_mask(encode_image(np.array([[0, 255]], np.uint8)), labels_of(0, 255)).tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("values", [[0, 1], [0, 255], [0, 0]])
@@ -259,7 +264,7 @@ def test_a_binary_mask_holds_0_and_255_or_0_and_1(values: list[int]) -> None:
     binary = read_labels("binary")
     samples = np.array([values], np.uint8)
     expected = [[int(value > 0) for value in values]]
-    for data in (encode(samples), encode(samples[..., None].repeat(3, -1))):
+    for data in (encode_image(samples), encode_image(samples[..., None].repeat(3, -1))):
         assert decode_mask(data, binary).tolist() == expected
     if values == [0, 1]:
         assert decode_mask(saved(Image.fromarray(samples.astype(bool))), binary).tolist() == expected
@@ -269,19 +274,19 @@ def test_a_binary_mask_holds_0_and_255_or_0_and_1(values: list[int]) -> None:
 def test_another_value_in_a_binary_mask_is_named(value: int) -> None:
     samples = np.array([[0, value, 255]], np.uint8)
     with pytest.raises(ImageError, match=rf"holds the value {value}, .*threshold it"):
-        decode_mask(encode(samples), read_labels("binary"))
+        decode_mask(encode_image(samples), read_labels("binary"))
     with pytest.raises(ImageError, match=rf"holds the colour \({value}, .*threshold it"):
-        decode_mask(encode(samples[..., None].repeat(3, -1)), read_labels("binary"))
+        decode_mask(encode_image(samples[..., None].repeat(3, -1)), read_labels("binary"))
 
 
 def test_an_unknown_colour_is_named() -> None:
     with pytest.raises(ImageError, match=r"holds the colour \(1, 2, 3\)"):
-        decode_mask(encode(np.full((2, 2, 3), (1, 2, 3), np.uint8)), CAMVID)
+        decode_mask(encode_image(np.full((2, 2, 3), (1, 2, 3), np.uint8)), CAMVID)
 
 
 def test_an_index_mask_saved_as_rgb_is_recognised() -> None:
     with pytest.raises(ImageError, match=r"^holds the colour .*index mask saved as RGB"):
-        decode_mask(encode(np.full((2, 2, 3), 3, np.uint8)), CAMVID)
+        decode_mask(encode_image(np.full((2, 2, 3), 3, np.uint8)), CAMVID)
 
 
 def test_a_broken_exif_block_is_an_image_error() -> None:
@@ -297,7 +302,7 @@ def test_a_floating_point_mask_is_refused() -> None:
 
 def test_a_jpeg_mask_is_refused() -> None:
     with pytest.raises(ImageError, match="is a JPEG"):
-        decode_mask(encode(np.zeros((8, 8), np.uint8), "JPEG"), CAMVID)
+        decode_mask(encode_image(np.zeros((8, 8), np.uint8), "JPEG"), CAMVID)
 
 
 def test_resizing_a_mask_invents_no_class() -> None:
@@ -308,10 +313,10 @@ def test_resizing_a_mask_invents_no_class() -> None:
 def test_native_geometry_leaves_arrays_alone_and_resize_moves_both() -> None:
     image, mask = make_pair(0)
     native, resize = Geometry("native", (16, 16)), Geometry("resize", (16, 24))
-    assert fit_image(image, native) is image
-    assert fit_mask(mask, native) is mask
-    assert fit_image(image, resize).shape == (16, 24, 3)
-    assert fit_mask(mask, resize).shape == (16, 24)
+    assert preprocess_image(image, native) is image
+    assert preprocess_mask(mask, native) is mask
+    assert preprocess_image(image, resize).shape == (16, 24, 3)
+    assert preprocess_mask(mask, resize).shape == (16, 24)
 
 
 def test_an_overlay_mixes_image_and_label_colours() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_pair, write_pair
-from unet.data.image import ImageError, encode
-from unet.data.labelled_set import check, describe, find_labelled_set, read_pair
+from unet.data.image import ImageError, encode_image
+from unet.data.labelled_set import check_labelled_set, find_labelled_set, read_pair, statistics_table
 from unet.data.labels import read_labels
 from unet.data.layouts import LAYOUTS, Layout
 from unet.data.settings import DataSettings
@@ -69,10 +69,10 @@ def test_hidden_files_and_files_of_other_kinds_are_no_images(boxes: Path) -> Non
 def test_the_check_counts_classes_and_sizes(boxes: Path) -> None:
     labels = read_labels(str(boxes / "classes.csv"))
     labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
-    statistics = check(labelled, labels, 5000, print)
+    statistics = check_labelled_set(labelled, labels, 5000, print)
     assert statistics[0].sizes == {(40, 56): 12}
     assert statistics[0].pixels[1] == 12 * 16 * 18
-    table = describe(labelled, labels, statistics)
+    table = statistics_table(labelled, labels, statistics)
     assert "40 x 56: 12" in table
     assert "12.9%" in table  # 16 * 18 / (40 * 56)
 
@@ -80,24 +80,26 @@ def test_the_check_counts_classes_and_sizes(boxes: Path) -> None:
 def test_a_larger_set_is_sampled(boxes: Path) -> None:
     labels = read_labels(str(boxes / "classes.csv"))
     labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
-    statistics = check(labelled, labels, 6, print)
+    statistics = check_labelled_set(labelled, labels, 6, print)
     assert sum(part.sizes.total() for part in statistics) == 6
-    assert "of them read" in describe(labelled, labels, statistics)
+    assert "of them read" in statistics_table(labelled, labels, statistics)
 
 
 def test_a_class_without_training_pixels_is_pointed_out(boxes: Path) -> None:
     (boxes / "classes.csv").write_text("index,name,red,green,blue\n0,ground,0,0,0\n1,box,255,0,0\n2,ghost,0,9,0\n")
     labels = read_labels(str(boxes / "classes.csv"))
     labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
-    assert "no pixel to learn it from" in describe(labelled, labels, check(labelled, labels, 99, print))
+    assert "no pixel to learn it from" in statistics_table(
+        labelled, labels, check_labelled_set(labelled, labels, 99, print)
+    )
 
 
 def test_the_check_names_the_first_faulty_file_and_counts_the_others(boxes: Path) -> None:
     for number in (3, 5, 7):
-        (boxes / f"train/masks/00{number}.png").write_bytes(encode(np.full((40, 56), 9, np.uint8)))
+        (boxes / f"train/masks/00{number}.png").write_bytes(encode_image(np.full((40, 56), 9, np.uint8)))
     labels = read_labels(str(boxes / "classes.csv"))
     with pytest.raises(RequestError, match=r"003\.png: holds the value 9.*and 2 more such files"):
-        check(find_labelled_set(DataSettings(data=str(boxes), classes="camvid")), labels, 5000, print)
+        check_labelled_set(find_labelled_set(DataSettings(data=str(boxes), classes="camvid")), labels, 5000, print)
 
 
 def test_a_vanished_file_is_named(boxes: Path) -> None:

@@ -42,7 +42,7 @@ def test_an_ignore_column_marks_ignored_labels(tmp_path: Path) -> None:
 
 
 def test_scoring_ignored_labels_makes_them_classes() -> None:
-    assert read_labels("camvid").scoring_ignored().names[-1] == "void"
+    assert read_labels("camvid").with_ignored_as_classes().names[-1] == "void"
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
@@ -56,8 +56,8 @@ def test_rows_of_one_name_are_one_class_and_the_first_stands_for_it(tmp_path: Pa
     assert labels.names == ("road", "car")  # in order of the values that are written
     assert labels.value_to_class[[2, 3, 7, 8, 9, 1]].tolist() == [1, 0, IGNORE, IGNORE, 1, INVALID]
     assert labels.colors[[0, 1, IGNORE]].tolist() == [[3, 0, 0], [9, 0, 0], [8, 0, 0]]
-    assert [label.value for label in labels.written] == [3, 8, 9]
-    assert labels.scoring_ignored().names == ("road", "void", "car")
+    assert [label.value for label in labels.written_labels] == [3, 8, 9]
+    assert labels.with_ignored_as_classes().names == ("road", "void", "car")
     assert LabelSet.from_json(labels.to_json()) == labels
 
 
@@ -65,7 +65,7 @@ def test_camvid_as_published_has_the_classes_of_camvid() -> None:
     published, usual = read_labels("camvid32"), read_labels("camvid")
     assert len(published.labels) == 32
     assert published.names == usual.names
-    assert [label.value for label in published.written] == [label.value for label in usual.labels]
+    assert [label.value for label in published.written_labels] == [label.value for label in usual.labels]
 
 
 def test_cityscapes_has_its_train_ids_and_ignores_all_others() -> None:

@@ -12,8 +12,15 @@ import pytest
 from PIL import Image
 
 from unet.command_line import run
-from unet.data.image import decode_image, decode_mask, encode
-from unet.data.labelled_set import LabelledSet, check, describe, find_labelled_set, read_pair, window_of
+from unet.data.image import decode_image, decode_mask, encode_image
+from unet.data.labelled_set import (
+    LabelledSet,
+    check_labelled_set,
+    choose_window,
+    find_labelled_set,
+    read_pair,
+    statistics_table,
+)
 from unet.data.labels import IGNORE, LabelSet, read_labels
 from unet.data.settings import DataSettings
 from unet.evaluate.job import evaluate
@@ -25,7 +32,7 @@ from unet.segment.job import segment
 from unet.segment.settings import SegmentSettings
 from unet.settings import RequestError
 from unet.storage import store
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 from unet.train.job import train
 from unet.train.settings import TrainSettings
 
@@ -44,7 +51,7 @@ VALUES = {
 
 def write_image(file: Path, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
-    put(file, encode(pixels, "JPEG" if file.suffix == ".jpg" else "PNG"))
+    put(file, encode_image(pixels, "JPEG" if file.suffix == ".jpg" else "PNG"))
 
 
 def put(file: Path, data: bytes) -> None:
@@ -73,7 +80,7 @@ def in_colors(values: Values, labels: LabelSet) -> bytes:
     """Values as an RGB PNG, in the colours of `labels`."""
     table = np.zeros((256, 3), np.uint8)
     table[[label.value for label in labels.labels]] = [label.color for label in labels.labels]
-    return encode(table[values])
+    return encode_image(table[values])
 
 
 def write_cityscapes(folder: Path) -> None:
@@ -83,9 +90,9 @@ def write_cityscapes(folder: Path) -> None:
         name = f"{city}_{seed:06}_000019"
         write_image(folder / f"leftImg8bit/{part}/{city}/{name}_leftImg8bit.png", seed)
         masks = folder / f"gtFine/{part}/{city}"
-        put(masks / f"{name}_gtFine_labelIds.png", encode(values_of("cityscapes", seed)))
+        put(masks / f"{name}_gtFine_labelIds.png", encode_image(values_of("cityscapes", seed)))
         for other in ("color", "instanceIds", "labelTrainIds"):
-            put(masks / f"{name}_gtFine_{other}.png", encode(np.full(SIZE, 77, np.uint8)))
+            put(masks / f"{name}_gtFine_{other}.png", encode_image(np.full(SIZE, 77, np.uint8)))
         put(masks / f"{name}_gtFine_polygons.json", b"{}")
     write_image(folder / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png", 99)
 
@@ -111,7 +118,7 @@ def write_binary(folder: Path) -> None:
     for seed in range(9):
         write_image(folder / f"images/{seed}.png", seed)
         values = values_of("binary", seed)
-        put(folder / f"masks/{seed}.png", encode(values if seed % 2 else values // 255))
+        put(folder / f"masks/{seed}.png", encode_image(values if seed % 2 else values // 255))
 
 
 WRITERS = {"cityscapes": write_cityscapes, "camvid32": write_camvid32, "voc": write_voc, "binary": write_binary}
@@ -143,16 +150,16 @@ def test_a_set_is_found_as_it_comes(tmp_path: Path, name: str, images: str, coun
     for part, pairs in (("train", labelled.train), ("val", labelled.val)):
         assert [pair.key for pair in pairs] == sorted(pair.key for pair in pairs)
         for pair in pairs:
-            folder = join(str(tmp_path), images.format(part=part))
+            folder = join_uri(str(tmp_path), images.format(part=part))
             assert pair.image == f"{folder}/{pair.key}{PurePosixPath(pair.image).suffix}"
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_values_of_a_set_become_its_classes(tmp_path: Path, name: str) -> None:
     labelled, labels = found(name, tmp_path), read_labels(name)
-    statistics = check(labelled, labels, 5000, print)
+    statistics = check_labelled_set(labelled, labels, 5000, print)
     assert sum(part.sizes[SIZE] for part in statistics) == 9
-    describe(labelled, labels, statistics)
+    statistics_table(labelled, labels, statistics)
     present = {labels.value_to_class[value] for value in VALUES[name]}
     for pair in labelled.train:
         assert set(np.unique(read_pair(pair, labels)[1])) == present
@@ -195,18 +202,18 @@ def write_satellite(folder: Path) -> None:
         file = io.BytesIO()
         Image.fromarray(samples).save(file, "PNG")
         put(folder / f"images/{seed}.png", file.getvalue())
-        put(folder / f"masks/{seed}.png", encode(values))
+        put(folder / f"masks/{seed}.png", encode_image(values))
 
 
 def test_the_window_of_a_16_bit_set_is_what_its_images_hold_but_for_their_tails(tmp_path: Path) -> None:
     write_satellite(tmp_path)
     labelled, labels = find_labelled_set(settings_of("binary", tmp_path)), read_labels("binary")
-    statistics = check(labelled, labels, 5000, print)
-    window = window_of(statistics)
+    statistics = check_labelled_set(labelled, labels, 5000, print)
+    window = choose_window(statistics)
     assert window is not None
     assert 500 <= window[0] < 540
     assert 2940 < window[1] <= 3000
-    assert f"{window[0]} to {window[1]}" in describe(labelled, labels, statistics, window)
+    assert f"{window[0]} to {window[1]}" in statistics_table(labelled, labels, statistics, window)
     dark, _ = read_pair(labelled.train[0], labels)
     seen, mask = read_pair(labelled.train[0], labels, window=window)
     assert np.asarray(dark)[1:].max() == 3000 >> 8
@@ -215,9 +222,9 @@ def test_the_window_of_a_16_bit_set_is_what_its_images_hold_but_for_their_tails(
 
 def test_a_set_of_eight_bits_has_no_window(tmp_path: Path) -> None:
     labelled, labels = found("binary", tmp_path), read_labels("binary")
-    statistics = check(labelled, labels, 5000, print)
-    assert window_of(statistics) is None
-    assert "window" not in describe(labelled, labels, statistics)
+    statistics = check_labelled_set(labelled, labels, 5000, print)
+    assert choose_window(statistics) is None
+    assert "window" not in statistics_table(labelled, labels, statistics)
 
 
 def first(folder: Path, pattern: str) -> Path:
@@ -229,7 +236,7 @@ def lacks(pattern: str) -> Callable[[Path], None]:
 
 
 def holds(pattern: str, pixels: npt.NDArray[np.uint8]) -> Callable[[Path], None]:
-    return lambda folder: put(first(folder, pattern), encode(pixels))
+    return lambda folder: put(first(folder, pattern), encode_image(pixels))
 
 
 def lists(text: str) -> Callable[[Path], None]:

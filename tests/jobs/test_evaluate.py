@@ -13,7 +13,7 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from unet.command_line import run
-from unet.data.image import encode
+from unet.data.image import encode_image
 from unet.data.labelled_set import find_labelled_set, read_pair
 from unet.data.labels import IGNORE, read_labels
 from unet.data.settings import DataSettings
@@ -144,7 +144,7 @@ def test_a_written_mask_of_another_size_is_named(
     for image in boxes.glob("*/images/*"):
         shutil.copy(next(boxes.glob(f"*/masks/{image.stem}.*")), masks / f"{image.name}.png")
     wrong = sorted(masks.iterdir())[0]
-    wrong.write_bytes(encode(np.zeros((3, 5), np.uint8)))
+    wrong.write_bytes(encode_image(np.zeros((3, 5), np.uint8)))
     flags = {"data": boxes, "part": "all", "output": tmp_path / "scores", "masks": masks}
     flags["classes"] = boxes / "classes.csv"
     assert run(evaluate, EvaluateSettings, flags_of(flags)) == 2

@@ -14,7 +14,7 @@ import yaml
 from tests.conftest import make_pair, write_pair
 from tests.report.html_page import assert_alone
 from unet.command_line import run
-from unet.data.image import encode
+from unet.data.image import encode_image
 from unet.model.artifact import Model
 from unet.model.predictor import Predictor
 from unet.train.job import train
@@ -157,9 +157,9 @@ def test_a_fault_found_later_ends_the_run_naming_the_file(
     job: Job, boxes: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for file in sorted((boxes / "train/masks").iterdir())[:11]:
-        file.write_bytes(encode(np.full((40, 56), 9, np.uint8)))
+        file.write_bytes(encode_image(np.full((40, 56), 9, np.uint8)))
     for file in (boxes / "val/masks").iterdir():
-        file.write_bytes(encode(np.full((40, 56), 9, np.uint8)))
+        file.write_bytes(encode_image(np.full((40, 56), 9, np.uint8)))
     assert job(check_limit=1) in (1, 2)  # whether the one pair that is checked is a faulty one or not
     assert "holds the value 9" in capfd.readouterr().err
 
@@ -169,20 +169,20 @@ def unpaired(boxes: Path) -> None:
 
 
 def outside(boxes: Path) -> None:
-    (boxes / "train/masks/003.png").write_bytes(encode(np.full((40, 56), 7, np.uint8)))
+    (boxes / "train/masks/003.png").write_bytes(encode_image(np.full((40, 56), 7, np.uint8)))
 
 
 def binary(boxes: Path) -> None:
-    (boxes / "train/masks/003.png").write_bytes(encode(make_pair(3)[1] * 255))
+    (boxes / "train/masks/003.png").write_bytes(encode_image(make_pair(3)[1] * 255))
 
 
 def jpeg(boxes: Path) -> None:
     (boxes / "train/masks/003.png").unlink()
-    (boxes / "train/masks/003.jpg").write_bytes(encode(make_pair(3)[1], "JPEG"))
+    (boxes / "train/masks/003.jpg").write_bytes(encode_image(make_pair(3)[1], "JPEG"))
 
 
 def unequal(boxes: Path) -> None:
-    (boxes / "train/masks/003.png").write_bytes(encode(make_pair(3, (41, 56))[1]))
+    (boxes / "train/masks/003.png").write_bytes(encode_image(make_pair(3, (41, 56))[1]))
 
 
 def unreadable(boxes: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet.data.image import Array, fit_image
+from unet.data.image import Array, preprocess_image
 from unet.data.labels import read_labels
 from unet.model import inference
 from unet.model.artifact import Model
@@ -178,7 +178,7 @@ def test_a_resize_model_gives_every_image_one_shape_and_never_tiles() -> None:
 
 def test_logits_not_masks_are_resized_back() -> None:
     model, image = random_model("resize"), textured(0, 200, 290)
-    small = plain_logits(model, fit_image(image, model.geometry)).permute(2, 0, 1)[None]
+    small = plain_logits(model, preprocess_image(image, model.geometry)).permute(2, 0, 1)[None]
     expected = F.interpolate(small, size=(200, 290), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
     assert (Predictor(model, precision="fp32").predict(image) == expected).mean() > 0.999
 

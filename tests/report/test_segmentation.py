@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.report.html_page import Page, assert_alone
-from unet.data.image import encode, overlay, resize_image, resize_mask
+from unet.data.image import encode_image, overlay, resize_image, resize_mask
 from unet.data.labels import Label, LabelSet
 from unet.report.segmentation import FAILURES, WINDOWS, Sheet, segmentation_report
 from unet.sample.palette import LABELS
@@ -22,7 +22,7 @@ STATUSES = {"done": 1204, "unchanged": 31, "failed": 3, "failed_before": 2, "ski
 def sheet(key: str, seed: int = 0, size: tuple[int, int] = (24, 32)) -> Sheet:
     image, mask = draw_scene(seed)
     shown = overlay(resize_image(image, size), resize_mask(mask, size), LABELS)
-    return Sheet(key=key, jpeg=encode(shown, "JPEG"))
+    return Sheet(key=key, jpeg=encode_image(shown, "JPEG"))
 
 
 def report(**changes: Any) -> dict[str, bytes]:
@@ -152,7 +152,7 @@ def test_many_classes_awkward_names_and_heavy_thumbnails_still_give_a_small_page
         tuple(Label(value=i, name=f"$class {i}\\of" + "x" * 500, color=(255, 255, i)) for i in range(250))
     )
     noise = np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8)
-    sheets = [Sheet(key=f"{i}" + "é" * 500, jpeg=encode(noise, "JPEG")) for i in range(60)]
+    sheets = [Sheet(key=f"{i}" + "é" * 500, jpeg=encode_image(noise, "JPEG")) for i in range(60)]
     files = report(labels=labels, class_pixels=[1] * 249 + [0], sheets=sheets)
     assert_alone(files, *BESIDE)
     assert 20 < len(Page(files).pictures()) < 60

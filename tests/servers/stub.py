@@ -19,11 +19,11 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from unet.data.image import encode
+from unet.data.image import encode_image
 
 PAGE = 1000
 IMAGES = "images/"
-BODY = encode(np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8))
+BODY = encode_image(np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8))
 ETAG = hashlib.md5(BODY).hexdigest()
 
 ENTRY = (

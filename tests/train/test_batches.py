@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unet.data.image import encode
+from unet.data.image import encode_image
 from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
 from unet.data.settings import AugmentSettings, DataSettings
@@ -61,6 +61,6 @@ def test_two_views_of_an_image_differ_and_validation_images_do_not(
 
 
 def test_a_faulty_file_is_named(requests: list[BatchRequest], spec: BatchSpec) -> None:
-    Path(requests[0].pairs[2].mask).write_bytes(encode(np.full((40, 56), 9, np.uint8)))
+    Path(requests[0].pairs[2].mask).write_bytes(encode_image(np.full((40, 56), 9, np.uint8)))
     with pytest.raises(RequestError, match=r"masks/.*png: holds the value 9"):
         list(BatchStream(spec, tasks=2).batches(requests))

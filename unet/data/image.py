@@ -1,18 +1,21 @@
-"""Images and masks, from bytes to arrays and back.
+"""Images and masks, from the bytes of a file to arrays and back.
 
 image: HWC uint8 RGB as displayed (EXIF orientation applied). mask: HW uint8 class indices, `labels.IGNORE` where
-nothing is trained or scored. Masks are only ever resampled with nearest neighbour.
+nothing is trained or scored. Masks are only ever resampled with nearest neighbour. A file is opened once, by
+`open_image`; what is wanted of it is taken from the picture that this returns, Pillow's own image.
 """
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from unet.data.labels import BUILT_IN, INVALID, LabelSet
+from unet.data.labels import INVALID, LabelSet, built_in_labels
 from unet.settings import Geometry, Window
 
 Array = npt.NDArray[np.uint8]
@@ -26,7 +29,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 MAX_PIXELS = 1 << 28
 """Default limit on height x width, checked between header and decoding."""
 
-BAND = 1 << 20
+BAND_PIXELS = 1 << 20
 """Pixels that are converted at once."""
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit, which is an error and not a warning, stands in for Pillow's
@@ -37,148 +40,137 @@ class ImageError(ValueError):
 
 
 class TooLargeError(ImageError):
-    """Memory was too small for it; there may be more another time."""
+    """Memory was too small for the image; another time there may be more."""
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Array:
-    """The first frame as displayed, HWC uint8 RGB.
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the first image of a file, its header read; its pixels are decoded once they are needed.
 
-    Sixteen-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency
-    is dropped.
+    Until then `width` and `height` are as stored: EXIF, which may turn them, can lie behind the pixels.
 
     Raises:
-        ImageError: not an image, truncated, or larger than `max_pixels`.
+        ImageError: not an image, larger than `max_pixels`, or with floating-point samples.
     """
-    with _open(data, max_pixels) as picture:
-        _refuse_floats(picture)
-        try:
-            ImageOps.exif_transpose(picture, in_place=True)
-            image = np.empty((picture.height, picture.width, 3), np.uint8)
-            height = max(1, BAND // picture.width)
-            for top in range(0, picture.height, height):  # Pillow's own copy is all that is held beside the image
-                rows = image[top : top + height]
-                rows[:] = np.asarray(_as_rgb(picture.crop((0, top, picture.width, top + len(rows))), window))
-        except MemoryError:
-            raise TooLargeError("does not fit in memory beside the others; lower --max-pixels, or add memory") from None
-        except _DECODING_ERRORS as error:
-            raise ImageError(f"cannot be decoded: {error}") from None
+    picture = _open(data, max_pixels)
+    if picture.mode == "F":
+        raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
+    return picture
+
+
+def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
+    """Return the pixels of an opened image as displayed, HWC uint8 RGB; turns `picture` itself, to hold no copy.
+
+    16-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency is
+    dropped.
+
+    Raises:
+        ImageError: truncated or damaged.
+        TooLargeError: does not fit in memory.
+    """
+    with _decoding_errors():
+        ImageOps.exif_transpose(picture, in_place=True)
+        image = np.empty((picture.height, picture.width, 3), np.uint8)
+        height = max(1, BAND_PIXELS // picture.width)
+        for top in range(0, picture.height, height):  # Pillow's own copy is all that is held beside the image
+            rows = image[top : top + height]
+            rows[:] = np.asarray(_to_rgb(picture.crop((0, top, picture.width, top + len(rows))), window))
     return image
 
 
-def decode_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Image.Image:
-    """What `decode_image` gives, as Pillow's own RGB image: to be worked on by Pillow, it need not become an array."""
-    with _open(data, max_pixels) as picture:
-        _refuse_floats(picture)
-        try:
-            ImageOps.exif_transpose(picture, in_place=True)
-            return _as_rgb(picture, window)
-        except _DECODING_ERRORS as error:
-            raise ImageError(f"cannot be decoded: {error}") from None
+def to_rgb_picture(picture: Image.Image, window: Window | None = None) -> Image.Image:
+    """Return what `to_rgb_array` does as Pillow's image: work that Pillow does needs no array."""
+    with _decoding_errors():
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _to_rgb(picture, window)
 
 
-def wide_samples(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.integer[Any]] | None:
-    """The samples of a 16-bit grayscale image, HW: what a `Window` is chosen by. None for any other image.
+def sixteen_bit_samples(picture: Image.Image) -> npt.NDArray[np.integer[Any]] | None:
+    """Return the samples of a 16-bit grayscale image, HW, by which a `Window` is chosen; None for any other image.
 
     Raises:
-        ImageError: not an image, truncated, or larger than `max_pixels`.
+        ImageError: truncated or damaged.
     """
-    with _open(data, max_pixels) as picture:
-        if not _is_wide(picture):
-            return None
-        try:
-            return np.asarray(picture)
-        except _DECODING_ERRORS as error:
-            raise ImageError(f"cannot be decoded: {error}") from None
+    if not _is_sixteen_bit(picture):
+        return None
+    with _decoding_errors():
+        return np.asarray(picture)
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Array:
+    """Return an image file as `to_rgb_array` does, and raise what it and `open_image` raise."""
+    return to_rgb_array(open_image(data, max_pixels=max_pixels), window)
 
 
 def decode_mask(data: bytes, labels: LabelSet, *, max_pixels: int = MAX_PIXELS) -> Array:
-    """Class indices, HW uint8, of an index, palette or RGB colour mask.
+    """Return the class indices, HW uint8, of an index, palette or RGB colour mask.
 
     Raises:
         ImageError: not a mask, or it holds values or colours that `labels` does not know.
     """
-    with _open(data, max_pixels) as picture:
-        if picture.format == "JPEG":
-            raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
-        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"):
-            raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
-        try:
-            if picture.mode in ("LA", "RGBA"):
-                picture = picture.convert(picture.mode[:-1])  # without its alpha
-            samples = np.asarray(picture)
-        except _DECODING_ERRORS as error:
-            raise ImageError(f"cannot be decoded: {error}") from None
+    picture = _open(data, max_pixels)
+    if picture.format == "JPEG":
+        raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"):
+        raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
+    with _decoding_errors():
+        samples = np.asarray(picture.convert(picture.mode[:-1]) if picture.mode in ("LA", "RGBA") else picture)
     return _classes_of_values(samples, labels) if samples.ndim == 2 else _classes_of_colors(samples, labels)
 
 
-def size_of(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width as stored, from the header alone: EXIF, which may turn them, can lie behind the pixels.
-
-    Raises:
-        ImageError: not an image, or larger than `max_pixels`.
-    """
-    with _open(data, max_pixels) as picture:
-        return picture.height, picture.width
-
-
 def resize_image(image: Array, size: tuple[int, int]) -> Array:
-    """`image` at `size` (height, width), bilinear over the pixels each new one covers (no aliasing)."""
+    """Return `image` at `size` (height, width), bilinear over the pixels that each new one covers (antialiased)."""
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: Array, size: tuple[int, int]) -> Array:
-    """`mask` at `size` (height, width), nearest neighbour."""
+    """Return `mask` at `size` (height, width), nearest neighbour."""
     return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
-def fit_image(image: Array, geometry: Geometry) -> Array:
-    """`image` as a model of this geometry is given it: the one step before `model.normalise`, in training and after."""
+def preprocess_image(image: Array, geometry: Geometry) -> Array:
+    """Return `image` as a model of this geometry is given it; all that follows is `network.normalise`."""
     return image if geometry.kind == "native" else resize_image(image, geometry.size)
 
 
-def fit_mask(mask: Array, geometry: Geometry) -> Array:
-    """`mask` moved as `fit_image` moves its image."""
+def preprocess_mask(mask: Array, geometry: Geometry) -> Array:
+    """Return `mask` resized as `preprocess_image` resizes its image."""
     return mask if geometry.kind == "native" else resize_mask(mask, geometry.size)
 
 
 def colorize(mask: Array, labels: LabelSet) -> Array:
-    """`mask` in the label colours, HWC uint8 RGB."""
+    """Return `mask` in the label colours, HWC uint8 RGB."""
     return labels.colors[mask]
 
 
 def overlay(image: Array, mask: Array, labels: LabelSet, *, opacity: float = 0.55) -> Array:
-    """`mask` in the label colours over `image` (same height and width), HWC uint8 RGB."""
+    """Return `mask` in the label colours over `image` (same height and width), HWC uint8 RGB."""
     return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colorize(mask, labels)), opacity))
 
 
-def encode(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
-    """`image` (HWC RGB, or HW) as a complete PNG or JPEG file."""
-    return _saved(Image.fromarray(image), kind, **{"quality": 90} if kind == "JPEG" else {})
+def encode_image(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
+    """Return `image` (HWC RGB, or HW) as a PNG or JPEG file."""
+    return _to_file(Image.fromarray(image), kind, **{"quality": 90} if kind == "JPEG" else {})
 
 
 def encode_mask(mask: Array, labels: LabelSet) -> bytes:
-    """`mask` as an indexed PNG of the labels' own values and colours, which `decode_mask` reads back.
+    """Return `mask` as an indexed PNG of the labels' own values and colours, which `decode_mask` reads back.
 
-    A class becomes the first of its labels, `IGNORE` the first ignored label;
-    a mask for a set without any must not hold it.
+    A class is written as the first of its labels, `IGNORE` as the first ignored label; a mask for a set without any
+    must not hold it.
     """
-    ignored = [label.value for label in labels.written if label.ignore]
+    ignored = [label.value for label in labels.written_labels if label.ignore]
     assert ignored or mask.max(initial=0) < len(labels.classes)
     values = np.full(256, ignored[0] if ignored else 0, np.uint8)
     values[: len(labels.classes)] = [label.value for label in labels.classes]
-    palette = np.zeros((labels.written[-1].value + 1, 3), np.uint8)  # no longer: up to 16 colours take half a byte
-    palette[[label.value for label in labels.written]] = [label.color for label in labels.written]
-    picture = Image.fromarray(values[mask])
-    picture.putpalette(palette.tobytes())
-    return _saved(picture, "PNG", compress_level=1)  # fast: it is hardly larger
+    palette = np.zeros((labels.written_labels[-1].value + 1, 3), np.uint8)
+    palette[[label.value for label in labels.written_labels]] = [label.color for label in labels.written_labels]
+    return _to_indexed_png(values[mask], palette, compress_level=1)  # fast, and hardly larger
 
 
 def encode_indexed(values: Array, colors: Array) -> bytes:
-    """`values` (HW) in `colors` ([256, 3], RGB by value) as a small PNG to look at; its indices are not the values."""
+    """Return `values` (HW) in `colors` ([256, 3], RGB by value) as a small PNG; its indices are not the values."""
     used, indices = np.unique(values, return_inverse=True)
-    picture = Image.fromarray(indices.reshape(values.shape).astype(np.uint8))
-    picture.putpalette(np.ascontiguousarray(colors[used]).tobytes())  # no longer: up to 16 colours take half a byte
-    return _saved(picture, "PNG", compress_level=9)
+    return _to_indexed_png(indices.reshape(values.shape).astype(np.uint8), colors[used], compress_level=9)
 
 
 _DECODING_ERRORS = (
@@ -196,6 +188,17 @@ _DECODING_ERRORS = (
 """What Pillow raises on damaged bytes, by format."""
 
 
+@contextmanager
+def _decoding_errors() -> Iterator[None]:
+    """Raise an ImageError for what Pillow raises while it decodes."""
+    try:
+        yield
+    except MemoryError:
+        raise TooLargeError("does not fit in memory beside the others") from None
+    except _DECODING_ERRORS as error:
+        raise ImageError(f"cannot be decoded: {error}") from None
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("is empty (0 bytes)")
@@ -208,19 +211,24 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return picture
 
 
-def _saved(picture: Image.Image, kind: str, **options: int) -> bytes:
+def _to_file(picture: Image.Image, kind: str, **options: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def _refuse_floats(picture: Image.Image) -> None:
-    if picture.mode == "F":
-        raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
+def _to_indexed_png(indices: Array, palette: Array, *, compress_level: int) -> bytes:
+    picture = Image.fromarray(indices)
+    picture.putpalette(np.ascontiguousarray(palette).tobytes())  # as short as may be: up to 16 colours take half a byte
+    return _to_file(picture, "PNG", compress_level=compress_level)
 
 
-def _narrow(samples: npt.NDArray[np.integer[Any]], window: Window | None) -> Array:
-    """Sixteen-bit samples as eight bits."""
+def _is_sixteen_bit(picture: Image.Image) -> bool:
+    """Return whether an image is grayscale of more than 8 bits; Pillow gives colour of 16 bits in 8."""
+    return picture.mode.startswith("I")
+
+
+def _scale_to_8_bits(samples: npt.NDArray[np.integer[Any]], window: Window | None) -> Array:
     if window is None:
         return (samples.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
     low, high = window
@@ -230,31 +238,25 @@ def _narrow(samples: npt.NDArray[np.integer[Any]], window: Window | None) -> Arr
     return scaled.round(out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
 
 
-def _is_wide(picture: Image.Image) -> bool:
-    return picture.mode.startswith("I")
-
-
-def _as_rgb(picture: Image.Image, window: Window | None) -> Image.Image:
-    if _is_wide(picture):  # which convert() would clip to white
-        picture = Image.fromarray(_narrow(np.asarray(picture), window))
+def _to_rgb(picture: Image.Image, window: Window | None) -> Image.Image:
+    if _is_sixteen_bit(picture):  # which convert() would clip to white
+        picture = Image.fromarray(_scale_to_8_bits(np.asarray(picture), window))
     elif "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
 
 
-_NO_BINARY = (
+_BINARY_REMEDY = (
     "a binary mask holds 0 and 255, or 0 and 1; threshold it, or say with --classes what its values mean, in place of "
     "--binary"
 )
 
 
-def _classes_of_values(values: npt.NDArray[np.generic], labels: LabelSet) -> Array:
-    if values.dtype != np.uint8:
-        wide = values.astype(np.int64)
-        if wide.min(initial=0) < 0 or wide.max(initial=0) > 255:
-            raise ImageError(_unknown_values(np.unique(wide), labels))
-        values = wide.astype(np.uint8)
-    mask: Array = labels.value_to_class.take(values.astype(np.uint8, copy=False))
+def _classes_of_values(values: npt.NDArray[np.integer[Any]], labels: LabelSet) -> Array:
+    if values.dtype != np.uint8 and (values.min(initial=0) < 0 or values.max(initial=0) > 255):
+        raise ImageError(_unknown_values(np.unique(values), labels))
+    values = values.astype(np.uint8, copy=False)
+    mask: Array = labels.value_to_class.take(values)
     if (mask == INVALID).any():
         raise ImageError(_unknown_values(np.unique(values), labels))
     return mask
@@ -269,8 +271,8 @@ def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
         )
     unknown = [value for value in present.tolist() if value not in known]
     shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-    if labels == BUILT_IN["binary"]:
-        return f"holds the value {shown}, and {_NO_BINARY}"
+    if labels == built_in_labels("binary"):
+        return f"holds the value {shown}, and {_BINARY_REMEDY}"
     return (
         f"holds the value {shown}, which the label set (indices {known[0]} to {known[-1]}) lacks; "
         "add it to the label file (marked ignore, if it is no class) or mend the mask"
@@ -278,8 +280,8 @@ def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
 
 
 def _classes_of_colors(colors: Array, labels: LabelSet) -> Array:
-    packed = _pack(colors)
-    keys = _pack(np.array([label.color for label in labels.labels], np.uint8))
+    packed = _pack_rgb(colors)
+    keys = _pack_rgb(np.array([label.color for label in labels.labels], np.uint8))
     order = np.argsort(keys)
     nearest = order[np.searchsorted(keys, packed, sorter=order).clip(max=len(keys) - 1)]
     unknown = keys[nearest] != packed
@@ -290,14 +292,14 @@ def _classes_of_colors(colors: Array, labels: LabelSet) -> Array:
                 f"holds the colour {color}, which no label has, but there is a label with the index {color[0]}: "
                 "it looks like an index mask saved as RGB; save its first channel alone"
             )
-        if labels == BUILT_IN["binary"]:
-            raise ImageError(f"holds the colour {color}, and {_NO_BINARY}")
+        if labels == built_in_labels("binary"):
+            raise ImageError(f"holds the colour {color}, and {_BINARY_REMEDY}")
         raise ImageError(f"holds the colour {color}, which no label has; add it to the label file or mend the mask")
     values = np.array([label.value for label in labels.labels], np.uint8)
     mask: Array = labels.value_to_class[values[nearest]]
     return mask
 
 
-def _pack(colors: Array) -> npt.NDArray[np.int64]:
+def _pack_rgb(colors: Array) -> npt.NDArray[np.int64]:
     wide = colors.astype(np.int64)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]

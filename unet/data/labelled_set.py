@@ -11,45 +11,38 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from unet.data.image import Array, ImageError, decode_mask, decode_picture, wide_samples
+from unet.data.image import Array, ImageError, decode_mask, open_image, sixteen_bit_samples, to_rgb_picture
 from unet.data.labels import IGNORE, LabelSet
-from unet.data.layouts import Pair, pairs_by_layout, pairs_of, some
+from unet.data.layouts import Pair, pairs_by_layout, pairs_of, summarize
 from unet.data.settings import DataSettings
 from unet.settings import RequestError, Window
 from unet.storage import store
 from unet.storage.faults import Unreachable
 
-__all__ = [
-    "LabelledSet",
-    "Pair",
-    "SetStatistics",
-    "check",
-    "describe",
-    "find_labelled_set",
-    "read_mask",
-    "read_pair",
-    "window_of",
-]
-
 T = TypeVar("T")
+Samples = npt.NDArray[np.integer[Any]]
 
 READERS = 16
 """Pairs that the check reads at a time: from a bucket it waits more than it works."""
 
-SAMPLES = 1024
+SAMPLES_PER_IMAGE = 1024
 """Pixels of each 16-bit image that the window is chosen by: images count alike, whatever their size."""
 
-TAILS = (0.5, 99.5)
-"""Percentiles of these that become black and white."""
+WINDOW_PERCENTILES = (0.5, 99.5)
+"""Percentiles of these pixels that become black and white."""
 
-SIZES_SHOWN = 3
+MAX_SIZES = 4
 """How many of the commonest sizes the table shows before it only counts them."""
+
+LOG_INTERVAL = 5.0
+"""Seconds between two lines about the progress of the check."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +55,16 @@ class LabelledSet:
 
 @dataclass
 class SetStatistics:
-    """What the check saw in one part of a set."""
+    """What the check counted in the pairs that it read."""
 
     pixels: npt.NDArray[np.int64]
     """Pixels by class index, [C]."""
     ignored: int = 0
     """Pixels that are not scored."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Pairs read, by (height, width)."""
-    samples: list[npt.NDArray[np.integer[Any]]] = field(default_factory=list)
-    """Of each 16-bit grayscale image, `SAMPLES` of its pixels."""
+    """Pairs by (height, width)."""
+    samples: list[Samples] = field(default_factory=list)
+    """Of each 16-bit grayscale image, `SAMPLES_PER_IMAGE` of its pixels."""
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
@@ -79,9 +72,16 @@ class SetStatistics:
         shares: npt.NDArray[np.float64] = self.pixels / max(1, self.pixels.sum())
         return shares
 
+    def add(self, other: "SetStatistics") -> None:
+        """Count what `other` counted too."""
+        self.pixels += other.pixels
+        self.ignored += other.ignored
+        self.sizes += other.sizes
+        self.samples += other.samples
+
 
 def find_labelled_set(settings: DataSettings, folder: str | None = None) -> LabelledSet:
-    """The set that `settings` names; `folder` stands in for --data.
+    """Return the set that `settings` names; `folder` stands in for --data.
 
     Raises:
         RequestError: no such folder, no known layout, no images, unpaired files, or nothing to validate on.
@@ -105,102 +105,99 @@ def find_labelled_set(settings: DataSettings, folder: str | None = None) -> Labe
 
 
 def read_pair(pair: Pair, labels: LabelSet, *, window: Window | None = None) -> tuple[Image.Image, Array]:
-    """Image (Pillow's, RGB) and mask (HW uint8 class indices), of one size.
+    """Return image (Pillow's, RGB) and mask (HW uint8 class indices), of one size.
 
     Raises:
         ImageError: names the file, what is wrong with it and the remedy.
     """
-    image = _decode(pair.image, lambda data: decode_picture(data, window=window))
-    return image, _mask_of(image, pair, labels)
+    image = _read_file(pair.image, lambda data: to_rgb_picture(open_image(data), window))
+    return image, _read_mask_of(image, pair, labels)
 
 
 def read_mask(uri: str, labels: LabelSet) -> Array:
-    """HW uint8 class indices of a mask file.
+    """Return the class indices, HW uint8, of a mask file.
 
     Raises:
         ImageError: names the file, what is wrong with it and the remedy.
     """
-    return _decode(uri, lambda data: decode_mask(data, labels))
+    return _read_file(uri, lambda data: decode_mask(data, labels))
 
 
-def window_of(statistics: tuple[SetStatistics, SetStatistics]) -> Window | None:
-    """The window that suits the 16-bit images that the check has read; None if there are none."""
-    samples = [sampled for part in statistics for sampled in part.samples]
+def choose_window(statistics: tuple[SetStatistics, SetStatistics]) -> Window | None:
+    """Return the window that suits the 16-bit images that the check has read; None if there are none."""
+    samples = [drawn for part in statistics for drawn in part.samples]
     if not samples:
         return None
-    low, high = np.percentile(np.concatenate(samples), TAILS)
+    low, high = np.percentile(np.concatenate(samples), WINDOW_PERCENTILES)
     return math.floor(low), max(math.ceil(high), math.floor(low) + 1)
 
 
-def check(
-    labelled: LabelledSet, labels: LabelSet, limit: int, say: Callable[[str], None]
+def check_labelled_set(
+    labelled: LabelledSet, labels: LabelSet, limit: int, log: Callable[[str], None]
 ) -> tuple[SetStatistics, SetStatistics]:
-    """Reads every pair, or a random sample of `limit`, and counts what is in them; `say` is told of progress.
+    """Read every pair, or a random sample of `limit`, and return the statistics of training and validation part.
 
-    Returns the statistics of the training and of the validation part.
+    `log` is called with lines about its progress.
 
     Raises:
-        RequestError: the first faulty files, with remedies.
+        RequestError: names the first faulty files, with remedies.
     """
-    marked = [(pair, False) for pair in labelled.train] + [(pair, True) for pair in labelled.val]
-    if len(marked) > limit:
-        marked = random.Random(0).sample(marked, limit)
-    parts = tuple(SetStatistics(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
+    numbered = [(pair, 0) for pair in labelled.train] + [(pair, 1) for pair in labelled.val]
+    if len(numbered) > limit:
+        numbered = random.Random(0).sample(numbered, limit)
+    train, val = (SetStatistics(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
     faults = []
-    said = time.monotonic()
+    logged = time.monotonic()
     with ThreadPoolExecutor(READERS) as pool:
-        looks = pool.map(lambda item: _look(item[0], labels), marked)
-        for done, ((_, is_val), seen) in enumerate(zip(marked, looks, strict=True), 1):
-            if isinstance(seen, ImageError):
-                faults.append(str(seen))
+        results = pool.map(lambda item: _statistics_of(item[0], labels), numbered)
+        for done, ((_, part), result) in enumerate(zip(numbered, results, strict=True), 1):
+            if isinstance(result, ImageError):
+                faults.append(str(result))
             else:
-                size, counts, samples = seen
-                part = parts[is_val]
-                part.sizes[size] += 1
-                part.pixels += counts[: len(part.pixels)]
-                part.ignored += int(counts[IGNORE])
-                part.samples += samples
-            if time.monotonic() - said > 5:
-                said = time.monotonic()
-                say(f"check: {done} of {len(marked)} pairs read")
+                (train, val)[part].add(result)
+            if time.monotonic() - logged > LOG_INTERVAL:
+                logged = time.monotonic()
+                log(f"check: {done} of {len(numbered)} pairs read")
     if faults:
-        more = f" (and {len(faults) - 1} more such files: {some(faults[1:])})" if len(faults) > 1 else ""
+        more = f" (and {len(faults) - 1} more such files: {summarize(faults[1:])})" if len(faults) > 1 else ""
         raise RequestError(faults[0] + more)
-    for name, pairs, part in (("training", labelled.train, parts[0]), ("validation", labelled.val, parts[1])):
-        if part.sizes.total() == len(pairs) and not part.pixels.any():
+    for name, pairs, statistics in (("training", labelled.train, train), ("validation", labelled.val, val)):
+        if statistics.sizes.total() == len(pairs) and not statistics.pixels.any():
             raise RequestError(f"the {name} masks hold no pixel of any class; is --classes the right label set?")
-    return parts[0], parts[1]
+    return train, val
 
 
-def describe(
+def statistics_table(
     labelled: LabelledSet,
     labels: LabelSet,
     statistics: tuple[SetStatistics, SetStatistics],
     window: Window | None = None,
 ) -> str:
-    """The table that the check prints. `window`: of 16-bit images."""
-    lines = [f"{'':16}{'train':>16}{'val':>16}", f"{'pairs':16}{len(labelled.train):16}{len(labelled.val):16}"]
-    read = tuple(sum(part.sizes.values()) for part in statistics)
+    """Return the table of what the check counted, as it is printed. `window`: of 16-bit images."""
+    lines = [_row("", "train", "val"), _row("pairs", len(labelled.train), len(labelled.val))]
+    read = [part.sizes.total() for part in statistics]
     if sum(read) < len(labelled.train) + len(labelled.val):
-        lines.append(f"{'of them read':16}{read[0]:16}{read[1]:16}")
-    for place in range(max(len(part.sizes) for part in statistics)):
-        sizes = [part.sizes.most_common() for part in statistics]
-        shown = [f"{_by(s[place][0])}: {s[place][1]}" if place < len(s) else "" for s in sizes]
-        lines.append(f"{'height x width' if not place else '':16}" + "".join(f"{text:>16}" for text in shown))
-        if place == SIZES_SHOWN:
-            lines.append(f"{'':16}... {max(map(len, sizes)) - place - 1} more sizes")
-            break
+        lines.append(_row("of them read", *read))
+    sizes = [*zip_longest(*(part.sizes.most_common() for part in statistics))]
+    for place, both in enumerate(sizes[:MAX_SIZES]):
+        cells = (f"{_format_size(counted[0])}: {counted[1]}" if counted else "" for counted in both)
+        lines.append(_row("" if place else "height x width", *cells))
+    if len(sizes) > MAX_SIZES:
+        lines.append(f"{'':16}... {len(sizes) - MAX_SIZES} more sizes")
     if any(part.samples for part in statistics):
-        lines.append(f"{'16-bit images':16}" + "".join(f"{len(part.samples):16}" for part in statistics))
+        lines.append(_row("16-bit images", *(len(part.samples) for part in statistics)))
     if window is not None:
-        lines.append(f"{'window':16}{f'{window[0]} to {window[1]}':>16}")
+        lines.append(_row("window", f"{window[0]} to {window[1]}"))
     for index, name in enumerate(labels.names):
         shares = [part.shares[index] for part in statistics]
         note = "" if shares[0] else "   no pixel to learn it from"
-        lines.append(f"{name[:15]:16}" + "".join(f"{share:16.1%}" for share in shares) + note)
-    ignored = [part.ignored / max(1, part.ignored + part.pixels.sum()) for part in statistics]
-    lines.append(f"{'(ignored)':16}" + "".join(f"{share:16.1%}" for share in ignored))
-    return "\n".join(lines)
+        lines.append(_row(name, *(f"{share:.1%}" for share in shares)) + note)
+    ignored = (part.ignored / max(1, part.ignored + part.pixels.sum()) for part in statistics)
+    return "\n".join((*lines, _row("(ignored)", *(f"{share:.1%}" for share in ignored))))
+
+
+def _row(name: str, *cells: object) -> str:
+    return f"{name[:15]:16}" + "".join(f"{cell!s:>16}" for cell in cells)
 
 
 def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
@@ -217,36 +214,41 @@ def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], 
     return train, val
 
 
-_Seen = tuple[tuple[int, int], npt.NDArray[np.int64], list[npt.NDArray[np.integer[Any]]]]
-"""Height and width, pixels by class index, and samples of a 16-bit image."""
-
-
-def _look(pair: Pair, labels: LabelSet) -> _Seen | ImageError:
+def _statistics_of(pair: Pair, labels: LabelSet) -> SetStatistics | ImageError:
+    """Return the statistics of one pair, or what is wrong with it."""
     try:
-        image, samples = _decode(pair.image, lambda data: (decode_picture(data), _sampled(data)))
-        mask = _mask_of(image, pair, labels)
+        samples, image = _read_file(pair.image, _decode_with_samples)
+        mask = _read_mask_of(image, pair, labels)
     except ImageError as error:
         return error
-    return (mask.shape[0], mask.shape[1]), np.bincount(mask.ravel(), minlength=256), samples
+    counts = np.bincount(mask.ravel(), minlength=256)
+    sizes = Counter([(mask.shape[0], mask.shape[1])])
+    return SetStatistics(counts[: len(labels.classes)], int(counts[IGNORE]), sizes, samples)
 
 
-def _sampled(data: bytes) -> list[npt.NDArray[np.integer[Any]]]:
-    samples = wide_samples(data)
-    return [] if samples is None else [np.random.default_rng(0).choice(samples.ravel(), SAMPLES)]
+def _decode_with_samples(data: bytes) -> tuple[list[Samples], Image.Image]:
+    """Return an image, and of a 16-bit one a random sample of its pixels, drawn before the image is turned."""
+    picture = open_image(data)
+    return _draw_samples(picture), to_rgb_picture(picture)
 
 
-def _mask_of(image: Image.Image, pair: Pair, labels: LabelSet) -> Array:
+def _draw_samples(picture: Image.Image) -> list[Samples]:
+    samples = sixteen_bit_samples(picture)
+    return [] if samples is None else [np.random.default_rng(0).choice(samples.ravel(), SAMPLES_PER_IMAGE)]
+
+
+def _read_mask_of(image: Image.Image, pair: Pair, labels: LabelSet) -> Array:
     mask = read_mask(pair.mask, labels)
     size = (image.height, image.width)
     if size != mask.shape:
         raise ImageError(
-            f"{pair.mask}: the mask has {_by(mask.shape)} pixels, its image {pair.image} has {_by(size)}; "
-            "export both at one size"
+            f"{pair.mask}: the mask has {_format_size(mask.shape)} pixels, its image {pair.image} has "
+            f"{_format_size(size)}; export both at one size"
         )
     return mask
 
 
-def _decode(uri: str, decode: Callable[[bytes], T]) -> T:
+def _read_file(uri: str, decode: Callable[[bytes], T]) -> T:
     try:
         return decode(store.read(uri))
     except ImageError as error:
@@ -257,5 +259,5 @@ def _decode(uri: str, decode: Callable[[bytes], T]) -> T:
         raise ImageError(f"{uri}: cannot be read ({error.strerror})") from None
 
 
-def _by(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} x {shape[1]}"
+def _format_size(size: tuple[int, ...]) -> str:
+    return f"{size[0]} x {size[1]}"

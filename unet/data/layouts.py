@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from unet.data.image import SUFFIXES
 from unet.settings import RequestError
 from unet.storage import store
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 
-SHOWN = 3
+MAX_NAMED = 3
 """How many files an error names before it only counts them."""
 
 
@@ -37,13 +37,13 @@ class Layout:
     masks: str
     val_images: str | None = None
     val_masks: str | None = None
-    image_end: str = ""
-    """What the names of images end with before their suffix; other files are not the set's."""
-    mask_end: str = ""
-    """The same of masks."""
-    lists: str | None = None
-    """Folder of train.txt and val.txt, which name the stems of each part where they are there. Images without a mask
-    are no error: there are more of them than masks."""
+    image_ending: str = ""
+    """What the names of images end with before their suffix; files with other names are not of the set."""
+    mask_ending: str = ""
+    """What the names of masks end with before their suffix."""
+    split_lists: str | None = None
+    """Folder in which train.txt and val.txt, if they exist, list the stems of each part. In a set with such a folder,
+    images without a mask are left out."""
 
 
 PLAIN = Layout("images", "masks")
@@ -58,11 +58,11 @@ LAYOUTS = (
         "gtFine/train",
         "leftImg8bit/val",
         "gtFine/val",
-        image_end="_leftImg8bit",
-        mask_end="_gtFine_labelIds",
+        image_ending="_leftImg8bit",
+        mask_ending="_gtFine_labelIds",
     ),
-    Layout("701_StillsRaw_full", "LabeledApproved_full", mask_end="_L"),
-    Layout("JPEGImages", "SegmentationClass", lists="ImageSets/Segmentation"),
+    Layout("701_StillsRaw_full", "LabeledApproved_full", mask_ending="_L"),
+    Layout("JPEGImages", "SegmentationClass", split_lists="ImageSets/Segmentation"),
     PLAIN,
 )
 """Tried in this order: CamVid as it came with SegNet, image-segmentation-keras, plain ones with parts, Cityscapes,
@@ -70,20 +70,20 @@ CamVid as published, Pascal VOC, and one without parts."""
 
 
 def pairs_by_layout(folder: str, flag: str) -> tuple[Pairs, Pairs]:
-    """The training and the validation part of the set in `folder`; the latter may be empty.
+    """Return the training and the validation part of the set in `folder`; the latter may be empty.
 
     Raises:
         RequestError: names `flag` and the folder, or the files that do not pair.
     """
     store.check_readable(folder, flag)
     for layout in LAYOUTS:
-        images, masks = join(folder, layout.images), join(folder, layout.masks)
+        images, masks = join_uri(folder, layout.images), join_uri(folder, layout.masks)
         if store.exists(images) and store.exists(masks):
-            if layout.lists is not None:
-                return _listed_parts(images, masks, join(folder, layout.lists))
+            if layout.split_lists is not None:
+                return _parts_by_lists(images, masks, join_uri(folder, layout.split_lists))
             train = pairs_of(images, masks, layout)
-            if layout.val_images and layout.val_masks and store.exists(join(folder, layout.val_images)):
-                val = join(folder, layout.val_images), join(folder, layout.val_masks)
+            if layout.val_images and layout.val_masks and store.exists(join_uri(folder, layout.val_images)):
+                val = join_uri(folder, layout.val_images), join_uri(folder, layout.val_masks)
                 return train, pairs_of(*val, layout)
             return train, ()
     known = "; ".join(f"{layout.images}/ + {layout.masks}/" for layout in LAYOUTS)
@@ -93,38 +93,37 @@ def pairs_by_layout(folder: str, flag: str) -> tuple[Pairs, Pairs]:
 
 
 def pairs_of(images: str, masks: str, layout: Layout = PLAIN) -> Pairs:
-    """The pairs of two folders, in order of key.
+    """Return the pairs of two folders, in order of key.
 
     Raises:
         RequestError: no images, two files of one stem, or files that do not pair.
     """
-    image_files, mask_files = _by_stem(images, layout.image_end), _by_stem(masks, layout.mask_end)
+    image_files, mask_files = _files_by_stem(images, layout.image_ending), _files_by_stem(masks, layout.mask_ending)
     if not image_files:
-        kinds = " ".join(f"{layout.image_end}{suffix}" for suffix in SUFFIXES)
+        kinds = " ".join(f"{layout.image_ending}{suffix}" for suffix in SUFFIXES)
         raise RequestError(f"{images}: holds no image ({kinds}); name a folder that does")
-    _refuse_unpaired("image without a mask", image_files, mask_files, _remedy(masks, layout.mask_end))
-    _refuse_unpaired("mask without an image", mask_files, image_files, _remedy(images, layout.image_end))
-    return _paired(image_files, image_files, mask_files, layout.image_end)
+    _refuse_unpaired("image without a mask", image_files, mask_files, masks, layout.mask_ending)
+    _refuse_unpaired("mask without an image", mask_files, image_files, images, layout.image_ending)
+    return _make_pairs(image_files, image_files, mask_files, layout.image_ending)
 
 
-def some(names: Sequence[str]) -> str:
-    """The first of `names`, and how many more there are."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def summarize(names: Sequence[str]) -> str:
+    """Return the first `MAX_NAMED` of `names` as text, and how many more there are."""
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _listed_parts(images: str, masks: str, lists: str) -> tuple[Pairs, Pairs]:
-    """The parts that the lists name; without lists, all that has a mask."""
-    image_files, mask_files = _by_stem(images), _by_stem(masks)
+def _parts_by_lists(images: str, masks: str, lists: str) -> tuple[Pairs, Pairs]:
+    """Return the parts that the lists name; without a list for training, all other masks are trained on."""
+    image_files, mask_files = _files_by_stem(images), _files_by_stem(masks)
     parts = []
     for name in ("train.txt", "val.txt"):
-        uri = join(lists, name)
-        stems = _stems_of(uri) if store.exists(uri) else []
+        uri = join_uri(lists, name)
+        stems = _read_stems(uri) if store.exists(uri) else set()
         for folder, files in ((images, image_files), (masks, mask_files)):
-            if without := sorted({*stems} - files.keys()):
-                raise RequestError(
-                    f"{uri}: names {some(without)}, of which {folder} has no file; add it or remove the line"
-                )
-        parts.append(_paired({*stems}, image_files, mask_files))
+            if missing := summarize(sorted(stems - files.keys())):
+                raise RequestError(f"{uri}: names {missing}, of which {folder} has no file; add it or remove the line")
+        parts.append(_make_pairs(stems, image_files, mask_files))
     train, val = parts
     if shared := {pair.key for pair in train} & {pair.key for pair in val}:
         raise RequestError(f"{lists}: train.txt and val.txt both name {min(shared)}; remove it from one of them")
@@ -132,41 +131,41 @@ def _listed_parts(images: str, masks: str, lists: str) -> tuple[Pairs, Pairs]:
         return train, val
     rest = mask_files.keys() - {pair.key for pair in val}
     if not rest:
-        raise RequestError(f"{masks}: holds no mask to train on; add masks, or {join(lists, 'train.txt')}")
-    _refuse_unpaired("mask without an image", mask_files, image_files, _remedy(images, ""))
-    return _paired(rest, image_files, mask_files), val
+        raise RequestError(f"{masks}: holds no mask to train on; add masks, or {join_uri(lists, 'train.txt')}")
+    _refuse_unpaired("mask without an image", mask_files, image_files, images, "")
+    return _make_pairs(rest, image_files, mask_files), val
 
 
-def _stems_of(uri: str) -> list[str]:
-    """The first word of each line; more may stand behind it."""
+def _read_stems(uri: str) -> set[str]:
+    """Return the first word of each line of a list; in lists of one class a flag follows it."""
     try:
-        return [words[0] for line in store.read(uri).decode().splitlines() if (words := line.split())]
+        return {words[0] for line in store.read(uri).decode().splitlines() if (words := line.split())}
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{uri}: cannot be read as a list of names ({error})") from None
 
 
-def _paired(stems: Iterable[str], images: Mapping[str, str], masks: Mapping[str, str], image_end: str = "") -> Pairs:
-    pairs = (Pair(f"{stem}{image_end}", images[stem], masks[stem]) for stem in stems)
+def _make_pairs(
+    stems: Iterable[str], images: Mapping[str, str], masks: Mapping[str, str], image_ending: str = ""
+) -> Pairs:
+    pairs = (Pair(f"{stem}{image_ending}", images[stem], masks[stem]) for stem in stems)
     return tuple(sorted(pairs, key=lambda pair: pair.key))
 
 
-def _refuse_unpaired(kind: str, files: Mapping[str, str], others: Mapping[str, str], remedy: str) -> None:
-    if without := sorted(files.keys() - others.keys()):
-        raise RequestError(f"{kind}: {some([files[stem] for stem in without])}; {remedy} or remove this one")
+def _refuse_unpaired(kind: str, files: Mapping[str, str], others: Mapping[str, str], folder: str, ending: str) -> None:
+    """Raise RequestError for files, each a `kind`, whose stems `others`, the files of `folder`, lack."""
+    if unpaired := summarize([files[stem] for stem in sorted(files.keys() - others.keys())]):
+        remedy = f"add the file of the same stem{f', ending in {ending},' if ending else ''} to {folder}"
+        raise RequestError(f"{kind}: {unpaired}; {remedy} or remove this one")
 
 
-def _remedy(folder: str, end: str) -> str:
-    return f"add the file of the same stem{f', ending in {end},' if end else ''} to {folder}"
-
-
-def _by_stem(folder: str, end: str = "") -> dict[str, str]:
-    """URIs by path below `folder`, without `end` and suffix."""
+def _files_by_stem(folder: str, ending: str = "") -> dict[str, str]:
+    """Return the URIs of the images in `folder` by their paths below it, without `ending` and suffix."""
     files: dict[str, str] = {}
     for key in store.list_files(folder):
         path = PurePosixPath(key)
         stem = path.with_suffix("").as_posix()
-        if path.suffix.lower() in SUFFIXES and stem.endswith(end):
-            stem, uri = stem.removesuffix(end), join(folder, key)
+        if path.suffix.lower() in SUFFIXES and stem.endswith(ending):
+            stem, uri = stem.removesuffix(ending), join_uri(folder, key)
             if stem in files:
                 raise RequestError(f"{files[stem]} and {uri} have one stem, and files pair by it; remove one of them")
             files[stem] = uri

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unet.data.image import Array, fit_image
+from unet.data.image import Array, preprocess_image
 from unet.model.artifact import Model
 from unet.model.inference import prepared
 from unet.model.network import PREPROCESSING, normalise
@@ -161,7 +161,7 @@ class Predictor:
             for image in batch:
                 yield self._blended(image)
             return
-        seen = [fit_image(image, self.model.geometry) for image in batch]
+        seen = [preprocess_image(image, self.model.geometry) for image in batch]
         for image, fitted, logits in zip(batch, seen, self._logits(seen), strict=True):
             own = logits[: fitted.shape[0], : fitted.shape[1]]
             yield [own] if own.shape[:2] == image.shape[:2] else resized(own, _size(image))

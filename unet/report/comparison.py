@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unet.data.image import Array, encode, encode_indexed, resize_image, resize_mask
+from unet.data.image import Array, encode_image, encode_indexed, resize_image, resize_mask
 from unet.data.labels import IGNORE, LabelSet
 from unet.model.metrics import ConfusionMatrix
 from unet.report.page import RGB, html_of, legend, percent, picture, shortened, within
@@ -51,7 +51,7 @@ def comparisons(name: str, samples: Sequence[Comparison], labels: LabelSet, limi
 
 def legends(labels: LabelSet) -> str:
     """What the colours of the panels stand for."""
-    ignored = [(f"{label.name} (not scored)", label.color) for label in labels.written if label.ignore]
+    ignored = [(f"{label.name} (not scored)", label.color) for label in labels.written_labels if label.ignore]
     classes: list[tuple[str, RGB]] = [(label.name, label.color) for label in labels.classes]
     errors: list[tuple[str, RGB]] = [("errors: prediction is wrong", WRONG), ("errors: nothing is scored", UNSCORED)]
     return legend(classes + ignored) + "\n" + legend(errors)
@@ -96,7 +96,7 @@ def _pictures(sample: Comparison, labels: LabelSet) -> tuple[bytes, bytes, bytes
     image = resize_image(sample.image, size)
     truth, prediction = resize_mask(sample.truth, size), resize_mask(sample.prediction, size)
     return (
-        encode(image, "JPEG"),
+        encode_image(image, "JPEG"),
         encode_indexed(truth, labels.colors),
         encode_indexed(prediction, labels.colors),
         _errors(image, truth, prediction),

@@ -13,7 +13,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from unet.data.image import size_of
+from unet.data.image import open_image
 
 FULL = 3_500_000
 """Bytes of pictures in a page, at most; with all else it stays below 5 MB."""
@@ -109,8 +109,9 @@ def _thumbnail(data: bytes, name: str) -> str:
 
 def picture(data: bytes, alt: str) -> str:
     """A PNG or JPEG; `alt` says in words what it shows."""
-    height, width = size_of(data)
-    return f'<img src="{data_uri(data)}" width="{width}" height="{height}" alt="{html_of(alt)}" decoding="async">'
+    opened = open_image(data)
+    size = f'width="{opened.width}" height="{opened.height}"'
+    return f'<img src="{data_uri(data)}" {size} alt="{html_of(alt)}" decoding="async">'
 
 
 def data_uri(data: bytes) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from unet.data.image import encode
+from unet.data.image import encode_image
 from unet.report.page import data_uri, html_of, shortened
 
 WIDTH, HEIGHT = 560, 280
@@ -188,7 +188,7 @@ def _heat(shares: npt.NDArray[np.float64]) -> bytes:
     pixels[..., :3] = SHARE_COLOR
     pixels[..., 3] = np.round(255 * np.nan_to_num(shares))
     pixels[np.isnan(shares)] = (128, 128, 128, 40)
-    return encode(pixels)
+    return encode_image(pixels)
 
 
 def _text(x: float, y: float, text: str, anchor: str, *, kind: str = "", more: str = "") -> str:

@@ -22,9 +22,10 @@ from ray.data.block import BlockAccessor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet.data.augment import augment
-from unet.data.image import Array, ImageError, fit_image, fit_mask
-from unet.data.labelled_set import Pair, read_pair
+from unet.data.image import Array, ImageError, preprocess_image, preprocess_mask
+from unet.data.labelled_set import read_pair
 from unet.data.labels import LabelSet
+from unet.data.layouts import Pair
 from unet.data.settings import AugmentSettings
 from unet.runtime.stop import skip_destructors
 from unet.settings import Geometry, RequestError, Window
@@ -182,7 +183,7 @@ def make_batch(request: BatchRequest, spec: BatchSpec) -> Batch:
             rng = np.random.default_rng((spec.seed, *request.samples[place]))
             views.append(augment(image, mask, geometry=spec.geometry, settings=spec.augment, rng=rng))
         else:
-            views.append((fit_image(np.asarray(image), spec.geometry), fit_mask(mask, spec.geometry)))
+            views.append((preprocess_image(np.asarray(image), spec.geometry), preprocess_mask(mask, spec.geometry)))
     return Batch(np.stack([image for image, _ in views]), np.stack([mask for _, mask in views]))
 
 

@@ -22,7 +22,14 @@ import ray.train
 import ray.train.torch
 import yaml
 
-from unet.data.labelled_set import SetStatistics, check, describe, find_labelled_set, read_pair, window_of
+from unet.data.labelled_set import (
+    SetStatistics,
+    check_labelled_set,
+    choose_window,
+    find_labelled_set,
+    read_pair,
+    statistics_table,
+)
 from unet.data.labels import LabelSet, read_labels
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
@@ -147,7 +154,7 @@ def _refuse_other_set(run: TrainingRun, identity: dict[str, Any]) -> None:
 def _prepare(settings: TrainSettings, folder: str) -> TrainingRun:
     labels = read_labels(settings.data.labels)
     if settings.data.score_ignore:
-        labels = labels.scoring_ignored()
+        labels = labels.with_ignored_as_classes()
     source = None
     if settings.data.data is None and settings.data.images is None:
         source = join_uri(settings.output, "sample-set")
@@ -168,9 +175,9 @@ def _prepare(settings: TrainSettings, folder: str) -> TrainingRun:
                 f"--init-from {settings.fit.init_from}: none of its weights fit; give the --model, --width, "
                 "--norm and --upsample that it was trained with"
             )
-    statistics = check(labelled, labels, settings.data.check_limit, print)
+    statistics = check_labelled_set(labelled, labels, settings.data.check_limit, print)
     window = _window(settings.data.window, statistics)
-    print(describe(labelled, labels, statistics, window))
+    print(statistics_table(labelled, labels, statistics, window))
     return TrainingRun(
         settings=settings,
         folder=folder,
@@ -185,7 +192,7 @@ def _prepare(settings: TrainSettings, folder: str) -> TrainingRun:
 
 def _window(given: Window | None, statistics: tuple[SetStatistics, SetStatistics]) -> Window | None:
     """Return how 16-bit images are scaled: as `given`, or as suits those that the check has read."""
-    suited = window_of(statistics)
+    suited = choose_window(statistics)
     if given is not None and suited is None:
         raise RequestError("--window: is for 16-bit grayscale images, and the check has read none; leave it out")
     return given or suited
