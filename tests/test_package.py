@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_every_module_and_what_the_pages_are_made_of(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
-    files = [path for path in (ROOT / "unet").rglob("*") if path.suffix in (".py", ".css", ".js", ".typed")]
+    files = [path for path in (ROOT / "unet").rglob("*") if path.suffix in (".py", ".css", ".js", ".csv", ".typed")]
     assert held >= {str(path.relative_to(ROOT)) for path in files}
     assert {name.split("/")[0] for name in held} == {"unet", f"unet_ray-{unet.__version__}.dist-info"}
 

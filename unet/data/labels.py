@@ -8,14 +8,14 @@ Everything past decoding speaks class indices only.
 
 import csv
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from unet.data.published import BINARY, CAMVID, CAMVID32, CITYSCAPES, VOC, Rows
 from unet.settings import RequestError
 
 IGNORE = 255
@@ -71,7 +71,7 @@ class LabelSet:
             raise RequestError(f"a label set needs 2 to {MAX_CLASSES} classes besides the ignored ones")
 
     @cached_property
-    def written(self) -> tuple[Label, ...]:
+    def written_labels(self) -> tuple[Label, ...]:
         """The first label of each name, in order of value: what written masks are made of."""
         first: dict[str, Label] = {}
         for label in self.labels:
@@ -81,7 +81,7 @@ class LabelSet:
     @cached_property
     def classes(self) -> tuple[Label, ...]:
         """The first labels of what is trained and scored; position is the class index."""
-        return tuple(label for label in self.written if not label.ignore)
+        return tuple(label for label in self.written_labels if not label.ignore)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class LabelSet:
             table[label.value] = IGNORE if label.ignore else self.names.index(label.name)
         return table
 
-    def scoring_ignored(self) -> "LabelSet":
+    def with_ignored_as_classes(self) -> "LabelSet":
         """The same set with its ignored labels trained and scored as classes."""
         return LabelSet(tuple(Label(value=label.value, name=label.name, color=label.color) for label in self.labels))
 
@@ -123,8 +123,27 @@ class LabelSet:
         )
 
 
+BUILT_IN = ("binary", "camvid", "camvid32", "cityscapes", "voc")
+"""Label sets that come with the package: files of label_sets/ beside this module, in the format of a user's own.
+
+binary: 0 is background, 1 and 255 are foreground.
+camvid: CamVid in 11 classes, as it came with SegNet.
+camvid32: the 32 colours of CamVid as published, in the same 11 classes by SegNet's grouping; published masks hold
+colours alone, so the indices from 12 on are our own.
+cityscapes: the label ids in its 19 classes, in the order of the train ids; 255 is the licence plate, -1 in eight bits;
+of the ignored ids several are published as black, so these are near it.
+voc: Pascal VOC, the background, 20 classes, and the border around objects."""
+
+
+@lru_cache
+def built_in_labels(name: str) -> LabelSet:
+    """Return a label set of `BUILT_IN`."""
+    text = files("unet.data").joinpath(f"label_sets/{name}.csv").read_text()
+    return _parse_labels(text, f"--classes {name}")
+
+
 def read_labels(source: str) -> LabelSet:
-    """The label set named `source`: a built-in name (as in `camvid`) or the path of a CSV.
+    """Return the label set named `source`: a built-in name (as in `camvid`) or the path of a CSV.
 
     The CSV has the columns index, name, red, green, blue and, optionally, ignore (1 or 0). Without that column
     the label named void is the ignored one. Rows of one name are one class.
@@ -133,30 +152,34 @@ def read_labels(source: str) -> LabelSet:
         RequestError: names the file, the line and what is wrong with it.
     """
     if source in BUILT_IN:
-        return BUILT_IN[source]
+        return built_in_labels(source)
     path = Path(source)
     if not path.is_file():
-        known = ", ".join(sorted(BUILT_IN))
+        known = ", ".join(BUILT_IN)
         raise RequestError(f"--classes {source}: no such file and no built-in label set; built in: {known}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"--classes {source}: cannot be read as a CSV in UTF-8 ({error})") from None
+    return _parse_labels(text, f"--classes {source}")
+
+
+def _parse_labels(text: str, place: str) -> LabelSet:
+    """Return the label set of a CSV. Raise RequestError that begins with `place`."""
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     missing = {"index", "name", "red", "green", "blue"} - set(reader.fieldnames or ())
     if missing:
         raise RequestError(
-            f"--classes {source}: no column {', '.join(sorted(missing))}; "
-            "the header must read index,name,red,green,blue[,ignore]"
+            f"{place}: no column {', '.join(sorted(missing))}; the header must read index,name,red,green,blue[,ignore]"
         )
-    labels = tuple(_label(source, reader.line_num, row) for row in reader)
+    labels = tuple(_label(f"{place}, line {reader.line_num}", row) for row in reader)
     try:
         return LabelSet(labels)
     except RequestError as error:
-        raise RequestError(f"--classes {source}: {error}") from None
+        raise RequestError(f"{place}: {error}") from None
 
 
-def _label(source: str, line: int, row: dict[str, str]) -> Label:
+def _label(place: str, row: dict[str, str]) -> Label:
     try:
         ignore = row.get("ignore")
         return Label(
@@ -166,22 +189,4 @@ def _label(source: str, line: int, row: dict[str, str]) -> Label:
             ignore=bool(int(ignore)) if ignore else row["name"].strip().lower() == "void",
         )
     except (TypeError, ValueError, AttributeError):
-        raise RequestError(
-            f"--classes {source}, line {line}: index, red, green, blue must be whole numbers, ignore 0 or 1"
-        ) from None
-
-
-def _published(rows: Rows) -> LabelSet:
-    return LabelSet(
-        tuple(Label(value=value, name=name, color=color, ignore=name == "void") for value, name, color in rows)
-    )
-
-
-BUILT_IN = {
-    "binary": _published(BINARY),
-    "camvid": _published(CAMVID),
-    "camvid32": _published(CAMVID32),
-    "cityscapes": _published(CITYSCAPES),
-    "voc": _published(VOC),
-}
-"""Label sets that need no file."""
+        raise RequestError(f"{place}: index, red, green, blue must be whole numbers, ignore 0 or 1") from None

@@ -1,4 +1,4 @@
-"""The evaluation job: scores a model, or masks already written, on a labelled set.
+"""The evaluation job: score a model, or masks already written, on a labelled set.
 
 Every image is scored once, at the size of its mask, through the same `Predictor` as the segmentation job. Workers
 count; ratios are computed once, here, of counts over all images.
@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,8 +20,9 @@ import ray
 import yaml
 
 from unet.data.image import ImageError
-from unet.data.labelled_set import Pair, check, describe, find_labelled_set
+from unet.data.labelled_set import check_labelled_set, find_labelled_set, statistics_table
 from unet.data.labels import LabelSet, read_labels
+from unet.data.layouts import Pair
 from unet.evaluate.scorer import Scored, Scorer
 from unet.evaluate.settings import EvaluateSettings
 from unet.model.artifact import Model
@@ -50,8 +51,28 @@ SECONDS_PER_LINE = 5.0
 SCORES, IMAGES, SETTINGS = "scores.json", "images.parquet", "settings.yaml"
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scored, the same for every worker: a model, or the masks of `written` by the URIs of their images."""
+
+    settings: EvaluateSettings
+    labels: LabelSet
+    model: Model | None
+    written: dict[str, str]
+
+    def scorer(self, *, gpu: bool) -> Scorer:
+        """Return what scores pairs in this process."""
+        settings, predictor = self.settings, None
+        if self.model is not None:
+            device = "cuda" if gpu else "cpu"
+            predictor = Predictor(
+                self.model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta
+            )
+        return Scorer(self.labels, predictor, self.written, batch_size=settings.batch_size)
+
+
 def evaluate(settings: EvaluateSettings) -> int:
-    """The job: returns its exit code.
+    """Run the job; return its exit code.
 
     Raises:
         RequestError: the request cannot be right, or a file of the set cannot be used.
@@ -61,33 +82,31 @@ def evaluate(settings: EvaluateSettings) -> int:
     labels = _labels(settings, model)
     store.check_writable(settings.output, "--output")
     pairs = _pairs(settings, labels, None if model is None else model.window)
-    written = {} if settings.masks is None else _written(settings.masks, settings.data, pairs)
+    written = {} if settings.masks is None else _written_masks(settings.masks, settings.data, pairs)
+    evaluation = Evaluation(settings, labels, model, written)
     began = time.monotonic()
     try:
-        scored, rate = _scored(settings, labels, model, pairs, written)
-        matrix = ConfusionMatrix(scored.counts)
-        scores = _scores(settings, labels, model, scored) | {
-            "seconds": time.monotonic() - began,
-            "images_per_second": rate,
-        }
-        _write(settings, labels, model, written, scored, scores)
+        scored, rate = _score_all(evaluation, pairs)
+        timing = {"seconds": time.monotonic() - began, "images_per_second": rate}
+        _write(evaluation, scored, _scores(evaluation, scored) | timing)
     except ImageError as error:
         raise RequestError(str(error)) from None
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    matrix = ConfusionMatrix(scored.counts)
     print(f"mIoU {matrix.mean_iou:.4f}  pixel accuracy {matrix.pixel_accuracy:.4f}  {len(scored.images):,} images")
     print(f"scores: {join_uri(settings.output, SCORES)}\nreport: {join_uri(settings.output, 'index.html')}")
     return 0
 
 
 def _labels(settings: EvaluateSettings, model: Model | None) -> LabelSet:
-    """What the masks of the set mean; a model's classes must be the same."""
+    """Return what the masks of the set mean; a model's classes must be the same."""
     if settings.classes is None:
         assert model is not None
         return model.labels
     labels = read_labels(settings.classes)
-    labels = labels.scoring_ignored() if settings.score_ignore else labels
+    labels = labels.with_ignored_as_classes() if settings.score_ignore else labels
     if model is not None and model.labels.names != labels.names:
         theirs, ours = ", ".join(model.labels.names), ", ".join(labels.names)
         raise RequestError(
@@ -99,15 +118,15 @@ def _labels(settings: EvaluateSettings, model: Model | None) -> LabelSet:
 
 def _pairs(settings: EvaluateSettings, labels: LabelSet, window: Window | None) -> tuple[Pair, ...]:
     labelled = find_labelled_set(settings.set_of(settings.classes or "model"))
-    statistics = check(labelled, labels, settings.check_limit, print)
-    print(describe(labelled, labels, statistics, window))
+    statistics = check_labelled_set(labelled, labels, settings.check_limit, print)
+    print(statistics_table(labelled, labels, statistics, window))
     parts = {"val": labelled.val, "train": labelled.train, "all": (*labelled.train, *labelled.val)}
     return parts[settings.part]
 
 
-def _written(folder: str, data: str, pairs: tuple[Pair, ...]) -> dict[str, str]:
-    """The URIs of written masks by those of their images. A mask is named as its image is below the folder that was
-    segmented: that of the part's images, or all of `data`.
+def _written_masks(folder: str, data: str, pairs: tuple[Pair, ...]) -> dict[str, str]:
+    """Return the URIs of written masks by those of their images. A mask is named as its image is below the folder that
+    was segmented: that of the part's images, or all of `data`.
 
     Raises:
         RequestError: names the masks that are missing.
@@ -130,12 +149,13 @@ def _written(folder: str, data: str, pairs: tuple[Pair, ...]) -> dict[str, str]:
     return written
 
 
-class _Score:
-    """A worker of the pipeline."""
+class _Worker:
+    """A worker of the pool: a chunk of pairs in, what they score out, or the fault that ends the job."""
 
-    def __init__(self, settings: EvaluateSettings, labels: LabelSet, model: Any, written: Any) -> None:
+    def __init__(self, evaluation: Any) -> None:
         retain_freed_memory()
-        self.scorer = _scorer(settings, labels, ray.get(model), ray.get(written), gpu=settings.gpu)
+        given: Evaluation = ray.get(evaluation)
+        self.scorer = given.scorer(gpu=given.settings.gpu)
 
     def __call__(self, row: Row) -> Row:
         try:
@@ -144,84 +164,54 @@ class _Score:
             return pack(error)
 
 
-def _scorer(
-    settings: EvaluateSettings, labels: LabelSet, model: Model | None, written: dict[str, str], *, gpu: bool
-) -> Scorer:
-    predictor = None
-    if model is not None:
-        device = "cuda" if gpu else "cpu"
-        predictor = Predictor(model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta)
-    return Scorer(labels, predictor, written, batch_size=settings.batch_size)
-
-
-def _scored(
-    settings: EvaluateSettings, labels: LabelSet, model: Model | None, pairs: tuple[Pair, ...], written: dict[str, str]
-) -> tuple[Scored, float]:
-    """What all pairs scored, in order of their images, and images per second."""
+def _score_all(evaluation: Evaluation, pairs: tuple[Pair, ...]) -> tuple[Scored, float]:
+    """Return what all pairs score, in order of their images, and images per second."""
+    settings = evaluation.settings
     workers = connect_workers(settings)
-    check_shared(_flags(settings, pairs), {})
+    masks = {} if settings.masks is None else {"--masks": settings.masks}
+    check_shared({"--data": pairs[0].image} | masks, {})
     size = max(1, min(LARGEST_CHUNK, len(pairs) // CHUNKS))
-    plan = dataset_of(pairs[start : start + size] for start in range(0, len(pairs), size)).map_batches(
-        _Score,
-        fn_constructor_args=(settings, labels, ray.put(model), ray.put(written)),
+    dataset = dataset_of(pairs[start : start + size] for start in range(0, len(pairs), size)).map_batches(
+        _Worker,
+        fn_constructor_args=(ray.put(evaluation),),
         batch_size=1,
         compute=actor_pool(*workers),
         num_cpus=0 if settings.gpu else 1,
         num_gpus=1 if settings.gpu else 0,
     )
     parts: list[Scored] = []
-    done, first, said = 0, None, time.monotonic()
-    with closing(stream(plan)) as results:
+    done, first, printed = 0, None, time.monotonic()
+    with closing(stream(dataset)) as results:
         for scored in results:
             if isinstance(scored, Exception):
                 raise scored
             parts.append(scored)
             done += len(scored.images)
             first = first or (time.monotonic(), done)
-            if time.monotonic() - said > SECONDS_PER_LINE:
-                said = time.monotonic()
+            if time.monotonic() - printed > SECONDS_PER_LINE:
+                printed = time.monotonic()
                 print(f"scored {done:,} of {len(pairs):,}  {_rate(first, done):.1f} images/s", flush=True)
     if done != len(pairs):
         raise StorageError(settings.data, f"{len(pairs) - done} images were lost with a process; run it again")
     return Scored.joined(parts), _rate(first, done)
 
 
-def _flags(settings: EvaluateSettings, pairs: tuple[Pair, ...]) -> dict[str, str]:
-    """What workers read, by flag."""
-    read = {"--data": pairs[0].image}
-    return read if settings.masks is None else read | {"--masks": settings.masks}
-
-
 def _rate(first: tuple[float, int] | None, done: int) -> float:
-    """Images per second since the first were done, so that start-up is not in it; NaN for too few."""
+    """Return images per second since the first were done, so that start-up is not in it; NaN for too few."""
     if first is None or done == first[1]:
         return math.nan
     return (done - first[1]) / (time.monotonic() - first[0])
 
 
-def _scores(
-    settings: EvaluateSettings,
-    labels: LabelSet,
-    model: Model | None,
-    scored: Scored,
-) -> dict[str, Any]:
-    matrix = ConfusionMatrix(scored.counts)
-    columns = {
-        "iou": matrix.iou,
-        "dice": matrix.dice,
-        "precision": matrix.precision,
-        "recall": matrix.recall,
-        "pixels": matrix.counts.sum(1),
-    }
+def _scores(evaluation: Evaluation, scored: Scored) -> dict[str, Any]:
+    """Return what scores.json holds, without the timing."""
+    settings, model, matrix = evaluation.settings, evaluation.model, ConfusionMatrix(scored.counts)
+    columns = {name: getattr(matrix, name) for name in ("iou", "dice", "precision", "recall")}
+    columns["pixels"] = matrix.counts.sum(1)
     return {
         "format": 1,
-        "data": settings.data,
-        "part": settings.part,
-        "model": settings.model,
+        **{name: getattr(settings, name) for name in ("data", "part", "model", "masks", "tta", "precision")},
         "digest": model and model.digest,
-        "masks": settings.masks,
-        "tta": settings.tta,
-        "precision": settings.precision,
         "images": len(scored.images),
         "pixels": int(matrix.counts.sum()),
         "pixel_accuracy": matrix.pixel_accuracy,
@@ -231,42 +221,26 @@ def _scores(
         "mdice": matrix.mean_dice,
         "classes": {
             name: {column: values[index].item() for column, values in columns.items()}
-            for index, name in enumerate(labels.names)
+            for index, name in enumerate(evaluation.labels.names)
         },
         "confusion": matrix.counts.tolist(),
     }
 
 
-def _write(
-    settings: EvaluateSettings,
-    labels: LabelSet,
-    model: Model | None,
-    written: dict[str, str],
-    scored: Scored,
-    scores: dict[str, Any],
-) -> None:
-    """Writes all that an evaluation leaves, scores.json last."""
-    scorer = _scorer(settings, labels, model, written, gpu=False)
-    known = [place for place, image in enumerate(scored.images) if image.pixels]
-    known.sort(key=lambda place: scored.images[place].miou)
-
-    def samples(places: list[int]) -> list[Comparison]:
-        shown = []
-        for place in places:
-            example = scorer.read(scored.pairs[place])
-            (prediction,) = scorer.predictions([example])
-            name = scored.images[place].key
-            shown.append(Comparison(name=name, image=example.image, truth=example.truth, prediction=prediction))
-        return shown
-
+def _write(evaluation: Evaluation, scored: Scored, scores: dict[str, Any]) -> None:
+    """Write all that an evaluation leaves, scores.json last."""
+    settings, labels = evaluation.settings, evaluation.labels
+    ranked = sorted((image.miou, place) for place, image in enumerate(scored.images) if image.pixels)
+    worst, others = ranked[:SHOWN], ranked[SHOWN:][::-1]
+    scorer = evaluation.scorer(gpu=False)
     files = evaluation_report(
         title=str(settings.model or settings.masks),
         facts=_facts(settings, scores),
         labels=labels,
         confusion=ConfusionMatrix(scored.counts),
         images=scored.images,
-        worst=samples(known[:SHOWN]),
-        best=samples(known[SHOWN:][::-1][:SHOWN]),
+        worst=[_comparison(scorer, scored.pairs[place]) for _, place in worst],
+        best=[_comparison(scorer, scored.pairs[place]) for _, place in others[:SHOWN]],
     )
     table = pa.Table.from_pylist([asdict(image) for image in scored.images])
     for index, name in enumerate(labels.names):
@@ -278,6 +252,12 @@ def _write(
     files[SCORES] = json.dumps(nan_to_none(scores), indent=1).encode()
     for name, data in files.items():
         store.write(join_uri(settings.output, name), data)
+
+
+def _comparison(scorer: Scorer, pair: Pair) -> Comparison:
+    example = scorer.read(pair)
+    (prediction,) = scorer.predictions([example])
+    return Comparison(name=pair.key, image=example.image, truth=example.truth, prediction=prediction)
 
 
 def _facts(settings: EvaluateSettings, scores: dict[str, Any]) -> dict[str, str]:

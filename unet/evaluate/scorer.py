@@ -1,4 +1,4 @@
-"""Scores a part of a labelled set: reads its pairs, predicts or reads their masks, counts.
+"""Scores pairs of a labelled set: reads them, predicts or reads their masks, counts.
 
 Counts leave here, never ratios of more than one image: sums over the parts of a set do not depend on how it was cut.
 """
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from unet.data.image import Array, ImageError
-from unet.data.labelled_set import Pair, read_mask, read_pair
+from unet.data.labelled_set import read_mask, read_pair
 from unet.data.labels import IGNORE, LabelSet
+from unet.data.layouts import Pair
 from unet.model.metrics import ConfusionMatrix, Counts, Ratios
 from unet.model.predictor import Predictor
 from unet.report.evaluation import ImageScore
@@ -35,7 +36,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Scored:
-    """What pairs scored."""
+    """The scores of pairs, in the same order."""
 
     pairs: Sequence[Pair]
     images: Sequence[ImageScore]
@@ -46,7 +47,7 @@ class Scored:
 
     @classmethod
     def joined(cls, parts: Sequence["Scored"]) -> "Scored":
-        """What the pairs of all parts scored, in order of their images."""
+        """Return what the pairs of all parts scored, in order of their images."""
         pairs = [pair for part in parts for pair in part.pairs]
         images = [image for part in parts for image in part.images]
         order = sorted(range(len(pairs)), key=lambda place: pairs[place].image)
@@ -79,10 +80,10 @@ class Scorer:
         self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, pairs: Sequence[Pair]) -> Scored:
-        """The scores of `pairs`, in their order. Raises: ImageError, naming the file; Unreachable."""
+        """Return the scores of `pairs`, in their order. Raise ImageError, naming the file, or Unreachable."""
         images, rows, total = [], [], ConfusionMatrix.empty(len(self.labels.classes))
-        coming = self._read_ahead(pairs)
-        while examples := list(islice(coming, self.batch_size)):
+        ahead = self._read_ahead(pairs)
+        while examples := list(islice(ahead, self.batch_size)):
             for example, prediction in zip(examples, self.predictions(examples), strict=True):
                 matrix = ConfusionMatrix.empty(len(self.labels.classes))
                 matrix.add(example.truth, prediction)
@@ -92,7 +93,7 @@ class Scorer:
         return Scored(pairs, images, np.array(rows).reshape(-1, len(self.labels.classes)), total.counts)
 
     def predictions(self, examples: Sequence[Example]) -> list[Array]:
-        """The mask of each example, HW uint8 class indices."""
+        """Return the mask of each example, HW uint8 class indices."""
         if self.predictor is None:
             return [example.prediction for example in examples if example.prediction is not None]
         return self.predicting.submit(self._predict, examples, self.predictor).result()
@@ -107,7 +108,7 @@ class Scorer:
         return masks
 
     def read(self, pair: Pair) -> Example:
-        """Reads a pair, and its written mask if those are scored."""
+        """Read a pair, and its written mask if those are scored."""
         window = None if self.predictor is None else self.predictor.model.window
         picture, truth = read_pair(pair, self.labels, window=window)
         prediction = None
@@ -126,13 +127,13 @@ class Scorer:
         return Example(pair, np.asarray(picture), truth, prediction)
 
     def _read_ahead(self, pairs: Iterable[Pair]) -> Iterator[Example]:
-        coming: deque[Future[Example]] = deque()
+        pending: deque[Future[Example]] = deque()
         for pair in pairs:
-            coming.append(self.reading.submit(self.read, pair))
-            if len(coming) > READERS:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(self.reading.submit(self.read, pair))
+            if len(pending) > READERS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _score_of(example: Example, matrix: ConfusionMatrix) -> ImageScore:

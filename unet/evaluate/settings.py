@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unet.data.settings import DataSettings
-from unet.settings import Precision, RequestError, at_least, worker_range
+from unet.model.settings import PredictSettings
+from unet.settings import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+class EvaluateSettings(PredictSettings):
     """Score a model, or masks already written, on a labelled set, at the size of its masks."""
 
     data: str
@@ -30,21 +31,9 @@ class EvaluateSettings:
     """Share of images that is the validation part where the set has none; as in training."""
     check_limit: int = 5000
     """How many pairs are read in full before anything starts; of a larger set, a random sample of that many."""
-    workers: str = ""
-    """Number of workers: N, or MIN:MAX to grow and shrink with the work. Default: one for each CPU, or with --gpu for
-    each GPU."""
-    gpu: bool = False
-    """Predict on GPUs, one for each worker."""
-    tile: int = 1024
-    """Images with more than TILE x TILE pixels are predicted in overlapping tiles of that size (geometry native)."""
-    tta: bool = False
-    """Average the prediction with that of the mirrored image."""
-    precision: Precision = "bf16"
-    """bf16: half the memory, several times as fast where the processor has it. fp32: full precision."""
-    batch_size: int | None = None
-    """Images per forward pass on a GPU, where they are of one shape (8). CPUs take one at a time."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.model is None) == (self.masks is None):
             raise RequestError("--model, or --masks to score masks already written: give one of them")
         if self.masks is not None and self.classes is None:
@@ -54,15 +43,6 @@ class EvaluateSettings:
         for flag, folder in (("--data", self.data), ("--output", self.output)):
             if not folder:
                 raise RequestError(f"{flag}: name a folder or s3://bucket/prefix")
-        if self.batch_size is not None:
-            at_least("--batch-size", self.batch_size, 1)
-        at_least("--tile", self.tile, 64)
-        self.worker_range  # noqa: B018
-
-    @property
-    def worker_range(self) -> tuple[int, int] | None:
-        """Least and most workers, if --workers says."""
-        return worker_range(self.workers) if self.workers else None
 
     def set_of(self, classes: str) -> DataSettings:
         """The labelled set as training names it."""

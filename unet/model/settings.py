@@ -1,9 +1,9 @@
-"""The network's architecture, and the export job."""
+"""The network's architecture, how a model is applied, and the export job."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from unet.settings import RequestError, at_least
+from unet.settings import Precision, RequestError, at_least, worker_range
 
 Preset = Literal["default", "classic"]
 Norm = Literal["none", "batch", "group"]
@@ -36,6 +36,36 @@ class ModelSettings:
             raise RequestError(f"--depth {self.depth} must lie in 1..7")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise RequestError(f"--dropout {self.dropout} must lie in 0..1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """How a model is applied, by how many workers; the jobs that apply one have these flags in common."""
+
+    workers: str = ""
+    """Number of workers: N, or MIN:MAX to grow and shrink with the work. Default: one for each CPU, or with --gpu for
+    each GPU."""
+    gpu: bool = False
+    """Predict on GPUs, one for each worker; reading and writing are left to CPUs."""
+    tile: int = 1024
+    """Images with more than TILE x TILE pixels are predicted in overlapping tiles of that size (geometry native)."""
+    tta: bool = False
+    """Average the prediction with that of the mirrored image: a little better, half as fast."""
+    precision: Precision = "bf16"
+    """bf16: half the memory, several times as fast where the processor has it. fp32: full precision."""
+    batch_size: int | None = None
+    """Images per forward pass on a GPU, where they are of one shape (8). CPUs take one at a time."""
+
+    def __post_init__(self) -> None:
+        at_least("--tile", self.tile, 64)
+        if self.batch_size is not None:
+            at_least("--batch-size", self.batch_size, 1)
+        self.worker_range  # noqa: B018
+
+    @property
+    def worker_range(self) -> tuple[int, int] | None:
+        """Least and most workers, if --workers says."""
+        return worker_range(self.workers) if self.workers else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass
 
-from unet.settings import Precision, RequestError, at_least, worker_range
+from unet.model.settings import PredictSettings
+from unet.settings import RequestError, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentSettings:
+class SegmentSettings(PredictSettings):
     """Segment every image of a folder or bucket that is new or changed."""
 
     input: str
@@ -17,11 +18,6 @@ class SegmentSettings:
     ledger lie under OUTPUT/_segment/."""
     model: str
     """Model folder, local or on S3: model/ of a training run."""
-    workers: str = ""
-    """Number of workers: N, or MIN:MAX to grow and shrink with the work. Default: one for each CPU, or with --gpu for
-    each GPU."""
-    gpu: bool = False
-    """Predict on GPUs, one for each worker; reading and writing are left to CPUs."""
     include: tuple[str, ...] = ()
     """Patterns of the keys to segment, as in *.jpg or 2026/*. Default: names that end like an image."""
     exclude: tuple[str, ...] = ()
@@ -32,14 +28,6 @@ class SegmentSettings:
     """Segment at most this many images in this run."""
     write: str = "mask"
     """What to write, with commas: mask, overlay (mask over image), confidence (255: certain)."""
-    tile: int = 1024
-    """Images with more than TILE x TILE pixels are predicted in overlapping tiles of that size (geometry native)."""
-    tta: bool = False
-    """Average the prediction with that of the mirrored image: a little better, half as fast."""
-    precision: Precision = "bf16"
-    """bf16: half the memory, several times as fast where the processor has it. fp32: full precision."""
-    batch_size: int | None = None
-    """Images per forward pass on a GPU, where they are of one shape (8). CPUs take one at a time."""
     max_pixels: int = 1 << 28
     """Images of more pixels fail unread."""
     max_bytes: int = 1 << 28
@@ -64,16 +52,16 @@ class SegmentSettings:
     """Say what would be done and why; change nothing."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("input", "output", "model"):
             if not getattr(self, name):
                 raise RequestError(f"--{name}: name a folder or s3://bucket/prefix")
         unknown = set(self.outputs) - {"mask", "overlay", "confidence"}
         if unknown or "mask" not in self.outputs:
             raise RequestError(f"--write {self.write}: give mask, and with commas overlay and confidence")
-        for name in ("limit", "batch_size", "max_pixels", "max_bytes"):
+        for name in ("limit", "max_pixels", "max_bytes"):
             if getattr(self, name) is not None:
                 at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
-        at_least("--tile", self.tile, 64)
         at_least("--retry-for", self.retry_for, 0)
         at_least("--lease", self.lease, 2)
         if self.time_limit is not None:
@@ -81,18 +69,12 @@ class SegmentSettings:
         partial = [flag for flag in ("include", "exclude", "manifest", "limit") if getattr(self, flag)]
         if self.prune and partial:
             raise RequestError(f"--prune needs a whole listing; leave --{' and --'.join(partial)} out")
-        self.worker_range  # noqa: B018
         self.failures_allowed(0)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """What --write names."""
         return tuple(sorted(name.strip() for name in self.write.split(",")))
-
-    @property
-    def worker_range(self) -> tuple[int, int] | None:
-        """Least and most workers, if --workers says."""
-        return worker_range(self.workers) if self.workers else None
 
     def failures_allowed(self, attempted: int) -> float:
         """How many of `attempted` objects may fail."""
