@@ -117,5 +117,5 @@ def test_a_bad_request_is_one_line_and_exit_2(
 
 def test_missing_packages_are_named_with_the_remedy(saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(RequestError, match=r"no_such_package must be installed: pip install 'unet\[export\]'"):
+    with pytest.raises(RequestError, match=r"no_such_package must be installed: pip install 'unet-ray\[export\]'"):
         export(ExportSettings(model=saved, output="a.onnx"))
