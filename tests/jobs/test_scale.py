@@ -22,7 +22,7 @@ from tests.jobs.test_segment import save_model
 from tests.servers import stub
 from unet.runtime.pipeline import pack
 from unet.segment.job import _prepare
-from unet.segment.listing import LARGEST_CHUNK, chunks
+from unet.segment.listing import MAX_CHUNK, list_chunks
 from unet.segment.settings import SegmentSettings
 from unet.storage.store import open_store
 
@@ -85,14 +85,14 @@ def summary() -> dict[str, Any]:
 
 def record_all(keys: int) -> None:
     """A ledger in which every image of the stub is done."""
-    model, request = _prepare(settings())
+    model, spec = _prepare(settings())
     assert model.digest
     for first in range(0, keys, 100_000):
         numbers = range(first, min(first + 100_000, keys))
-        same = {"etag": stub.ETAG, "size": len(stub.BODY), "fingerprint": request.fingerprint, "status": "done"}
+        same = {"etag": stub.ETAG, "size": len(stub.BODY), "fingerprint": spec.fingerprint, "status": "done"}
         columns: dict[str, Any] = {name: [value] * len(numbers) for name, value in same.items()}
         columns["key"] = [stub.image_key(number) for number in numbers]
-        request.ledger.append(pa.table(columns), request.fence)
+        spec.ledger.append(pa.table(columns), spec.fence)
 
 
 class Memory(threading.Thread):
@@ -196,9 +196,9 @@ def test_promise_23_a_run_over_a_million_recorded_objects_passes_20_000_a_second
 def test_what_travels_is_as_small_as_its_rows(serve: Serve) -> None:
     serve(5000)
     save_model(MODEL)
-    _, request = _prepare(settings())
-    parts = list(chunks(request))
+    _, spec = _prepare(settings())
+    parts = list(list_chunks(spec))
     assert sum(len(part.rows) for part in parts) == 5000
-    assert max(len(pack(part)["content"][0]) for part in parts) < 2000 + 150 * LARGEST_CHUNK
+    assert max(len(pack(part)["content"][0]) for part in parts) < 2000 + 150 * MAX_CHUNK
     record_all(5000)
-    assert [len(part.rows) for part in chunks(request)] == [5000, 0]  # the last one has what is counted at the end
+    assert [len(part.rows) for part in list_chunks(spec)] == [5000, 0]  # the last one has what is counted at the end

@@ -22,21 +22,23 @@ from PIL import Image
 from tests.conftest import ROOT, make_pair
 from tests.servers.proxy import Proxy
 from tests.servers.rclone import rclone
-from unet.data.image import decode_image, encode
+from unet.data.image import decode_image, encode_image
 from unet.data.labels import Label, LabelSet
 from unet.model.artifact import Model
 from unet.model.network import UNet
 from unet.model.predictor import Predictor
 from unet.runtime.pipeline import pack, unpack
+from unet.segment.chunk import Chunk, rows_table
 from unet.segment.job import _prepare, segment
 from unet.segment.lease import LeaseLost, acquire
-from unet.segment.listing import LEASE, Chunk, chunks, make_rows
+from unet.segment.listing import list_chunks
 from unet.segment.recorder import Recorder
+from unet.segment.run_spec import LEASE_KEY
 from unet.segment.segmenter import Segmenter
 from unet.segment.settings import SegmentSettings
 from unet.segment.steps import Fetch, Predict, Write
 from unet.settings import Geometry, RequestError
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 from unet.storage.store import open_store
 
 LABELS = LabelSet((Label(value=0, name="ground", color=(0, 0, 0)), Label(value=255, name="box", color=(255, 0, 0))))
@@ -50,7 +52,7 @@ def save_model(uri: str, seed: int = 0, width: int = 4) -> str:
 
 
 def image_bytes(seed: int, size: tuple[int, int] = (40, 56)) -> bytes:
-    return encode(make_pair(seed, size)[0])
+    return encode_image(make_pair(seed, size)[0])
 
 
 def fill(uri: str, keys: list[str]) -> None:
@@ -66,18 +68,18 @@ class Bench:
     """A place with images, a model and masks, and the job's steps run over it in this process."""
 
     def __init__(self, uri: str) -> None:
-        self.images, self.masks, self.model = join(uri, "images"), join(uri, "masks"), join(uri, "model")
+        self.images, self.masks, self.model = join_uri(uri, "images"), join_uri(uri, "masks"), join_uri(uri, "model")
 
     def settings(self, **given: Any) -> SegmentSettings:
         return SegmentSettings(**({"input": self.images, "output": self.masks, "model": self.model} | given))
 
     def run(self, **given: Any) -> Rows:
-        model, request = _prepare(self.settings(**given))
-        recorder, segmenter = Recorder(request, model.labels), Segmenter(request, model)
-        for chunk in chunks(request):
-            recorder.add(segmenter(chunk))
+        model, spec = _prepare(self.settings(**given))
+        recorder, segmenter = Recorder(spec, model.labels), Segmenter(spec, model)
+        for chunk in list_chunks(spec):
+            recorder.add_chunk(segmenter(chunk))
         self.summary = recorder.finish(complete=True)
-        return self.rows(request.run)
+        return self.rows(spec.run)
 
     def rows(self, run: str) -> Rows:
         report = open_store(self.masks).get(f"_segment/runs/{run}/report.parquet")
@@ -237,12 +239,12 @@ def test_promise_10_a_body_cut_short_or_altered_is_never_segmented(on_s3: Bench,
 def test_promise_11_an_image_replaced_or_deleted_after_the_listing_is_reported(bench: Bench) -> None:
     save_model(bench.model)
     fill(bench.images, ["gone.png", "new.png", "same.png"])
-    model, request = _prepare(bench.settings())
-    listed = list(chunks(request))
+    model, spec = _prepare(bench.settings())
+    listed = list(list_chunks(spec))
     store = open_store(bench.images)
     store.delete(["gone.png"])
     store.put("new.png", image_bytes(9))
-    segmenter = Segmenter(request, model)
+    segmenter = Segmenter(spec, model)
     rows = [row for chunk in listed for row in segmenter(chunk).rows.to_pylist()]
     assert {row["key"]: row["status"] for row in rows} == {
         "gone.png": "vanished",
@@ -262,7 +264,7 @@ def test_an_image_for_which_memory_is_short_is_tried_again_by_the_next_run(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr("unet.data.image._as_rgb", short)
+        patched.setattr("unet.data.image._to_rgb", short)
         (row,) = bench.run().values()
     assert (row["status"], "add memory" in row["error"]) == ("failed", True)
     assert bench.statuses() == {"a.png": "done"}
@@ -366,9 +368,9 @@ def test_promise_16_what_cannot_be_segmented_is_skipped_with_a_reason(on_s3: Ben
 def test_promise_17_limits_are_checked_before_decoding(bench: Bench) -> None:
     save_model(bench.model)
     store = open_store(bench.images)
-    store.put("bomb.png", encode(np.zeros((3000, 3000, 3), np.uint8)))
-    store.put("thin.png", encode(np.zeros((1, 500, 3), np.uint8)))
-    store.put("tall.png", encode(np.zeros((500, 1, 3), np.uint8)))
+    store.put("bomb.png", encode_image(np.zeros((3000, 3000, 3), np.uint8)))
+    store.put("thin.png", encode_image(np.zeros((1, 500, 3), np.uint8)))
+    store.put("tall.png", encode_image(np.zeros((500, 1, 3), np.uint8)))
     rows = bench.run(max_pixels=1_000_000)
     assert rows["bomb.png"]["status"] == "failed"
     assert "9000000" in rows["bomb.png"]["error"].replace(",", "") or "3000 x 3000" in rows["bomb.png"]["error"]
@@ -437,11 +439,11 @@ def test_promise_22_masks_depend_on_neither_order_nor_batch_nor_workers(tmp_path
         other.masks = settings.output
         assert other.all_masks() == expected
     settings = bench.settings(output=f"{bench.masks}-shuffled", batch_size=8)
-    _, request = _prepare(settings)
-    rows = [row for chunk in chunks(request) for row in chunk.rows.to_pylist()]
+    _, spec = _prepare(settings)
+    rows = [row for chunk in list_chunks(spec) for row in chunk.rows.to_pylist()]
     np.random.default_rng(0).shuffle(rows)
     columns = {name: [row[name] for row in rows] for name in ("key", "etag", "size", "status")}
-    Segmenter(request, model)(Chunk(make_rows(columns)))
+    Segmenter(spec, model)(Chunk(rows_table(columns)))
     other.masks = settings.output
     assert other.all_masks() == expected
 
@@ -513,8 +515,8 @@ def test_prune_removes_nothing_before_all_that_is_listed_has_been_taken(bench: B
     fill(bench.images, ["a.png", "b.png"])
     bench.run()
     open_store(bench.images).delete(["b.png"])
-    _, request = _prepare(bench.settings(prune=True))
-    listing = chunks(request)
+    _, spec = _prepare(bench.settings(prune=True))
+    listing = list_chunks(spec)
     assert next(listing).rows["key"].to_pylist() == ["a.png"]
     listing.close()  # type: ignore[attr-defined]
     assert set(bench.all_masks()) == {"a.png.png", "b.png.png"}
@@ -573,12 +575,12 @@ def test_the_steps_on_cpus_that_feed_gpus_make_the_same_masks(tmp_path: Path, on
     bench.run()
     expected = bench.all_masks()
     settings = bench.settings(output=f"{bench.masks}-2", write="mask,confidence")
-    _, request = _prepare(settings)
+    _, spec = _prepare(settings)
     shared = ray.put(model)
-    lease = acquire(settings.output, LEASE, run=request.run, lifetime=60, fence=1)
-    fetch, predict, write = Fetch(request), Predict(request, shared, "cpu"), Write(request, shared)
+    lease = acquire(settings.output, LEASE_KEY, run=spec.run, lifetime=60, fence=1)
+    fetch, predict, write = Fetch(spec), Predict(spec, shared, "cpu"), Write(spec, shared)
     done = [
-        unpack(write(predict(part))) for chunk in chunks(request) for part in fetch(pack(chunk))
+        unpack(write(predict(part))) for chunk in list_chunks(spec) for part in fetch(pack(chunk))
     ]  # fmt: skip
     rows = [row for chunk in done for row in chunk.rows.to_pylist()]
     assert sorted(row["key"] for row in rows) == sorted([*(f"{i}.png" for i in range(20)), "broken.png"])

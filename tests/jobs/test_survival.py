@@ -32,15 +32,16 @@ from unet.data.image import Array, decode_image
 from unet.model.artifact import Model
 from unet.model.predictor import Prediction, Predictor
 from unet.segment import job as segmentation
+from unet.segment.item import Item
 from unet.segment.job import segment
 from unet.segment.lease import acquire
 from unet.segment.ledger import Ledger
-from unet.segment.listing import LEASE, OWN
 from unet.segment.recorder import PART_SECONDS
-from unet.segment.segmenter import Item, predict
+from unet.segment.run_spec import INTERNAL, LEASE_KEY
+from unet.segment.segmenter import predict
 from unet.segment.settings import SegmentSettings
 from unet.segment.steps import Segment
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 from unet.storage.store import open_store
 
 LEASE_SECONDS = 2.0
@@ -111,8 +112,8 @@ class Job:
 
 
 def recorded(bench: Bench) -> set[str]:
-    ledger = Ledger(join(bench.masks, f"{OWN}ledger"))
-    return {key for keys in ledger.keys(ledger.load()._columns["key_hash"]) for key in keys}
+    ledger = Ledger(join_uri(bench.masks, f"{INTERNAL}ledger"))
+    return {key for keys in ledger.find_keys(ledger.load()._columns["key_hash"]) for key in keys}
 
 
 def last_rows(bench: Bench) -> dict[str, dict[str, Any]]:
@@ -252,7 +253,7 @@ def test_a_time_limit_ends_a_run_as_a_signal_does(on_s3: Bench, proxy: Proxy, tm
     assert job.end() == 143
     assert "stopped by --time-limit" in job.log.read_text()
     proxy.release.set()
-    acquire(on_s3.masks, LEASE, run="next", lifetime=60, fence=1).release()  # it is free at once
+    acquire(on_s3.masks, LEASE_KEY, run="next", lifetime=60, fence=1).release()  # it is free at once
 
 
 def test_promise_08_a_run_refuses_an_output_that_another_holds(
@@ -260,7 +261,7 @@ def test_promise_08_a_run_refuses_an_output_that_another_holds(
 ) -> None:
     save_model(on_s3.model)
     fill(on_s3.images, ["a.png"])
-    lease = acquire(on_s3.masks, LEASE, run="first", lifetime=LEASE_SECONDS, fence=1)
+    lease = acquire(on_s3.masks, LEASE_KEY, run="first", lifetime=LEASE_SECONDS, fence=1)
     assert segment(on_s3.settings()) == 4
     assert "another run holds it (first" in capsys.readouterr().err
     lease.release()
@@ -411,7 +412,7 @@ def test_promise_20_out_of_memory_halves_the_batch_and_goes_on(on_s3: Bench) -> 
         return [Item(f"{seed}", "etag", 1, image=image) for seed, image in enumerate(images)]
 
     batch = items(8, (40, 56))
-    predict(batch, predictor, confidence=False)
+    predict(batch, predictor, 8, confidence=False)
     assert predictor.batches == [2, 2, 2, 2]
     whole = Predictor(model)
     for item in batch:
@@ -490,7 +491,7 @@ def test_a_mask_that_an_unrecorded_run_left_is_made_anew(on_s3: Bench, one_ray: 
     save_model(on_s3.model)
     fill(on_s3.images, ["a.png", "b.png"])
     settings = on_s3.settings()
-    lease = acquire(settings.output, LEASE, run="run", lifetime=60, fence=1)
+    lease = acquire(settings.output, LEASE_KEY, run="run", lifetime=60, fence=1)
     assert lease.conditional
     open_store(on_s3.masks).put("a.png.png", b"of a run that was killed")
     lease.release()

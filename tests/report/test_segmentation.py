@@ -8,7 +8,7 @@ import pytest
 from tests.report.html_page import Page, assert_alone
 from unet.data.image import encode_image, overlay, resize_image, resize_mask
 from unet.data.labels import Label, LabelSet
-from unet.report.segmentation import FAILURES, WINDOWS, Sheet, segmentation_report
+from unet.report.segmentation import FAILURES, WINDOWS, Thumbnail, segmentation_report
 from unet.sample.palette import LABELS
 from unet.sample.scene import draw_scene
 
@@ -19,10 +19,10 @@ HOSTILE = "<script>alert('\"&$title')</script>\x00\n\u202egpj.\udcff/../" + "ü"
 STATUSES = {"done": 1204, "unchanged": 31, "failed": 3, "failed_before": 2, "skipped": 1, "changed": 0, "vanished": 1}
 
 
-def sheet(key: str, seed: int = 0, size: tuple[int, int] = (24, 32)) -> Sheet:
+def thumbnail(key: str, seed: int = 0, size: tuple[int, int] = (24, 32)) -> Thumbnail:
     image, mask = draw_scene(seed)
     shown = overlay(resize_image(image, size), resize_mask(mask, size), LABELS)
-    return Sheet(key=key, jpeg=encode_image(shown, "JPEG"))
+    return Thumbnail(key=key, jpeg=encode_image(shown, "JPEG"))
 
 
 def report(**changes: Any) -> dict[str, bytes]:
@@ -34,7 +34,7 @@ def report(**changes: Any) -> dict[str, bytes]:
         "labels": LABELS,
         "class_pixels": [*range(0, 1000, 100), 0],
         "throughput": [(0.0, 0), (30.0, 200), (60.0, 700), (97.5, 1204)],
-        "sheets": [sheet("a/b.jpg"), sheet("c.png", 2, (32, 9))],
+        "thumbnails": [thumbnail("a/b.jpg"), thumbnail("c.png", 2, (32, 9))],
         "failures": [("bad.jpg", "failed", "is empty (0 bytes)")],
         "failures_total": 1,
     }
@@ -45,7 +45,7 @@ NOTHING: dict[str, Any] = {
     "images_per_second": None,
     "class_pixels": [0] * len(LABELS.classes),
     "throughput": [],
-    "sheets": [],
+    "thumbnails": [],
     "failures": [],
     "failures_total": 0,
 }
@@ -73,7 +73,7 @@ def test_the_page_tells_what_became_of_the_objects(files: dict[str, bytes]) -> N
 @pytest.mark.parametrize("key", [HOSTILE, "a" * 1024, "日本/図 1+%?#.png", "", " "])
 def test_keys_of_any_kind_are_shown_as_text(key: str) -> None:
     failures = [(key, "failed", key), (key, "failed", "")]
-    page = Page(report(title=key, facts={key: key}, sheets=[sheet(key)], failures=failures, failures_total=2))
+    page = Page(report(title=key, facts={key: key}, thumbnails=[thumbnail(key)], failures=failures, failures_total=2))
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "\u202e" not in page.text
     assert key[:20].split("'")[0] in page.text
@@ -81,7 +81,7 @@ def test_keys_of_any_kind_are_shown_as_text(key: str) -> None:
 
 def test_a_long_key_is_cut_in_its_middle_and_whole_in_its_title() -> None:
     key = "2026/" + "x" * 200 + "/0001.jpg"
-    page = Page(report(sheets=[sheet(key)]))
+    page = Page(report(thumbnails=[thumbnail(key)]))
     assert page.all("figcaption", "title") == [key]
     assert key not in page.text
     assert "…" in page.text
@@ -134,7 +134,7 @@ def test_a_run_that_took_no_time_has_no_plot_of_it(throughput: list[tuple[float,
     ],
 )
 def test_awkward_times_still_give_a_plot(throughput: list[tuple[float, int]]) -> None:
-    page = Page(report(throughput=throughput, images_per_second=None, sheets=[]))
+    page = Page(report(throughput=throughput, images_per_second=None, thumbnails=[]))
     assert "Images per second" in page.all("svg", "aria-label")
     assert 0 < page.all("rect", "class").count("bar first") <= WINDOWS
 
@@ -152,7 +152,7 @@ def test_many_classes_awkward_names_and_heavy_thumbnails_still_give_a_small_page
         tuple(Label(value=i, name=f"$class {i}\\of" + "x" * 500, color=(255, 255, i)) for i in range(250))
     )
     noise = np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8)
-    sheets = [Sheet(key=f"{i}" + "é" * 500, jpeg=encode_image(noise, "JPEG")) for i in range(60)]
-    files = report(labels=labels, class_pixels=[1] * 249 + [0], sheets=sheets)
+    thumbnails = [Thumbnail(key=f"{i}" + "é" * 500, jpeg=encode_image(noise, "JPEG")) for i in range(60)]
+    files = report(labels=labels, class_pixels=[1] * 249 + [0], thumbnails=thumbnails)
     assert_alone(files, *BESIDE)
     assert 20 < len(Page(files).pictures()) < 60

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.servers.proxy import Action, Proxy
 from tests.servers.rclone import rclone
-from unet.segment.lease import Lease, LeaseLost, LeaseUnconfirmed, acquire, holds
+from unet.segment.lease import Lease, LeaseLost, LeaseUnconfirmed, acquire, is_holder
 from unet.storage.store import open_store
 
 LIFETIME = 2.0
@@ -87,9 +87,9 @@ def test_a_holder_that_was_stopped_for_its_lifetime_learns_that_it_holds_nothing
         process.send_signal(signal.SIGCONT)
         assert process.stdout is not None
         assert "run on" in process.stdout.readline()
-        assert lease.left() > 0
+        assert lease.seconds_left() > 0
         time.sleep(LIFETIME)
-        assert lease.left() > 0  # renewed meanwhile
+        assert lease.seconds_left() > 0  # renewed meanwhile
         lease.release()
 
 
@@ -102,7 +102,7 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_with_the_reason(
         lease = take(bucket)
         lease.confirm()
         between.add(verb="*", path="*/lease*", action=action)
-        while lease.left() > 0:
+        while lease.seconds_left() > 0:
             time.sleep(0.1)
         with pytest.raises(LeaseUnconfirmed, match="could not be renewed"):
             lease.confirm()
@@ -110,13 +110,13 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_with_the_reason(
         time.sleep(LIFETIME)
         lease.confirm()  # nobody took it meanwhile
         lease.release()
-        assert lease.left() <= 0
+        assert lease.seconds_left() <= 0
 
 
 def test_a_lock_says_whose_it_is(tmp_path: Path) -> None:
     lease = take(str(tmp_path))
-    assert holds(str(tmp_path), "lease", "run")
-    assert not holds(str(tmp_path), "lease", "ru")
+    assert is_holder(str(tmp_path), "lease", "run")
+    assert not is_holder(str(tmp_path), "lease", "ru")
     lease.release()
 
 

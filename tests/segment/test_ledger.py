@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unet.segment import ledger as module
-from unet.segment.ledger import CHANGED, COLUMNS, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, Record, hash64
+from unet.segment.ledger import CHANGED, COLUMNS, DONE, FAILED, MODEL_CHANGED, NEW, Ledger, LedgerIndex, hash64
 from unet.settings import RequestError
 
 Row = dict[str, Any]
@@ -26,8 +26,8 @@ def table(rows: Iterable[Row]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), COLUMNS)
 
 
-def ask(record: Record, key: str, etag: str = "e", size: int = 10, model: str = "f", failed: str = "g") -> int:
-    return int(record.outcomes([key], [etag], [size], model, failed)[0])
+def ask(index: LedgerIndex, key: str, etag: str = "e", size: int = 10, model: str = "f", failed: str = "g") -> int:
+    return int(index.lookup([key], [etag], [size], model, failed)[0])
 
 
 def parts(folder: Path) -> set[Path]:
@@ -45,44 +45,44 @@ def ledger(folder: Path) -> Ledger:
 
 
 def test_an_empty_ledger_knows_nothing(ledger: Ledger) -> None:
-    record = ledger.load(masks=True)
-    assert len(record) == 0
+    index = ledger.load(masks=True)
+    assert len(index) == 0
     assert ledger.next_fence() == 1
-    assert ask(record, "a") == NEW
-    assert record.mask_hashes(["a", "b"]).tolist() == [0, 0]
-    assert record.unseen().tolist() == []
-    assert record.outcomes([], [], [], "f", "g").tolist() == []
+    assert ask(index, "a") == NEW
+    assert index.mask_hashes(["a", "b"]).tolist() == [0, 0]
+    assert index.unseen().tolist() == []
+    assert index.lookup([], [], [], "f", "g").tolist() == []
     ledger.compact(1)
 
 
 def test_each_object_has_its_outcome(ledger: Ledger) -> None:
     ledger.append(table([row("a"), row("b"), row("c"), row("d", status="failed", fingerprint="g", error="bad")]), 1)
     ledger.append(table([row("gone", status="removed")]), 1)
-    outcomes = ledger.load().outcomes(
+    states = ledger.load().lookup(
         ["gone", "d", "x", "a", "b", "c"], ["e", "e", "e", "e", "other", "e"], [10, 10, 10, 10, 10, 11], "f", "g"
     )
-    assert outcomes.tolist() == [NEW, FAILED, NEW, DONE, CHANGED, CHANGED]
-    assert outcomes.dtype == np.uint8
+    assert states.tolist() == [NEW, FAILED, NEW, DONE, CHANGED, CHANGED]
+    assert states.dtype == np.uint8
 
 
 def test_an_object_is_redone_exactly_when_its_etag_its_size_or_the_model_changes(ledger: Ledger) -> None:
     ledger.append(table([row("a")]), 1)
-    record = ledger.load()
-    assert ask(record, "a") == DONE
-    assert ask(record, "a", failed="other") == DONE
-    assert ask(record, "a", etag="same size, other bytes") == CHANGED
-    assert ask(record, "a", size=11) == CHANGED
-    assert ask(record, "a", model="other") == MODEL_CHANGED
-    assert ask(record, "a", etag="other", model="other") == CHANGED
+    index = ledger.load()
+    assert ask(index, "a") == DONE
+    assert ask(index, "a", failed="other") == DONE
+    assert ask(index, "a", etag="same size, other bytes") == CHANGED
+    assert ask(index, "a", size=11) == CHANGED
+    assert ask(index, "a", model="other") == MODEL_CHANGED
+    assert ask(index, "a", etag="other", model="other") == CHANGED
 
 
 def test_a_failure_is_tried_again_when_its_bytes_or_its_limits_change(ledger: Ledger) -> None:
     ledger.append(table([row("a", status="failed", fingerprint="g", error="too large", mask_etag=None)]), 1)
-    record = ledger.load()
-    assert ask(record, "a") == FAILED
-    assert ask(record, "a", model="other") == FAILED
-    assert ask(record, "a", failed="other") == MODEL_CHANGED
-    assert ask(record, "a", etag="other") == CHANGED
+    index = ledger.load()
+    assert ask(index, "a") == FAILED
+    assert ask(index, "a", model="other") == FAILED
+    assert ask(index, "a", failed="other") == MODEL_CHANGED
+    assert ask(index, "a", etag="other") == CHANGED
 
 
 def test_the_highest_fence_wins_then_the_latest_time_then_the_last_row(ledger: Ledger) -> None:
@@ -91,9 +91,9 @@ def test_the_highest_fence_wins_then_the_latest_time_then_the_last_row(ledger: L
     ledger.append(table([row("b", etag="new", time=9)]), 1)
     ledger.append(table([row("b", etag="old", time=1), row("c", etag="old"), row("c", etag="new")]), 1)
     for _ in range(2):
-        record = ledger.load()
-        assert len(record) == 3
-        assert [ask(record, key, "new") for key in "abc"] == [DONE] * 3
+        index = ledger.load()
+        assert len(index) == 3
+        assert [ask(index, key, "new") for key in "abc"] == [DONE] * 3
         ledger.compact(3)
 
 
@@ -122,12 +122,12 @@ def test_masks_are_known_by_their_etags(ledger: Ledger) -> None:
 def test_done_rows_never_asked_for_are_unseen_and_have_their_keys(ledger: Ledger) -> None:
     ledger.append(table([row("a"), row("gone"), row("bad", status="failed"), row("gone", etag="older", time=-1)]), 1)
     ledger.append(table([row("gone too"), row("gone"), row("pruned", status="removed")]), 1)
-    record = ledger.load()
-    record.outcomes(["a", "x"], ["other", "e"], [10, 10], "f", "g")
-    unseen = record.unseen()
+    index = ledger.load()
+    index.lookup(["a", "x"], ["other", "e"], [10, 10], "f", "g")
+    unseen = index.unseen()
     assert set(unseen.tolist()) == {hash64("gone"), hash64("gone too")}
-    assert sorted(key for keys in ledger.keys(unseen) for key in keys) == ["gone", "gone too"]
-    assert list(ledger.keys(unseen[:0])) == []
+    assert sorted(key for keys in ledger.find_keys(unseen) for key in keys) == ["gone", "gone too"]
+    assert list(ledger.find_keys(unseen[:0])) == []
 
 
 ODD_KEYS = ["", "/a", "a//b", "../a", "a b+%?#", "日本/🦊.jpg", "e\u0301", "\u00e9", "a\0b", "\x7f", "a\n", "k" * 1024]
@@ -137,10 +137,10 @@ def test_odd_keys_are_kept_as_they_are(ledger: Ledger) -> None:
     ledger.append(table(row(key, etag=f"e-{key}") for key in ODD_KEYS), 1)
     ledger.append(table([row("a")]), 1)
     ledger.compact(1)
-    record = ledger.load()
-    assert [ask(record, key, f"e-{key}") for key in ODD_KEYS] == [DONE] * len(ODD_KEYS)
+    index = ledger.load()
+    assert [ask(index, key, f"e-{key}") for key in ODD_KEYS] == [DONE] * len(ODD_KEYS)
     hashes = np.array([hash64(key) for key in ODD_KEYS], np.uint64)
-    assert {key for keys in ledger.keys(hashes) for key in keys} == set(ODD_KEYS)
+    assert {key for keys in ledger.find_keys(hashes) for key in keys} == set(ODD_KEYS)
 
 
 def test_an_undecodable_file_name_is_always_new(ledger: Ledger) -> None:
@@ -168,18 +168,18 @@ def test_a_merged_row_keeps_the_fence_it_was_written_under(
     ledger.append(table([row("a", etag="old")]), 1)
     ledger.append(table([row("b")]), 1)
     ledger.append(table([row("a", etag="new"), *(row(f"{number}") for number in range(1000))]), 2)
-    monkeypatch.setattr(module, "_SMALL", max(part.stat().st_size for part in parts(folder)))
+    monkeypatch.setattr(module, "_SMALL_PART", max(part.stat().st_size for part in parts(folder)))
     ledger.compact(3)
     assert len(parts(folder)) == 2
     assert ask(ledger.load(), "a", "new") == DONE
-    assert [len(keys) for keys in ledger.keys(np.array([hash64("a"), hash64("b")], np.uint64))] in ([1, 1], [2])
+    assert [len(keys) for keys in ledger.find_keys(np.array([hash64("a"), hash64("b")], np.uint64))] in ([1, 1], [2])
 
 
 def test_parts_are_merged_in_groups(ledger: Ledger, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(8):
         ledger.append(table([row(f"{number}"), row("gone", status="removed")]), 1)
     size = next(iter(parts(folder))).stat().st_size
-    monkeypatch.setattr(module, "_LARGE", 4 * size)
+    monkeypatch.setattr(module, "_MERGED_PART", 4 * size)
     ledger.compact(2)
     assert 2 <= len(parts(folder)) <= 4
     assert len(ledger.load()) == 8
@@ -227,8 +227,8 @@ def test_a_crash_in_compaction_changes_no_answer(ledger: Ledger, folder: Path, d
     else:
         crashing.compact(3)
     for _ in range(2):
-        record = ledger.load()
-        assert [ask(record, key) for key in "abc"] == [NEW, DONE, FAILED]
+        index = ledger.load()
+        assert [ask(index, key) for key in "abc"] == [NEW, DONE, FAILED]
         ledger.compact(4)
     assert len(parts(folder)) == 1
 
@@ -250,12 +250,12 @@ def test_a_compaction_elsewhere_does_not_disturb_a_reader(ledger: Ledger, folder
         ledger.append(table([row(f"{number}")]), 1)
     reader = Ledger(str(folder))
     reader._store = RacingStore(reader._store, ledger)  # type: ignore[assignment]
-    record = reader.load()
-    assert [ask(record, f"{number}") for number in range(3)] == [DONE] * 3
+    index = reader.load()
+    assert [ask(index, f"{number}") for number in range(3)] == [DONE] * 3
     for number in range(3, 6):
         ledger.append(table([row(f"{number}")]), 1)
     hashes = np.array([hash64(f"{number}") for number in range(6)], np.uint64)
-    assert sorted(key for keys in reader.keys(hashes) for key in keys) == [f"{number}" for number in range(6)]
+    assert sorted(key for keys in reader.find_keys(hashes) for key in keys) == [f"{number}" for number in range(6)]
 
 
 def test_a_ledger_in_a_bucket_is_kept_as_one_in_a_folder_is(bucket: str) -> None:
@@ -268,7 +268,7 @@ def test_a_ledger_in_a_bucket_is_kept_as_one_in_a_folder_is(bucket: str) -> None
         assert len(ledger.load()) == 4
         assert ledger.next_fence() == 2
         ledger.compact(1)
-    assert list(ledger.keys(np.array([hash64("a/\u00e9.jpg")], np.uint64))) == [["a/\u00e9.jpg"]]
+    assert list(ledger.find_keys(np.array([hash64("a/\u00e9.jpg")], np.uint64))) == [["a/\u00e9.jpg"]]
 
 
 def test_a_damaged_part_is_named_with_the_remedy(ledger: Ledger, folder: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_damaged_part_is_named_with_the_remedy(ledger: Ledger, folder: Path) -
     for body in (b"", b"no Parquet", whole[:-100], bytes(flipped)):
         part.write_bytes(body)
         with pytest.raises(RequestError, match=rf"{part.name}: is damaged; delete it"):
-            list(ledger.keys(np.array([hash64("7")], np.uint64)))
+            list(ledger.find_keys(np.array([hash64("7")], np.uint64)))
     pq.write_table(pa.table({"key": ["a"]}), part)
     with pytest.raises(RequestError, match="is damaged"):
         ledger.load()
@@ -296,9 +296,9 @@ def test_a_part_of_a_newer_version_is_refused(ledger: Ledger, folder: Path) -> N
 
 def test_the_look_up_takes_32_bytes_a_row(ledger: Ledger) -> None:
     ledger.append(table(row(f"{number}", etag=f"{number}") for number in range(5000)), 1)
-    record = ledger.load()
-    assert len(record) == 5000
-    assert record.nbytes / len(record) <= 32
+    index = ledger.load()
+    assert len(index) == 5000
+    assert index.nbytes / len(index) <= 32
 
 
 def test_hashes_tell_their_parts_apart() -> None:
@@ -334,7 +334,7 @@ def expected(row: Row | None, etag: str, size: int, model: str, failed: str) -> 
 @pytest.mark.parametrize("seed", range(4))
 def test_it_answers_as_a_dictionary_does(ledger: Ledger, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if seed % 2:
-        monkeypatch.setattr(module, "_LARGE", 12_000)  # two or three parts
+        monkeypatch.setattr(module, "_MERGED_PART", 12_000)  # two or three parts
     rng = np.random.default_rng(seed)
     newest: dict[str, tuple[tuple[int, int], Row]] = {}
     clock = iter(rng.permutation(1000).tolist())
@@ -349,8 +349,8 @@ def test_it_answers_as_a_dictionary_does(ledger: Ledger, seed: int, monkeypatch:
         for item in rows:
             order = (fence, item["time"])
             newest[item["key"]] = max(newest.get(item["key"], (order, item)), (order, item), key=lambda pair: pair[0])
-        record = ledger.load()
-        assert len(record) == sum(item["status"] != "removed" for _, item in newest.values())
+        index = ledger.load()
+        assert len(index) == sum(item["status"] != "removed" for _, item in newest.values())
         for key in map(str, rng.permutation(35)[:20]):
             question = (f"{rng.integers(2)}", int(rng.integers(2)), f"{rng.integers(2)}", f"{rng.integers(2)}")
-            assert ask(record, key, *question) == expected(newest[key][1] if key in newest else None, *question)
+            assert ask(index, key, *question) == expected(newest[key][1] if key in newest else None, *question)

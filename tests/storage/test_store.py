@@ -1,8 +1,5 @@
 """Storage: the same promises of a local folder and of a bucket, and what a bucket alone can do wrong."""
 
-import errno
-import itertools
-import mmap
 import os
 import pickle
 from collections.abc import Iterator
@@ -13,10 +10,10 @@ import pytest
 
 from tests.servers.proxy import Action, Proxy
 from unet.settings import RequestError
-from unet.storage import local, store
+from unet.storage import store
 from unet.storage.faults import Changed, Denied, NoSuchFolder, StorageError, Vanished
-from unet.storage.listed import Listed, join
-from unet.storage.s3 import BODIES
+from unet.storage.objects import ObjectInfo, join_uri
+from unet.storage.s3 import BODY_ATTEMPTS
 from unet.storage.store import Store, check_writable, list_files, open_store, read
 
 ODD_KEYS = [
@@ -44,7 +41,7 @@ def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield proxy
 
 
-def listed(store: Store) -> list[Listed]:
+def listed(store: Store) -> list[ObjectInfo]:
     return [one for page in store.list() for one in page]
 
 
@@ -57,8 +54,8 @@ def keys(store: Store) -> list[str]:
 
 def test_what_is_put_is_listed_described_and_read_back(folder: str) -> None:
     store = open_store(folder)
-    etag = store.put("b/c.jpg", b"bytes", content_type="image/jpeg", metadata={"model": "1"})
-    assert listed(store) == [store.head("b/c.jpg")] == [Listed("b/c.jpg", 5, etag)]
+    etag = store.put("b/c.jpg", b"bytes", metadata={"model": "1"})
+    assert listed(store) == [store.head("b/c.jpg")] == [ObjectInfo("b/c.jpg", 5, etag)]
     assert store.get("b/c.jpg") == store.get("b/c.jpg", etag) == b"bytes"
 
 
@@ -73,7 +70,7 @@ def test_a_listing_is_in_order_of_key_and_shows_hidden_files(folder: str) -> Non
 
 def test_only_what_lies_below_the_folder_is_listed(folder: str) -> None:
     for uri in (folder, f"{folder}-2", f"{folder}/below"):
-        store.write(join(uri, "x"), b"")
+        store.write(join_uri(uri, "x"), b"")
     assert keys(open_store(folder)) == ["below/x", "x"]
     assert keys(open_store(f"{folder}/below")) == ["x"]
     assert keys(open_store(f"{folder}/none")) == store.list_files(f"{folder}/none") == []
@@ -138,24 +135,24 @@ def test_a_file_is_put_though_a_request_fails(s3: str, bucket: str, tmp_path: Pa
 def test_a_refused_key_is_not_put(folder: str) -> None:
     store = open_store(folder)
     for key in ("", "é" * 1020):
-        assert store.refusal(key)
+        assert store.key_error(key)
         with pytest.raises(StorageError) as caught:
             store.put(key, b"")
-        assert caught.value.strerror == store.refusal(key)
+        assert caught.value.strerror == store.key_error(key)
     assert not keys(store)
-    assert store.refusal("a.jpg/b.png") is None
+    assert store.key_error("a.jpg/b.png") is None
 
 
 def test_files_are_read_and_written_by_uri(folder: str) -> None:
-    uri = join(folder, "model/model.json")
+    uri = join_uri(folder, "model/model.json")
     assert not store.exists(uri)
     store.write(uri, b"{}")
     assert store.exists(uri)
-    assert store.exists(join(folder, "model"))
-    assert not store.exists(join(folder, "mod"))
+    assert store.exists(join_uri(folder, "model"))
+    assert not store.exists(join_uri(folder, "mod"))
     assert store.read(uri) == b"{}"
     with pytest.raises(OSError, match=r"no\.json: ") as caught:
-        store.read(join(folder, "no.json"))
+        store.read(join_uri(folder, "no.json"))
     assert caught.value.strerror
 
 
@@ -198,25 +195,6 @@ def test_a_file_being_written_is_not_listed_and_a_failed_write_leaves_nothing(tm
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("fails", [None, 0, 2])
-def test_a_large_file_is_whole_whatever_the_file_system_takes(
-    fails: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write, calls = os.write, itertools.count()
-
-    def refused(file: int, data: memoryview) -> int:
-        if next(calls) == fails:
-            raise OSError(errno.EINVAL, "no such write here")
-        return write(file, data)
-
-    monkeypatch.setattr("os.write", refused)
-    data = os.urandom(local.LARGE + mmap.PAGESIZE + 17)
-    open_store(str(tmp_path)).put("large", data)
-    asked = local.LARGE // local.STEP + 1 if fails is None else fails + 1
-    assert next(calls) in (asked, 0)  # a file system in memory takes none of it
-    assert (tmp_path / "large").read_bytes() == data
-
-
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/a").write_bytes(b"")
@@ -256,7 +234,7 @@ def test_every_legal_key_names_its_own_object(bucket: str, prefix: str) -> None:
     assert {one.key: one.etag for one in listed(store)} == etags
     assert all(store.get(key, etags[key]) == key.encode() for key in ODD_KEYS)
     assert all(store.head(key).size == len(key.encode()) for key in ODD_KEYS)
-    assert all(read(join(bucket + prefix, key)) == key.encode() for key in ODD_KEYS)
+    assert all(read(join_uri(bucket + prefix, key)) == key.encode() for key in ODD_KEYS)
     store.delete(ODD_KEYS)
     assert not keys(store)
 
@@ -288,7 +266,7 @@ def test_a_listing_that_breaks_off_raises(bucket: str, proxy: Proxy) -> None:
     open_store(bucket).put("a", b"")
     proxy.add(verb="GET", path="*list-type=2*", action="cut")
     with pytest.raises(StorageError, match=r"^s3://bucket-\w+: "):
-        keys(open_store(bucket, retry_for=2))
+        keys(open_store(bucket, retry_seconds=2))
     assert len(proxy.requests) > 1 + 2
 
 
@@ -301,9 +279,9 @@ def test_a_body_cut_short_or_altered_is_asked_for_again_and_never_returned(
     proxy.add(verb="GET", path="*/a", nth=range(2), action=action)
     assert store.get("a", etag) == b"0123456789" * 1000
     proxy.add(verb="GET", path="*/a", action=action)
-    with pytest.raises(StorageError, match=rf"/a: came cut short or altered .*, {BODIES} times"):
+    with pytest.raises(StorageError, match=rf"/a: came cut short or altered .*, {BODY_ATTEMPTS} times"):
         store.get("a")
-    assert len(proxy.requests) == 1 + 3 + BODIES
+    assert len(proxy.requests) == 1 + 3 + BODY_ATTEMPTS
 
 
 def test_a_write_that_fails_on_its_way_is_sent_again(bucket: str, proxy: Proxy) -> None:

@@ -36,8 +36,8 @@ WINDOWS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """A thumbnail of the contact sheet."""
+class Thumbnail:
+    """A picture of the contact sheet."""
 
     key: str
     """Key of the image."""
@@ -54,15 +54,15 @@ def segmentation_report(
     labels: LabelSet,
     class_pixels: Sequence[int],
     throughput: Sequence[tuple[float, int]],
-    sheets: Sequence[Sheet],
+    thumbnails: Sequence[Thumbnail],
     failures: Sequence[Failure],
     failures_total: int,
 ) -> dict[str, bytes]:
     """Files of the page by name relative to its folder: index.html.
 
     `facts` are shown as they are, label and value. `counts` are objects by status. `class_pixels` are of the masks
-    written in this run, by class index. `throughput` is seconds since the start and images done by then. `sheets` are
-    a sample of the images done, `failures` some of the `failures_total` there were.
+    written in this run, by class index. `throughput` is seconds since the start and images done by then. `thumbnails`
+    are a sample of the images done, `failures` some of the `failures_total` there were.
     """
     figures = {
         "Done": f"{counts.get('done', 0):,}",
@@ -73,7 +73,7 @@ def segmentation_report(
     drawn = [_class_shares(labels, class_pixels)] if sum(class_pixels) else []
     if windows := _windows(throughput):
         drawn.append(_speed(*windows, images_per_second))
-    masks = [(sheet.jpeg, sheet.key) for sheet in sheets]
+    masks = [(thumbnail.jpeg, thumbnail.key) for thumbnail in thumbnails]
     sections = {
         "Objects": "\n".join(_objects(counts)),
         "Masks": "\n".join((*_masks(len(masks), counts, labels), contact_sheet(masks))) if masks else "",

@@ -1,9 +1,10 @@
-"""Who may write to an output: one run at a time.
+"""The lease of an output: one run at a time may write to it.
 
-On S3 the lease is an object that its holder replaces every few seconds, on condition that it is still its own. Who
-finds it held watches it for one lifetime on a clock of its own: if it changes the holder lives, if not it is taken
-over. So a holder that could not renew it for a lifetime must not write, and learns at the next renewal whether it may
-again. In a local folder the lease is the kernel's lock on a file, which ends with the process. No clocks are compared.
+On S3 the lease is an object that its holder rewrites every few seconds, on condition that nobody else has. A run that
+finds an object of another holder watches it for one lifetime, on its own clock: if the object changes the holder lives,
+if not the lease is taken over. So a holder that could not renew its lease for a lifetime must not write; at the next
+renewal it learns whether it still holds it. In a local folder the lease is a lock of the kernel on a file, which ends
+with the process. The clocks of two machines are never compared.
 """
 
 import fcntl
@@ -21,16 +22,16 @@ from typing import Any, Protocol
 
 from unet.storage import store
 from unet.storage.faults import Changed, Denied, StorageError, Unsupported, Vanished
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 from unet.storage.s3 import S3Store
 
-BEATS = 6
+RENEWALS = 6
 """Renewals in a lifetime."""
 
-LOOKS = 12
-"""Looks at another's lease in a lifetime."""
+POLLS = 12
+"""Reads in a lifetime of a lease that another run holds."""
 
-NO_SUCH_ETAG = "0" * 32
+UNUSED_ETAG = "0" * 32
 """An etag that no lease has."""
 
 
@@ -39,62 +40,59 @@ class LeaseLost(Exception):  # noqa: N818
 
 
 class LeaseUnconfirmed(StorageError):  # noqa: N818
-    """The lease could not be renewed for so long that this run must not go on."""
+    """The lease could not be renewed for so long that this run must end."""
 
 
 class Lease(Protocol):
-    """What its holder may do."""
+    """What a run knows of its lease."""
 
     @property
     def fence(self) -> int:
-        """Higher than that of every earlier holder."""
+        """Number of this holder, higher than that of every earlier one."""
 
     @property
     def conditional(self) -> bool:
-        """Whether the output makes or replaces an object on condition of what is there."""
+        """Whether the output supports writes on condition of an etag."""
 
-    def left(self) -> float:
-        """For how many seconds nobody else can hold the output; 0 or less while that is not sure."""
+    def seconds_left(self) -> float:
+        """Return for how many seconds nobody else can hold the output; 0 or less if somebody may already."""
 
-    def trouble(self) -> str | None:
-        """Why that will not become sure again; None while it may."""
+    def failure(self) -> str | None:
+        """Return why the lease cannot be renewed any more; None while it may yet be."""
 
     def confirm(self) -> None:
-        """Returns once it is sure that nobody else holds the output. Raises: LeaseLost, LeaseUnconfirmed."""
+        """Wait until nobody else can hold the output. Raise LeaseLost if another run does, or LeaseUnconfirmed."""
 
     def release(self) -> None:
-        """Lets others have the output at once. Raises: StorageError."""
+        """End the lease, so that others need not wait for the end of its lifetime."""
 
 
 def acquire(output: str, key: str, *, run: str, lifetime: float, fence: int) -> Lease:
-    """The lease of `output`, at `key` in it, for the run of this name; `lifetime` [seconds] is this holder's.
+    """Return a lease of `output` for the run `run`. Raise LeaseLost if another run holds it.
 
-    `fence`: higher than that of everything recorded there. Waits up to the lifetime of a holder that may be dead.
-
-    Raises:
-        LeaseLost: another run lives.
-        StorageError: the lease cannot be read or written.
+    Waits up to the lifetime of an earlier holder to see whether it lives. `key`: of the lease in the output;
+    `lifetime`: seconds; `fence`: higher than that of everything recorded in the output.
     """
     if output.startswith("s3://"):
-        return _BucketLease(output, key, _Claim(run, fence, lifetime, _here()))
-    return _FolderLease(join(output, key), run, fence)
+        return _BucketLease(output, key, _LeaseRecord(run, fence, lifetime, _process_name()))
+    return _FolderLease(join_uri(output, key), run, fence)
 
 
-def now() -> float:
-    """Seconds on a clock that goes on while the machine sleeps, where there is one."""
+def boot_time() -> float:
+    """Return seconds on a monotonic clock that goes on while the machine sleeps, where there is one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def holds(output: str, key: str, run: str) -> bool:
-    """Whether this run has the lock of a local output. Raises: StorageError."""
+def is_holder(output: str, key: str, run: str) -> bool:
+    """Return whether the run `run` was the last to get the lease of a local output."""
     try:
-        return store.read(join(output, key)).decode(errors="replace").startswith(f"{run} ")
+        return store.read(join_uri(output, key)).decode(errors="replace").startswith(f"{run} ")
     except Vanished:
         return False
 
 
 class _FolderLease:
-    """The kernel's lock on a file, which says who has it."""
+    """A lock of the kernel on a file, whose content names the holder."""
 
     conditional = False
 
@@ -105,7 +103,7 @@ class _FolderLease:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             self._lock(path)
             os.ftruncate(self._file, 0)
-            os.pwrite(self._file, f"{run} on {_here()}\n".encode(), 0)
+            os.pwrite(self._file, f"{run} on {_process_name()}\n".encode(), 0)
         except OSError as error:
             raise StorageError(path, f"cannot be locked ({error.strerror})") from None
 
@@ -115,30 +113,30 @@ class _FolderLease:
         except BlockingIOError:
             holder = os.pread(self._file, 1000, 0).decode(errors="replace").strip()
             raise LeaseLost(f"another run holds it ({holder})") from None
-        except OSError as error:  # some network file systems have no locks
+        except OSError as error:  # as on some network file systems
             print(f"warning: {path} cannot be locked ({error.strerror}); let no other run write to this output")
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         return float("inf")
 
-    def trouble(self) -> None:
+    def failure(self) -> None:
         return None
 
     def confirm(self) -> None:
-        """The kernel sees to it."""
+        """Return at once: the kernel keeps others out."""
 
     def release(self) -> None:
         os.close(self._file)
 
 
 @dataclass(frozen=True)
-class _Claim:
-    """What the object of a lease says."""
+class _LeaseRecord:
+    """The content of a lease on S3."""
 
     run: str
     fence: int
     lifetime: float
-    """Seconds without a renewal after which it may be taken over."""
+    """Seconds without a renewal after which the lease may be taken over."""
     host: str
     released: bool = False
 
@@ -149,97 +147,98 @@ class _Claim:
 class _BucketLease:
     """An object, and the thread that renews it."""
 
-    def __init__(self, output: str, key: str, claim: _Claim) -> None:
-        self._key, self._claim = key, claim
-        self._store = S3Store(output, retry_for=claim.lifetime / BEATS)
-        self._uri = join(output, key)
-        self._held, self._over = threading.Condition(), threading.Event()
+    def __init__(self, output: str, key: str, record: _LeaseRecord) -> None:
+        self._key, self._record = key, record
+        self._store = S3Store(output, retry_seconds=record.lifetime / RENEWALS)
+        self._uri = join_uri(output, key)
+        self._state, self._stop = threading.Condition(), threading.Event()
         self._lost, self._released = "", False
         self._fault: StorageError | None = None
+        """Of the last renewal."""
         self.conditional = True
-        self._etag = self._take()
-        self._probe()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._etag = self._acquire()
+        self._detect_conditional_writes()
+        self._thread = threading.Thread(target=self._heartbeat, daemon=True)
         self._thread.start()
 
     @property
     def fence(self) -> int:
-        return self._claim.fence
+        return self._record.fence
 
-    def left(self) -> float:
-        with self._held:
-            return 0.0 if self._lost or self._released else self._deadline - now()
+    def seconds_left(self) -> float:
+        with self._state:
+            return 0.0 if self._lost or self._released else self._deadline - boot_time()
 
-    def trouble(self) -> str | None:
-        with self._held:
-            hopeless = isinstance(self._fault, Denied) or now() > self._deadline + self._claim.lifetime
-            if self._fault is None or now() < self._deadline or not hopeless:
+    def failure(self) -> str | None:
+        with self._state:
+            hopeless = isinstance(self._fault, Denied) or boot_time() > self._deadline + self._record.lifetime
+            if self._fault is None or boot_time() < self._deadline or not hopeless:
                 return None
             return f"the lease could not be renewed ({self._fault.strerror})"
 
     def confirm(self) -> None:
-        while self.left() <= 0:
+        while self.seconds_left() <= 0:
             if self._lost:
                 raise LeaseLost(self._lost)
-            if trouble := self.trouble():
-                raise LeaseUnconfirmed(self._uri, trouble)
-            with self._held:
-                self._held.wait(0.2)
+            if failure := self.failure():
+                raise LeaseUnconfirmed(self._uri, failure)
+            with self._state:
+                self._state.wait(0.2)
 
     def release(self) -> None:
-        with self._held:
-            self._released = True  # whatever happens now, nobody of this run may write any more
-        self._over.set()
+        with self._state:
+            self._released = True  # from here on nobody of this run may write, whatever fails below
+        self._stop.set()
         self._thread.join()
         if self._lost:
             return
-        self._claim = replace(self._claim, released=True)
-        with suppress(LeaseLost):  # then it was no longer ours to release
-            if not self._renew():  # an answer was lost before
+        self._record = replace(self._record, released=True)
+        with suppress(LeaseLost):  # another run has taken it over already
+            if not self._renew():  # the answer to the renewal before was lost, and with it the etag
                 self._renew()
 
-    def _take(self) -> str:
-        """Makes the object ours, after a look at whose it is; returns its etag."""
-        before, etag = self._read()
-        if before is not None and not before.get("released"):
-            before, etag = self._watch(before, etag)
-        fence = int(before.get("fence", 0)) + 1 if before is not None else 0
-        self._claim = replace(self._claim, fence=max(self._claim.fence, fence))
-        began = now()
+    def _acquire(self) -> str:
+        """Write the object, if no other holder lives; return its etag."""
+        earlier, etag = self._read()
+        if earlier is not None and not earlier.get("released"):
+            earlier, etag = self._wait_for_expiry(earlier, etag)
+        fence = int(earlier.get("fence", 0)) + 1 if earlier is not None else 0
+        self._record = replace(self._record, fence=max(self._record.fence, fence))
+        began = boot_time()
         try:
-            made = self._put(etag)
+            new_etag = self._write(etag)
         except Unsupported:
             self.conditional = False
-            made = self._put(None)
-        except Changed:  # by another, or by us if the first answer was lost
-            seen, made = self._read()
-            if seen is None or seen.get("run") != self._claim.run:
+            new_etag = self._write(None)
+        except Changed:  # written by another run, or by this one if the answer to its first attempt was lost
+            current, new_etag = self._read()
+            if current is None or current.get("run") != self._record.run:
                 raise LeaseLost("another run has just begun") from None
-        self._deadline = began + self._claim.lifetime
-        return made
+        self._deadline = began + self._record.lifetime
+        return new_etag
 
-    def _watch(self, before: Mapping[str, Any], etag: str) -> tuple[Mapping[str, Any] | None, str]:
-        """The lease as it is once its holder is dead or has released it."""
-        lifetime = float(before.get("lifetime", self._claim.lifetime))
-        who = f"{before.get('run')} on {before.get('host')}"
-        print(f"{self._uri}: held by {who}; watching for {lifetime:g} s whether it lives", flush=True)
-        deadline = now() + lifetime
-        while (rest := deadline - now()) > 0:
-            time.sleep(min(rest, lifetime / LOOKS))
-            seen, etag_seen = self._read()
-            if etag_seen == etag:
+    def _wait_for_expiry(self, record: Mapping[str, Any], etag: str) -> tuple[Mapping[str, Any] | None, str]:
+        """Wait until the holder has released the lease or has not renewed it for a lifetime; return as `_read`."""
+        lifetime = float(record.get("lifetime", self._record.lifetime))
+        holder = f"{record.get('run')} on {record.get('host')}"
+        print(f"{self._uri}: held by {holder}; watching for {lifetime:g} s whether it lives", flush=True)
+        deadline = boot_time() + lifetime
+        while (remaining := deadline - boot_time()) > 0:
+            time.sleep(min(remaining, lifetime / POLLS))
+            current, current_etag = self._read()
+            if current_etag == etag:
                 continue
-            if seen is None or seen.get("released"):
-                return seen, etag_seen
-            raise LeaseLost(f"another run holds it ({who})")
+            if current is None or current.get("released"):
+                return current, current_etag
+            raise LeaseLost(f"another run holds it ({holder})")
         print(f"{self._uri}: shows no sign of life; taking over", flush=True)
-        return before, etag
+        return record, etag
 
-    def _probe(self) -> None:
-        """Finds out whether the server minds conditions."""
+    def _detect_conditional_writes(self) -> None:
+        """Try a write that must be refused, since some servers ignore conditions."""
         if self.conditional:
             try:
-                self._etag = self._store.put(self._key, self._claim.to_bytes(), over=NO_SUCH_ETAG)
+                self._etag = self._write(UNUSED_ETAG)
             except Changed:
                 return
             except Unsupported:
@@ -251,62 +250,63 @@ class _BucketLease:
             flush=True,
         )
 
-    def _beat(self) -> None:
-        while not self._over.wait(self._claim.lifetime / BEATS):
+    def _heartbeat(self) -> None:
+        """Renew the lease again and again, until it is released or lost."""
+        while not self._stop.wait(self._record.lifetime / RENEWALS):
             fault: StorageError | None = None
             try:
                 self._renew()
             except LeaseLost as error:
-                with self._held:
+                with self._state:
                     self._lost = str(error)
-                    self._held.notify_all()
+                    self._state.notify_all()
                 return
-            except StorageError as error:  # the next beat tries again
+            except StorageError as error:  # the next renewal may succeed
                 fault = error
-            except Exception as error:  # so does it here; `trouble` says it
-                fault = StorageError(self._uri, type(error).__name__)  # its text could hold a secret
-            with self._held:
+            except Exception as error:  # reported by `failure`, by its type alone: its text could hold a secret
+                fault = StorageError(self._uri, type(error).__name__)
+            with self._state:
                 self._fault = fault
 
     def _renew(self) -> bool:
-        """Replaces the object; False if it was not seen to be replaced, and yet is still ours. Raises: LeaseLost."""
-        began = now()
+        """Rewrite the object; return False if another version of it was found, of this run. Raise LeaseLost."""
+        began = boot_time()
         if not self.conditional:
-            self._look()
+            self._check_holder()
         try:
-            self._etag = self._put(self._etag if self.conditional else None)
+            self._etag = self._write(self._etag if self.conditional else None)
         except Changed:
-            self._look()
+            self._check_holder()
             return False
-        with self._held:
-            self._deadline = began + self._claim.lifetime
-            self._held.notify_all()
+        with self._state:
+            self._deadline = began + self._record.lifetime
+            self._state.notify_all()
         return True
 
-    def _look(self) -> None:
-        """Reads the lease, which should be ours. Raises: LeaseLost."""
-        seen, etag = self._read()
-        if seen is None or (seen.get("run"), seen.get("fence")) != (self._claim.run, self._claim.fence):
-            who = "nobody" if seen is None else f"{seen.get('run')} on {seen.get('host')}"
-            raise LeaseLost(f"this run was not seen for {self._claim.lifetime:g} s, and {who} has taken it over")
+    def _check_holder(self) -> None:
+        """Read the object and its etag. Raise LeaseLost if it is not of this run."""
+        current, etag = self._read()
+        if current is None or (current.get("run"), current.get("fence")) != (self._record.run, self._record.fence):
+            holder = "nobody" if current is None else f"{current.get('run')} on {current.get('host')}"
+            raise LeaseLost(f"this run was not seen for {self._record.lifetime:g} s, and {holder} has taken it over")
         self._etag = etag
 
-    def _put(self, over: str | None) -> str:
-        return self._store.put(self._key, self._claim.to_bytes(), content_type="application/json", over=over)
+    def _write(self, expected_etag: str | None) -> str:
+        return self._store.put(self._key, self._record.to_bytes(), expected_etag=expected_etag)
 
     def _read(self) -> tuple[Mapping[str, Any] | None, str]:
-        """What the object says, {} if that is not readable, and its etag; None and "" if there is none."""
+        """Return content and etag of the object: {} if it cannot be parsed, None and "" if there is none."""
         try:
-            seen = self._store.head(self._key)
-            said = json.loads(self._store.get(self._key, seen.etag))
+            info = self._store.head(self._key)
+            content = json.loads(self._store.get(self._key, info.etag))
         except Vanished:
             return None, ""
         except Changed:
             return self._read()
         except ValueError:
-            said = {}
-        return said if isinstance(said, dict) else {}, seen.etag
+            content = {}
+        return content if isinstance(content, dict) else {}, info.etag
 
 
-def _here() -> str:
+def _process_name() -> str:
     return f"{socket.gethostname()}, process {os.getpid()}"

@@ -1,9 +1,11 @@
-"""The keys of a manifest: a CSV or Parquet file with a column key, which stands in for a listing."""
+"""Manifests: CSV or Parquet files with a column key, whose objects are segmented in place of those of a listing."""
 
 import csv
 import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,49 +14,40 @@ from unet.segment.ledger import hash64
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.faults import Unreachable, Vanished
-from unet.storage.listed import Listed
+from unet.storage.objects import ObjectInfo
 from unet.storage.store import Store
 
-HEADS = 16
+CONCURRENT_REQUESTS = 16
 """Requests at a time for the objects of a manifest."""
+
+PAGE_SIZE = 1000
+"""Keys in a page."""
 
 
 def manifest_keys(uri: str) -> Iterator[list[str]]:
-    """The keys that a manifest names, each once, in pages.
-
-    Raises:
-        RequestError: names the manifest and what is wrong with it.
-    """
-    known: set[int] = set()
+    """Yield the keys of a manifest, each once, in pages. Raise RequestError if it cannot be read."""
+    seen: set[int] = set()  # hashes, which take less memory than keys
     for page in _pages(uri):
-        fresh = []
-        for key in page:
-            digest = hash64(key)
-            if digest not in known:
-                known.add(digest)
-                fresh.append(key)
-        yield fresh
+        new = {digest: key for key in page if (digest := hash64(key)) not in seen}
+        seen |= new.keys()
+        yield list(new.values())
 
 
 def _pages(uri: str) -> Iterator[list[str]]:
     try:
         data = store.read(uri)
         if uri.lower().endswith((".parquet", ".pq")):
-            for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(1000, columns=["key"]):
+            for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(PAGE_SIZE, columns=["key"]):
                 yield [str(key or "") for key in batch.column("key").to_pylist()]
             return
         rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         if "key" not in (rows.fieldnames or ()):
             raise KeyError("key")
-        page: list[str] = []
-        for row in rows:
-            page.append(row["key"] or "")
-            if len(page) == 1000:
-                yield page
-                page = []
-        yield page
+        keys = (row["key"] or "" for row in rows)
+        while page := list(islice(keys, PAGE_SIZE)):
+            yield page
     except Unreachable:
-        raise  # says nothing of the manifest
+        raise  # a fault of the server, not of the manifest
     except OSError as error:
         raise RequestError(f"--manifest {uri}: cannot be read ({error.strerror or error})") from None
     except (KeyError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
@@ -62,22 +55,20 @@ def _pages(uri: str) -> Iterator[list[str]]:
 
 
 def check_manifest(uri: str) -> None:
-    """Reads the beginning of a manifest. Raises RequestError."""
+    """Read the first page of a manifest. Raise RequestError if that is not possible."""
     next(_pages(uri), None)
 
 
-def head_objects(pages: Iterable[list[str]], source: Store) -> Iterator[list[Listed]]:
-    """What a listing would have shown of these keys; size -1 where there is no such object."""
+def head_objects(pages: Iterable[list[str]], images: Store) -> Iterator[list[ObjectInfo]]:
+    """Yield what a listing would show of the objects with these keys; size -1 where there is none."""
 
-    def head(key: str) -> Listed:
-        if source.refusal(key) is not None:  # nothing there can have such a key
-            return Listed(key, -1, "")
-        try:
-            return source.head(key)
-        except Vanished:
-            return Listed(key, -1, "")
+    def head(key: str) -> ObjectInfo:
+        with suppress(Vanished):
+            if images.key_error(key) is None:
+                return images.head(key)
+        return ObjectInfo(key, -1, "")
 
-    with ThreadPoolExecutor(HEADS) as pool:
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         for page in pages:
             if page:
                 yield list(pool.map(head, page))

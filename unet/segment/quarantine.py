@@ -1,90 +1,61 @@
-"""Finds the object that ends its worker, by a crash or by exhausting its memory, so that the others go on.
+"""Finds the object that ends its worker, by a crash or by exhausting its memory, so that all others are segmented.
 
-A first attempt works on all items of a chunk together. If it was a worker's end, the attempts after it, in another
-worker, work on one item at a time, and note on which. What the attempts know of one another is noted outside of them.
+The first attempt processes all items of a chunk together. If the worker ended during it, the next attempt, in another
+worker, processes them one by one, and records which one it is at, so that further attempts skip an item during which
+workers ended. Attempts are recorded in the run's key-value store, which outlives workers.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from unet.segment.item import Item
 from unet.segment.ledger import hash64
-from unet.segment.segmenter import Item
+from unet.segment.run_spec import RunSpec
+from unet.segment.run_store import lookup, publish
+from unet.segment.semaphore import WeightedSemaphore
 
-STRIKES = 2
-"""How often a worker must end while it works on one item alone. Once may be chance: a machine that is taken away."""
+MAX_CRASHES = 2
+"""Workers that must end while they process one item alone before it is given up. One may end by chance, as with a
+machine that is taken away."""
 
-REASON = f"ended its worker {STRIKES + 1} times, alone too: it crashes the decoder, or its memory does not suffice"
+REASON = f"ended its worker {MAX_CRASHES + 1} times, alone too: it crashes the decoder, or its memory does not suffice"
 
 
 class Quarantine:
-    """One for each process and step. `noted(name)` is what `note(name, value)` was last called with, or None."""
+    """Of one step of the pipeline in one process."""
 
-    def __init__(self, step: str, note: Callable[[str, Any], None], noted: Callable[[str], Any]) -> None:
-        self._step, self._note, self._noted = step, note, noted
-        self._turns = _Turns()
+    def __init__(self, spec: RunSpec, step: str) -> None:
+        self._spec, self._step = spec, step
+        # While one item is processed alone nothing else is in this process, or the wrong item could be blamed.
+        self._exclusion = WeightedSemaphore(1 << 16)
 
-    def __call__(self, items: list[Item], work: Callable[[list[Item]], object]) -> None:
-        """Calls `work` with the items that have not ended, together or one by one; a fatal one is ended as failed."""
+    def __call__(self, items: list[Item], process: Callable[[list[Item]], object]) -> None:
+        """Call `process` with the items that are not settled; settle those that end workers as failed."""
         items = [item for item in items if not item.status]
         if not items:
             return
-        name = f"trial/{self._step}/{hash64(items[0].key, items[-1].key, len(items)):016x}"
-        before = self._noted(name)
-        if before is None:
-            self._note(name, {})
-            with self._turns.together():
-                work(items)
+        name = f"quarantine/{self._step}/{hash64(items[0].key, items[-1].key, len(items)):016x}"
+        earlier_attempt = lookup(self._spec, name)
+        if earlier_attempt is None:
+            publish(self._spec, name, {})
+            with self._exclusion.hold(1):
+                process(items)
         else:
-            self._one_by_one(name, before, items, work)
-        self._note(name, None)
+            self._process_one_by_one(name, earlier_attempt, items, process)
+        publish(self._spec, name, None)
 
-    def _one_by_one(
-        self, name: str, before: Mapping[str, Any], items: list[Item], work: Callable[[list[Item]], object]
+    def _process_one_by_one(
+        self, name: str, attempt: Mapping[str, Any], items: list[Item], process: Callable[[list[Item]], object]
     ) -> None:
-        strikes: dict[str, int] = dict(before.get("strikes", {}))
-        if last := before.get("at"):
-            strikes[last] = strikes.get(last, 0) + 1
-        for item in sorted(items, key=lambda item: -strikes.get(item.key, 0)):  # suspects first: no work is lost
-            if strikes.get(item.key, 0) >= STRIKES:
-                item.end("failed", REASON, permanent=True)
+        crashes: dict[str, int] = dict(attempt.get("crashes", {}))
+        if key := attempt.get("at"):
+            crashes[key] = crashes.get(key, 0) + 1
+        # Suspects first: if the worker ends again, nothing that it has processed is lost with it.
+        for item in sorted(items, key=lambda item: -crashes.get(item.key, 0)):
+            if crashes.get(item.key, 0) >= MAX_CRASHES:
+                item.settle("failed", REASON, permanent=True)
                 continue
-            with self._turns.alone():
-                self._note(name, {"strikes": strikes, "at": item.key})
-                work([item])
-                self._note(name, {"strikes": strikes})
-
-
-class _Turns:
-    """Work together, and work alone, which excludes all other of this process: a strike must hit the right item."""
-
-    def __init__(self) -> None:
-        self._free = threading.Condition()
-        self._together, self._waiting, self._alone = 0, 0, False
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        with self._free:
-            self._free.wait_for(lambda: not self._alone and not self._waiting)
-            self._together += 1
-        try:
-            yield
-        finally:
-            with self._free:
-                self._together -= 1
-                self._free.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._free:
-            self._waiting += 1
-            self._free.wait_for(lambda: not self._alone and not self._together)
-            self._waiting -= 1
-            self._alone = True
-        try:
-            yield
-        finally:
-            with self._free:
-                self._alone = False
-                self._free.notify_all()
+            with self._exclusion.hold(self._exclusion.capacity):
+                publish(self._spec, name, {"crashes": crashes, "at": item.key})
+                process([item])
+                publish(self._spec, name, {"crashes": crashes})

@@ -1,21 +1,21 @@
-"""How storage fails, whatever holds the files: the exceptions that folders and buckets share.
+"""The exceptions that folders and buckets share.
 
 StorageError
 ├── Vanished, Changed         the object is gone, or is no longer the one that was asked for
 ├── Denied
-│   └── BadCredentials        no request will do better
-├── Unreachable               a later request may do better
+│   └── BadCredentials        every other request will be refused as well
+├── Unreachable               the same request may succeed later
 │   └── Damaged               a body came cut short or altered
-├── Full, Unsupported         no write will do better; the server cannot do this
-└── NoSuchFolder              no such bucket, or what should be a folder is none
+├── Full, Unsupported         the storage is full; the server cannot do this
+└── NoSuchFolder              there is no such bucket, or the path is no folder
 """
 
 
 class StorageError(OSError):
-    """Something stored could not be listed, read or written; the message is one line that names its URI."""
+    """An object or folder could not be listed, read or written. The message is one line that begins with its URI."""
 
     def __init__(self, uri: str, reason: str) -> None:
-        super().__init__(uri, reason)  # the arguments that unpickling calls it with again
+        super().__init__(uri, reason)  # `args`, with which unpickling calls the class again
         self.errno, self.strerror = None, reason
 
     def __str__(self) -> str:
@@ -32,28 +32,28 @@ class Changed(StorageError):  # noqa: N818
 
 
 class Denied(StorageError):  # noqa: N818
-    """This is not allowed."""
+    """The caller has no permission for this."""
 
 
 class Unreachable(StorageError):  # noqa: N818
-    """The storage server does not answer as it should, but may a little later."""
+    """The storage server does not answer, or answers with a fault of its own; the same request may succeed later."""
 
 
 class Damaged(Unreachable):
-    """A body came cut short or altered."""
+    """The body of an answer was cut short, or its checksum is wrong."""
 
 
 class Full(StorageError):  # noqa: N818
-    """There is no room left: no write will do better."""
+    """The storage is full."""
 
 
 class Unsupported(StorageError):  # noqa: N818
-    """The storage server does not know how to do this."""
+    """The storage server does not implement this."""
 
 
 class BadCredentials(Denied):
-    """Credentials are missing, wrong or expired: no request will do better."""
+    """Credentials are missing, wrong or expired: every other request will be refused as well."""
 
 
 class NoSuchFolder(StorageError):  # noqa: N818
-    """There is no such bucket, or what should be a folder is none."""
+    """There is no such bucket, or no folder at this path."""

@@ -1,12 +1,13 @@
-"""A bucket of S3.
+"""A bucket of S3 as a store.
 
-Keys are relative to the prefix of the URI and never normalised: `a//b`, `/a` and `../a` are three keys like any other.
-Whatever fails is a StorageError. A body that came cut short or fails its checksum is never returned. A request that
-fails for a passing reason is repeated until a deadline. Settings come from the standard AWS environment alone.
+Keys are relative to the prefix of the URI and never normalised: `a//b`, `/a` and `../a` are three different keys.
+Every failure is a StorageError. A body that is cut short or fails its checksum is never returned. A request that fails
+for a transient reason is repeated until a deadline. Settings come from the standard AWS environment alone.
 """
 
 import base64
 import logging
+import mimetypes
 import os
 import random
 import threading
@@ -26,120 +27,104 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from unet.storage.faults import BadCredentials, Changed, Damaged, StorageError, Unreachable, Vanished
-from unet.storage.listed import Listed, Page
-from unet.storage.s3_faults import BODY_FAULTS, fault_from_code, translate_errors
+from unet.storage.objects import ObjectInfo, Page, split_uri
+from unet.storage.s3_faults import BODY_ERRORS, fault_from_code, translate_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
 
-RETRY_FOR = 120.0
+RETRY_SECONDS = 120.0
 """Seconds for which a request that fails is repeated."""
 
-ATTEMPTS = 3
-"""How often a request is made at least, however long each takes."""
+MIN_ATTEMPTS = 3
+"""Attempts that a request is given even if each takes so long that the deadline has passed."""
 
-LONGEST_PAUSE = 10.0
+MAX_BACKOFF = 10.0
 """Seconds between two attempts, at most."""
 
-BODIES = 5
-"""How often a body that comes cut short or altered is asked for: it may be so where it is stored."""
+BODY_ATTEMPTS = 5
+"""Attempts to read a body that comes cut short or altered, since it may be stored like that."""
 
-LONGEST_KEY = 1024
-"""Bytes of a key in UTF-8, by the S3 API."""
+MAX_KEY_BYTES = 1024
+"""Length of a key in UTF-8, by the S3 API."""
 
-DELETED_AT_ONCE = 1000
+DELETE_BATCH = 1000
 """Keys in one request to delete, by the S3 API."""
 
 
 class S3Store:
-    """The objects of a bucket whose keys begin with a prefix. Picklable; safe to share between threads."""
+    """The objects of a bucket whose keys begin with a prefix, as `Store`."""
 
-    def __init__(self, uri: str, *, retry_for: float = RETRY_FOR) -> None:
-        self.uri, self.retry_for = uri, retry_for
-        self.bucket, self.prefix = split(uri)
+    def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        self.uri, self.retry_seconds = uri, retry_seconds
+        self.bucket, self.prefix = split_uri(uri)
         if self.prefix and not self.prefix.endswith("/"):
             self.prefix += "/"
 
     def list(self) -> Iterator[Page]:
-        """All objects, in order of key, page by page as the bucket answers. Raises: StorageError."""
-        token = ""
-        while True:
-            root = self._persist(self.uri, partial(self._ask_for_page, token))
-            space = root.tag[: root.tag.rindex("}") + 1] if "}" in root.tag else ""
-            page = self._page(root, space)
-            if page:  # an empty one may still name a next one
+        token: str | None = ""
+        while token is not None:
+            page, token = self._retry(self.uri, partial(self._fetch_page, token))
+            if page:  # an empty page may be followed by others
                 yield page
-            before, token = token, root.findtext(f"{space}NextContinuationToken") or ""
-            if root.findtext(f"{space}IsTruncated") != "true":
-                return
-            if token in ("", before):
-                raise StorageError(self.uri, "the listing breaks off: a page names no next one")
 
-    def head(self, key: str) -> Listed:
-        """The object as it is now. Raises: Vanished, StorageError."""
-
-        def ask() -> Listed:
+    def head(self, key: str) -> ObjectInfo:
+        def request() -> ObjectInfo:
             try:
                 answer = _client().head_object(Bucket=self.bucket, Key=self.prefix + key)
             except ClientError as error:
-                # An answer without a body has no code: one with a body says whether it is the credentials.
+                # The answer to HEAD has no body, and so no error code; GET tells whether the credentials are bad.
                 if error.response.get("Error", {}).get("Code") in ("400", "403"):
                     _client().get_object(Bucket=self.bucket, Key=self.prefix + key, Range="bytes=0-0")["Body"].close()
                 raise
             etag = answer["ETag"].strip('"')
-            return Listed(key, answer["ContentLength"], etag, answer.get("StorageClass", "STANDARD"))
+            return ObjectInfo(key, answer["ContentLength"], etag, answer.get("StorageClass", "STANDARD"))
 
-        return self._persist(self._uri(key), ask)
+        return self._retry(self._uri(key), request)
 
     def get(self, key: str, etag: str | None = None) -> bytes:
-        """All bytes, those of `etag` if it is given. Raises: Vanished, Changed, StorageError."""
         uri = self._uri(key)
         condition: dict[str, Any] = {} if etag is None else {"IfMatch": f'"{etag}"'}
 
-        def ask() -> bytes:
+        def request() -> bytes:
             answer = _client().get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
-            if etag is not None and answer["ETag"].strip('"') != etag:  # a server that does not know If-Match
+            if etag is not None and answer["ETag"].strip('"') != etag:  # the server does not implement If-Match
                 raise Changed(uri, "is no longer what was listed")
             try:
-                with closing(answer["Body"]) as body:  # as a context itself it would hand out the unchecked stream
+                # `with answer["Body"]` would give the raw stream, which does not verify the checksum.
+                with closing(answer["Body"]) as body:
                     return body.read()
-            except BODY_FAULTS as error:
+            except BODY_ERRORS as error:
                 raise Damaged(uri, f"came cut short or altered ({type(error).__name__})") from None
 
-        return self._persist(uri, ask)
+        return self._retry(uri, request)
 
     def put(
         self,
         key: str,
         data: bytes | memoryview,
         *,
-        content_type: str = "application/octet-stream",
         metadata: Mapping[str, str] = {},
-        over: str | None = None,
+        expected_etag: str | None = None,
         guard: Callable[[], None] = lambda: None,
     ) -> str:
-        """Makes or replaces an object, whole or not at all; returns its etag. Raises: Changed, StorageError.
-
-        `over`: only an object with this etag is replaced, and for "" only one made that is not there yet; Changed
-        if it is otherwise, which it is too if the first answer to this very request was lost on its way.
-        `guard`: called before each attempt.
-        """
-        self._check(key)
+        """As `Store.put`. Changed is also raised if this write succeeded, its answer was lost and it was repeated."""
+        self._check_key(key)
         condition: dict[str, Any] = {}
-        if over is not None:
-            condition = {"IfMatch": f'"{over}"'} if over else {"IfNoneMatch": "*"}
-        # Given by us it travels as a header, which older servers take too; botocore would send a trailer.
+        if expected_etag is not None:
+            condition = {"IfMatch": f'"{expected_etag}"'} if expected_etag else {"IfNoneMatch": "*"}
+        # Computed here it is sent as a header, which older servers know; botocore would send a trailer.
         checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
 
-        def send() -> str:
+        def request() -> str:
             guard()
             answer = _client().put_object(
                 Bucket=self.bucket,
                 Key=self.prefix + key,
                 Body=bytes(data),
-                ContentType=content_type,
+                ContentType=mimetypes.types_map.get(os.path.splitext(key)[1].lower(), "application/octet-stream"),
                 Metadata=metadata,
                 ChecksumAlgorithm="CRC32",
                 ChecksumCRC32=checksum,
@@ -148,47 +133,68 @@ class S3Store:
             return answer["ETag"].strip('"')
 
         try:
-            return self._persist(self._uri(key), send)
+            return self._retry(self._uri(key), request)
         except Vanished:
-            if over:
+            if expected_etag:
                 raise Changed(self._uri(key), "is no longer there") from None
             raise
 
     def put_file(self, key: str, path: Path) -> None:
-        """Makes or replaces an object from a file, in parts where it is large. Raises: StorageError, OSError."""
-        self._check(key)
+        """As `Store.put_file`, in parts where the file is large."""
+        self._check_key(key)
 
-        def send() -> None:
-            with path.open("rb") as file:  # anew for each attempt: boto3 may close it
+        def request() -> None:
+            with path.open("rb") as file:  # opened for each attempt, since boto3 may close it
                 _client().upload_fileobj(file, self.bucket, self.prefix + key)
 
-        self._persist(self._uri(key), send)
+        self._retry(self._uri(key), request)
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Removes objects; those that are not there are no error. Raises: StorageError."""
-        rest = iter(keys)
-        while batch := [{"Key": self.prefix + key} for key in islice(rest, DELETED_AT_ONCE)]:
-            self._persist(self.uri, partial(self._ask_to_delete, batch))
+        remaining = iter(keys)
+        while batch := [{"Key": self.prefix + key} for key in islice(remaining, DELETE_BATCH)]:
+            self._retry(self.uri, partial(self._delete_batch, batch))
 
-    def refusal(self, key: str) -> str | None:
-        """Why `key` cannot be stored here; None if it can."""
+    def key_error(self, key: str) -> str | None:
         try:
             size = len((self.prefix + key).encode())
         except UnicodeEncodeError:
             return "is not valid Unicode"
         if not key:
             return "is empty"
-        return f"has {size:,} bytes with its prefix, over {LONGEST_KEY:,}" if size > LONGEST_KEY else None
+        return f"has {size:,} bytes with its prefix, over {MAX_KEY_BYTES:,}" if size > MAX_KEY_BYTES else None
 
-    def _ask_for_page(self, token: str) -> ElementTree.Element:
-        more: dict[str, Any] = {"ContinuationToken": token} if token else {}
+    def _fetch_page(self, token: str) -> tuple[Page, str | None]:
+        """Return a page of the listing and the continuation token of the next one; None after the last."""
+        continuation: dict[str, Any] = {"ContinuationToken": token} if token else {}
         answer: Mapping[str, Any] = _client().list_objects_v2(
-            Bucket=self.bucket, Prefix=self.prefix, EncodingType="url", **more
+            Bucket=self.bucket, Prefix=self.prefix, EncodingType="url", **continuation
         )
         root: ElementTree.Element = answer["Root"]
-        return root
+        namespace = root.tag.removesuffix(LISTING_TAG)
+        page = self._parse_page(root, namespace)
+        if root.findtext(f"{namespace}IsTruncated") != "true":
+            return page, None
+        following = root.findtext(f"{namespace}NextContinuationToken")
+        if not following or following == token:
+            raise StorageError(self.uri, "the listing breaks off: a page names no next one")
+        return page, following
 
-    def _ask_to_delete(self, batch: Sequence[Mapping[str, str]]) -> None:
+    def _parse_page(self, root: ElementTree.Element, namespace: str) -> Page:
+        encoded = root.findtext(f"{namespace}EncodingType") == "url"
+        skip, page = len(self.prefix), []
+        for item in root.iter(f"{namespace}Contents"):
+            key = item.findtext(f"{namespace}Key") or ""
+            page.append(
+                ObjectInfo(
+                    (unquote_plus(key) if encoded else key)[skip:],
+                    int(item.findtext(f"{namespace}Size") or 0),
+                    (item.findtext(f"{namespace}ETag") or "").strip('"'),
+                    item.findtext(f"{namespace}StorageClass") or "STANDARD",
+                )
+            )
+        return page
+
+    def _delete_batch(self, batch: Sequence[Mapping[str, str]]) -> None:
         answer: Mapping[str, Any] = _client().delete_objects(
             Bucket=self.bucket,
             Delete={"Objects": batch, "Quiet": True},  # type: ignore[typeddict-item]
@@ -197,78 +203,59 @@ class S3Store:
             if error.get("Code") != "NoSuchKey":
                 raise fault_from_code(self._uri(error.get("Key", "")[len(self.prefix) :]), 0, error)
 
-    def _persist(self, uri: str, ask: Callable[[], T]) -> T:
-        """What `ask` returns, which is called again while it fails for a passing reason.
+    def _retry(self, uri: str, request: Callable[[], T]) -> T:
+        """Return what `request` returns; call it again while it fails for a transient reason.
 
-        Pauses grow and vary, so that workers do not come back all at once ("full jitter", AWS Architecture Blog, 2015).
-        Refused credentials are looked for anew, once: their file may hold newer ones by now.
+        The pauses grow exponentially with full jitter, so that workers do not all repeat at the same time ("Exponential
+        Backoff And Jitter", AWS Architecture Blog, 2015). Where credentials are refused they are loaded again, once:
+        their file may have been renewed.
         """
-        deadline = time.monotonic() + self.retry_for
-        renewed = False
+        deadline = time.monotonic() + self.retry_seconds
+        reloaded = False
         for attempt in count(1):
             try:
                 with translate_errors(uri):
-                    return ask()
+                    return request()
             except BadCredentials:
-                if renewed:
+                if reloaded:
                     raise
-                renewed = True
-                _forget_client()
+                reloaded = True
+                _discard_clients()
             except Unreachable as error:
-                pause = random.uniform(0, min(LONGEST_PAUSE, 0.1 * 2**attempt))
-                lasting = isinstance(error, Damaged) and attempt == BODIES
-                late = attempt >= ATTEMPTS and time.monotonic() + pause > deadline
-                if lasting or late:
+                pause = random.uniform(0, min(MAX_BACKOFF, 0.1 * 2**attempt))
+                stored_damaged = isinstance(error, Damaged) and attempt == BODY_ATTEMPTS
+                too_late = attempt >= MIN_ATTEMPTS and time.monotonic() + pause > deadline
+                if stored_damaged or too_late:
                     raise type(error)(uri, f"{error.strerror}, {attempt} times") from None
                 time.sleep(pause)
         raise AssertionError("count never ends")
 
-    def _check(self, key: str) -> None:
-        if (reason := self.refusal(key)) is not None:
+    def _check_key(self, key: str) -> None:
+        if (reason := self.key_error(key)) is not None:
             raise StorageError(self._uri(key), reason)
 
     def _uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
-
-    def _page(self, root: ElementTree.Element, space: str) -> Page:
-        plain = root.findtext(f"{space}EncodingType") != "url"
-        skip, page = len(self.prefix), []
-        for item in root.iter(f"{space}Contents"):
-            key = item.findtext(f"{space}Key") or ""
-            page.append(
-                Listed(
-                    (key if plain else unquote_plus(key))[skip:],
-                    int(item.findtext(f"{space}Size") or 0),
-                    (item.findtext(f"{space}ETag") or "").strip('"'),
-                    item.findtext(f"{space}StorageClass") or "STANDARD",
-                )
-            )
-        return page
-
-
-def split(uri: str) -> tuple[str, str]:
-    """Bucket and key of s3://bucket/key, as they stand."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
 
 
 _LOCK = threading.Lock()
 
 
 def _client() -> "S3Client":
-    """One for each process and AWS environment: threads share it, a store in another process makes its own."""
+    """Return the client of this process and AWS environment, which its threads share."""
     with _LOCK:
-        return _made(os.getpid(), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+        environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+        return _cached_client(os.getpid(), environment)
 
 
-def _forget_client() -> None:
+def _discard_clients() -> None:
     with _LOCK:
-        _made.cache_clear()
+        _cached_client.cache_clear()
 
 
 @lru_cache(maxsize=4)
-def _made(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells every process where it found credentials
+def _cached_client(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # on INFO it says in every process where credentials are
     session = boto3.Session()
     client: S3Client = session.client(
         "s3",
@@ -280,19 +267,23 @@ def _made(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
             read_timeout=20,
         ),
     )
-    # By a name that botocore tries before those that begin with "before-parse.s3".
-    client.meta.events.register("before-parse.*.ListObjectsV2", _keep_root)
+    # botocore calls handlers of this pattern before its own, which are registered for "before-parse.s3".
+    client.meta.events.register("before-parse.*.ListObjectsV2", _keep_listing_xml)
     return client
 
 
-def _keep_root(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Keeps a page as XML, and from boto3's own readings of it, which take five times as long, mostly over dates.
+LISTING_TAG = "ListBucketResult"
 
-    What is no page, an error with status 200 or XML cut short, is left to botocore, which asks again.
+
+def _keep_listing_xml(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """Keep a page of a listing as the parsed XML, and give botocore an empty one.
+
+    botocore takes five times as long to parse a page, mostly for its dates. A body that is no page (an error with
+    status 200, or XML that is cut short) is left to botocore.
     """
     if response_dict["status_code"] == 200:
         with suppress(ElementTree.ParseError):
             root = ElementTree.fromstring(response_dict["body"])
-            if root.tag.endswith("ListBucketResult"):
+            if root.tag.endswith(LISTING_TAG):
                 customized_response_dict["Root"] = root
-                response_dict["body"] = b"<ListBucketResult/>"
+                response_dict["body"] = f"<{LISTING_TAG}/>".encode()

@@ -1,4 +1,4 @@
-"""What boto3 raises, as faults of storage: every foreign exception is translated here. No message holds a secret."""
+"""Translates what boto3 and botocore raise into the exceptions of faults.py. No message holds a secret."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,9 +30,9 @@ BAD_CREDENTIALS = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
-"""Error codes of credentials that are wrong for everything."""
+"""Error codes of S3 for credentials with which no request succeeds."""
 
-PASSING = {
+TRANSIENT = {
     "BandwidthLimitExceeded",
     "InternalError",
     "OperationAborted",
@@ -45,19 +45,20 @@ PASSING = {
     "ThrottlingException",
     "TooManyRequestsException",
 }
-"""Error codes of requests that may do better a little later; so may all with a status of 429 or from 500 on."""
+"""Error codes of requests that may succeed when they are repeated, as may all with a status of 429 or from 500 on."""
 
-FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
-"""Error codes of servers without room."""
+NO_SPACE = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
+"""Error codes of servers whose storage is full."""
 
-INTERRUPTED = (
+CONNECTION_LOST = (
     exceptions.ConnectionClosedError,
     exceptions.ReadTimeoutError,
     exceptions.ResponseStreamingError,
 )
-"""What botocore raises for a server that went away or fell silent; its other such errors are of our own making."""
+"""Kinds of HTTPClientError where the server closed the connection or did not answer in time. The other kinds, as an
+invalid header, would come again with every repetition."""
 
-WITHOUT_CREDENTIALS = (
+NO_CREDENTIALS = (
     exceptions.CredentialRetrievalError,
     exceptions.LoginError,
     exceptions.NoAuthTokenError,
@@ -68,18 +69,20 @@ WITHOUT_CREDENTIALS = (
     exceptions.TokenRetrievalError,
     exceptions.UnknownTokenProviderError,
 )
-BODY_FAULTS = (
+"""What botocore raises where it finds no usable credentials."""
+
+BODY_ERRORS = (
     exceptions.FlexibleChecksumError,
     exceptions.HTTPClientError,
     exceptions.IncompleteReadError,
     HTTPError,
 )
-"""What botocore raises while a body is read, and does not retry itself."""
+"""What is raised while the body of an answer is read, after the point up to which botocore repeats a request."""
 
 
 @contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
-    """Raises a StorageError about `uri` in place of whatever boto3 raises inside."""
+    """Raise a StorageError about `uri` in place of what boto3 raises inside."""
     try:
         yield
     except StorageError:
@@ -87,11 +90,11 @@ def translate_errors(uri: str) -> Iterator[None]:
     except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         raise fault_from_code(uri, status, error.response.get("Error", {})) from None
-    except WITHOUT_CREDENTIALS as error:
+    except NO_CREDENTIALS as error:
         raise BadCredentials(uri, f"no usable AWS credentials ({type(error).__name__})") from None
     except exceptions.HTTPClientError as error:
-        # Its own message can quote a header, and with it a session token.
-        kind = Unreachable if isinstance(error, INTERRUPTED) else StorageError
+        # The message of this error can quote a header, and with it a session token.
+        kind = Unreachable if isinstance(error, CONNECTION_LOST) else StorageError
         raise kind(uri, f"the request could not be sent, or its answer not read ({type(error).__name__})") from None
     except (exceptions.ConnectionError, HTTPError) as error:
         raise Unreachable(uri, f"no answer from the storage server ({type(error).__name__})") from None
@@ -102,25 +105,25 @@ def translate_errors(uri: str) -> Iterator[None]:
 
 
 def fault_from_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageError:
-    """The fault that an error of the S3 API means; `status`: of HTTP, `error`: its Code and Message."""
+    """Return the exception for an error answer of S3. `status`: of HTTP; `error`: its Code and Message."""
     code = str(error.get("Code", status))
     if code == "NoSuchBucket":
         return NoSuchFolder(uri, "there is no such bucket")
     if status == 404 or code == "NoSuchKey":
         return Vanished(uri, "there is no such object")
-    if code in FULL or status == 507:
+    if code in NO_SPACE or status == 507:
         return Full(uri, "there is no room left on the storage server")
-    if code == "NotImplemented" or status == 501:  # as servers say that do not know conditions
+    if code == "NotImplemented" or status == 501:  # the answer of servers without conditional writes
         return Unsupported(uri, "the storage server cannot do this")
-    if code == "ConditionalRequestConflict":  # another write was under way
+    if code == "ConditionalRequestConflict":  # another write to the key is in progress
         return Unreachable(uri, "was written at the same time")
     if status == 412:
         return Changed(uri, "is no longer what was listed")
     reason = f"{' '.join(str(error.get('Message', '')).split())} ({code})".lstrip()
-    if code == "InvalidObjectState":  # comes with 403, and yet it says only that the object is archived
+    if code == "InvalidObjectState":  # status 403, though it means that the object is archived
         return StorageError(uri, reason)
     if code in BAD_CREDENTIALS:
         return BadCredentials(uri, reason)
-    if code in PASSING or status == 429 or status >= 500:
+    if code in TRANSIENT or status == 429 or status >= 500:
         return Unreachable(uri, reason)
     return (Denied if status in (401, 403) or code == "AccessDenied" else StorageError)(uri, reason)

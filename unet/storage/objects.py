@@ -1,0 +1,30 @@
+"""What a listing shows of an object, and the URIs of objects."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object as a listing shows it."""
+
+    key: str
+    """Relative to the URI of the store."""
+    size: int
+    """Bytes."""
+    etag: str
+    """Changes whenever the bytes do; without quotes."""
+    storage_class: str = "STANDARD"
+
+
+Page = list[ObjectInfo]
+
+
+def join_uri(folder: str, key: str) -> str:
+    """Return the URI of `key` in `folder`."""
+    return f"{folder.removesuffix('/')}/{key}"
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of s3://bucket/key, unchanged."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
