@@ -22,7 +22,7 @@ from unet.model.artifact import Model
 from unet.model.network import UNet, normalise
 from unet.model.predictor import Prediction, Predictor
 from unet.model.settings import Norm, Upsample
-from unet.sample.palette import LABELS
+from unet.sample.things import LABELS
 from unet.sample.scene import draw_scene
 from unet.settings import Geometry, Precision, RequestError
 from unet.train.learner import Learner

@@ -11,8 +11,8 @@ from unet.data.labels import Label, LabelSet
 from unet.model.metrics import ConfusionMatrix
 from unet.report.evaluation import IMAGES, ImageScore, evaluation_report
 from unet.report.training import Comparison
-from unet.sample.palette import LABELS
 from unet.sample.scene import draw_scene
+from unet.sample.things import LABELS
 
 
 def scene(seed: int) -> Comparison:

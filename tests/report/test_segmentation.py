@@ -9,8 +9,8 @@ from tests.report.html_page import Page, assert_alone
 from unet.data.image import encode_image, overlay, resize_image, resize_mask
 from unet.data.labels import Label, LabelSet
 from unet.report.segmentation import FAILURES, WINDOWS, Thumbnail, segmentation_report
-from unet.sample.palette import LABELS
 from unet.sample.scene import draw_scene
+from unet.sample.things import LABELS
 
 BESIDE = {"report.parquet", "summary.json"}
 """What else lies in the folder of a run."""

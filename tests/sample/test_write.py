@@ -14,13 +14,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from unet.data.image import Array, decode_image, decode_mask
-from unet.data.labels import BUILT_IN, IGNORE
+from unet.data.labels import IGNORE, built_in_labels
 from unet.model.metrics import ConfusionMatrix
 from unet.sample.canvas import SIZE
 from unet.sample.scene import draw_scene
 from unet.sample.write import write_sample_set
 
-LABELS = BUILT_IN["camvid"]
+LABELS = built_in_labels("camvid")
 CLASSES = len(LABELS.classes)
 Scene = tuple[Array, Array]
 

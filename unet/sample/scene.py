@@ -4,190 +4,91 @@ image: HWC uint8 RGB, mask: HW uint8 of CamVid class indices, `IGNORE` where voi
 Classes share colours and the light changes with every scene: shape, texture and context tell what a pixel is.
 """
 
-import math
-from collections.abc import Callable, Iterable
-from functools import partial
-from itertools import pairwise
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 from numpy.random import Generator
 from PIL import Image
 
 from unet.data.image import Array
-from unet.sample.canvas import SIZE, SUPERSAMPLING, Canvas
-from unet.sample.palette import BUILDING, MUSTARD, PAVEMENT, ROAD, SKY, TIMBER, TREE, WHITE, Color, pick, shaded
-from unet.sample.scenery import (
-    paint_bicyclist,
-    paint_bin,
-    paint_building,
-    paint_car,
-    paint_fence,
-    paint_lamp,
-    paint_pedestrian,
-    paint_sign,
-    paint_tree,
-)
-
-GRAIN = {BUILDING: 5.0, ROAD: 6.0, PAVEMENT: 5.0, TREE: 9.0}
-"""Strength of a material's fine texture, in grey levels."""
-
-Thing = tuple[float, Callable[[], None]]
-"""How far away it is [m], by which things are ordered, and what paints it."""
+from unet.sample.canvas import GROUND, SIZE, SUPERSAMPLING, Canvas, box, disc
+from unet.sample.things import BUILDING, PAVEMENT, ROAD, TREE, paint_thing, pick
 
 
 def draw_scene(seed: int) -> tuple[Array, Array]:
-    """Scene number `seed`: image HWC uint8 RGB, mask HW uint8 of CamVid class indices.
-
-    Raises:
-        ValueError: `seed` is negative.
-    """
+    """Return image and mask of scene number `seed`; raise ValueError if it is negative."""
     rng = np.random.default_rng(seed)
-    canvas, street = Canvas(rng), _Street(rng)
+    canvas, left, right = Canvas(rng), -rng.uniform(1.9, 2.8), rng.uniform(1.9, 2.8)
     _paint_sky(canvas, rng)
-    _paint_ground(canvas, street, rng)
-    _paint_walls(canvas, street, rng)
-    things = [*_furniture(canvas, street, -1, rng), *_furniture(canvas, street, 1, rng), *_traffic(canvas, street, rng)]
-    for _, paint in sorted(things, key=lambda thing: -thing[0]):
-        paint()
+    _paint_ground(canvas, left, right, rng)
+    for x in (-16.0, 16.0, -6.0, 6.0):
+        paint_thing(canvas, "block", x, 60, 0, rng.uniform(0.8, 1.3), rng)
+    things = list[tuple[float, float, str]]()
+    lanes = rng.permutation(("bicyclist car", "car pedestrian", "pedestrian bicyclist"))
+    for kerb, lane in ((left, lanes[0]), (right, lanes[1])):
+        _paint_walls(canvas, kerb * rng.uniform(1.9, 2.1), rng)
+        things += _place_things(canvas, kerb, lane.split(), rng)
+    for z, x, name in sorted(things, reverse=True):
+        canvas.paint(GROUND, disc(x + 1j * z, 2.0 if name == "car" else 0.5), np.zeros(3), alpha=60)  # its shadow
+        paint_thing(canvas, name, x, z, np.pi * (x > 0) + rng.uniform(-0.4, 0.4), 1, rng)
     return _develop(canvas, rng)
 
 
-class _Street:
-    """Where kerbs and walls are, x in metres by side (-1 left, 1 right), and which ground is taken."""
-
-    def __init__(self, rng: Generator) -> None:
-        self.kerb = {side: side * rng.uniform(1.9, 2.8) for side in (-1, 1)}
-        self.wall = {side: self.kerb[side] + side * rng.uniform(2.0, 2.8) for side in (-1, 1)}
-        self._taken: list[tuple[float, float, float, float]] = []
-
-    def claim(self, x: float, z: float, across: float, along: float) -> bool:
-        """Whether the ground within `across` and `along` metres of a point was free; then it is taken."""
-        free = all(abs(x - a) > across + c or abs(z - b) > along + d for a, b, c, d in self._taken)
-        if free:
-            self._taken.append((x, z, across, along))
-        return free
-
-
 def _paint_sky(canvas: Canvas, rng: Generator) -> None:
-    """Clouds of four sizes before a sky that fades towards the horizon; all of the mask becomes sky."""
-    height, width = SIZE
-    clouds = np.full(SIZE, rng.uniform(-0.6, 0.5), np.float32)
-    for octave in range(4):
-        grid = rng.normal(size=(4 << octave, 3 << octave)).astype(np.float32)
-        resized = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
-        clouds += np.asarray(resized) * np.float32(0.5 / 1.7**octave)
-    rows = np.linspace(0, height / canvas.horizon * SUPERSAMPLING, height, dtype=np.float32).clip(0, 1) ** 1.2
-    zenith, haze, tint = (np.array(color, np.float32) for color in (canvas.zenith, canvas.haze, canvas.tint))
-    clear, cover = zenith + rows[:, None, None] * (haze - zenith), clouds.clip(0, 0.85)[..., None]
-    pixels = (clear + cover * (haze * 0.5 + tint * 122 - clear)).clip(0, 255).astype(np.uint8)
-    canvas.image.paste(Image.fromarray(pixels).resize(canvas.image.size, Image.Resampling.BILINEAR))
-    canvas.mask.paste(SKY, (0, 0, *canvas.mask.size))
+    """Paint clouds before a sky that fades towards the horizon; the mask is all sky, class 0, from the beginning."""
+    noise = Image.fromarray(rng.normal(size=(12, 5)).astype(np.float32)).resize(SIZE[::-1], Image.Resampling.BICUBIC)
+    cover = (np.asarray(noise) * 0.6 + rng.uniform(-0.4, 0.5)).clip(0, 0.85)[..., None]
+    sky = canvas.zenith + np.linspace(0, 2, SIZE[0]).clip(0, 1)[:, None, None] * (canvas.haze - canvas.zenith)
+    pixels = sky + cover * (canvas.haze * 0.5 + canvas.light * 122 - sky)
+    canvas.image.paste(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).resize(canvas.image.size))
 
 
-def _paint_ground(canvas: Canvas, street: _Street, rng: Generator) -> None:
-    """Pavement from side to side, the road upon it with kerbs and markings, and the shade of the houses."""
-
-    def strip(x0: float, x1: float, z0: float, z1: float, color: Color, label: int | None, alpha: int = 255) -> None:
-        canvas.face([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)], color, label, alpha=alpha)
-
-    left, right = street.kerb[-1], street.kerb[1]
-    asphalt = shaded((1, 1, 1.03), rng.uniform(70, 140))
-    slab = shaded(((1, 1, 1), (1.04, 0.97, 0.86), (1.1, 0.92, 0.84))[rng.integers(3)], rng.uniform(120, 195))
-    white: Color = WHITE if rng.random() < 0.8 else MUSTARD
-    edges = 1.2 * 1.25 ** np.arange(19)
-    for z0, z1 in pairwise(edges):  # in pieces, so that each fades into the haze
-        strip(-90, 90, z0, z1, slab, PAVEMENT)
-        strip(left, right, z0, z1, asphalt, ROAD)
-        for side in (-1, 1):
-            kerb = street.kerb[side]
-            strip(kerb, kerb + side * 0.25, z0, z1, shaded(slab, 1.15), PAVEMENT)
-            strip(kerb, kerb - side * 0.25, z0, z1, shaded(asphalt, 0.7), ROAD)
-    for z in np.arange(3, 24, 1.1):
-        strip(left - 0.25, left - 9, z, z + 0.08, shaded(slab, 0.7), PAVEMENT)
-        strip(right + 0.25, right + 9, z, z + 0.08, shaded(slab, 0.7), PAVEMENT)
-    for _ in range(rng.integers(1, 4)):  # mended asphalt
-        x, z = rng.uniform(left + 0.3, right - 1.5), rng.uniform(3, 14)
-        strip(x, x + 1.2, z, z * rng.uniform(1.1, 1.4), shaded(asphalt, rng.uniform(0.85, 1.12)), ROAD)
-    for z in np.arange(rng.uniform(1.5, 4.5), 45, 4):
-        strip(-0.08, 0.08, z, z + 1.8, white, ROAD)
+def _paint_ground(canvas: Canvas, left: float, right: float, rng: Generator) -> None:
+    """Paint pavement from side to side, the road upon it with kerbs and markings, in rows that fade into the haze."""
+    slab, asphalt, white = pick("slab", rng), pick("dimgray", rng), pick("white", rng)
+    z, dashes = np.arange(1.2, 70, 1.0), np.arange(rng.uniform(1.5, 4.5), 45, 4)
+    slabs = slab * np.resize((1.0, 0.85), (len(z) - 1, 1))
+    for width, color, label in ((90, slabs, PAVEMENT), (0.25, slab * 1.1, PAVEMENT), (0, asphalt, ROAD)):
+        canvas.paint(GROUND, box(left - width, z[:-1], right + width, z[1:]), color, label)
+    canvas.paint(GROUND, box(-0.08, dashes, 0.08, dashes + 1.8), white)
     if rng.random() < 0.4:  # a crossing
-        z = rng.uniform(6, 14)
-        for x in np.arange(left + 0.4, right - 0.6, 1.0):
-            strip(x, x + 0.5, z, z + 2.6, white, ROAD)
-    shade = street.wall[1] if canvas.sun > 0 else street.wall[-1]
-    strip(shade, shade - 7 * canvas.sun, 1.2, 60, (20, 24, 44), None, alpha=60)
+        stripes, near = np.arange(left + 0.4, right - 0.6, 1.0), rng.uniform(6, 14)
+        canvas.paint(GROUND, box(stripes, near, stripes + 0.5, near + 2.6), white)
 
 
-def _paint_walls(canvas: Canvas, street: _Street, rng: Generator) -> None:
-    """What closes the street, then both sides of it: buildings, here and there a tree."""
-    for x in (-25, -13, 0.0, 0.01, 13, 25):
-        paint_building(canvas, x, 60, 61, rng)
-    for side in (-1, 1):
-        edges = rng.uniform(1.5, 4) + np.cumsum(rng.uniform(6, 11, 6))
-        for z0, z1 in reversed(list(pairwise(edges))):
-            if rng.random() < 0.8:
-                paint_building(canvas, street.wall[side] + side * rng.uniform(0, 0.6), z0, z1, rng)
-            else:
-                paint_tree(canvas, street.wall[side] + side * 2.5, (z0 + z1) / 2, rng)
-
-
-def _furniture(canvas: Canvas, street: _Street, side: int, rng: Generator) -> Iterable[Thing]:
-    """What stands and who walks on one pavement, and the fence behind."""
-    kerb, wall = street.kerb[side], street.wall[side]
-    near = canvas.nearest(kerb + 0.6 * side)
-    kinds = [paint_lamp, paint_sign, paint_bin if rng.random() < 0.3 else paint_tree]
-    for order, kind in enumerate(rng.permutation(3)):
-        x, z = kerb + side * rng.uniform(0.4, 0.7), near * (1.12 + 0.36 * order) * rng.uniform(0.95, 1.1)
-        street.claim(x, z, 0.3, 0.3)
-        yield z, partial(kinds[kind], canvas, x, z, rng)
-    for _ in range(rng.integers(1, 3)):
-        x = kerb + side * rng.uniform(0.8, abs(wall - kerb) - 0.5)
-        z = canvas.nearest(x) * rng.uniform(1.1, 1.3)
-        if street.claim(x, z, 0.5, 0.9):
-            yield z, partial(paint_pedestrian, canvas, x, z, rng)
+def _paint_walls(canvas: Canvas, wall: float, rng: Generator) -> None:
+    """Paint one side of the street from far to near: houses, here and there a tree, and mostly a fence."""
+    side = np.sign(wall)
+    for z in rng.uniform(8, 14) + np.arange(40, -1, -10):
+        if rng.random() < 0.8:
+            paint_thing(canvas, rng.choice(("house", "block")), wall + 7 * side, z, 0, rng.uniform(0.6, 1.3), rng)
+        else:
+            paint_thing(canvas, "tree", wall + 2.5 * side, z + 4, 0, 1, rng)
     if rng.random() < 0.8:
-        x, height, color, boards = wall - 0.3 * side, rng.uniform(1.5, 2.1), pick(TIMBER, rng), rng.random() < 0.5
-        start = canvas.nearest(x) * rng.uniform(0.7, 0.95)
-        for z in start + 1.6 * np.arange(rng.integers(3, 6)):
-            yield z + 1, partial(paint_fence, canvas, x, z, height, color, boards)
+        z = canvas.nearest(wall) * rng.uniform(0.7, 0.9)
+        paint_thing(canvas, rng.choice(("boards", "pickets")), 0.95 * wall, z, np.pi / 2, 1, rng)
 
 
-def _traffic(canvas: Canvas, street: _Street, rng: Generator) -> Iterable[Thing]:
-    """Parked and driving cars, bicyclists, somebody who crosses."""
-    left, right = street.kerb[-1], street.kerb[1]
-    for side in (-1, 1):
-        x = street.kerb[side] - 1.0 * side
-        z = canvas.nearest(x) * rng.uniform(1.2, 2.0) + 4
-        for _ in range(rng.integers(1, 4) if rng.random() < 0.35 else 0):
-            if street.claim(x, z, 1.0, 2.6):
-                yield z, partial(paint_car, canvas, x, z, (0 if side > 0 else math.pi) + rng.normal() * 0.03, rng)
-            z += rng.uniform(5.2, 8)
-    for _ in range(rng.integers(1, 3)):
-        x, z = rng.uniform(-0.8, 0.8), rng.uniform(9, 22)
-        turn = rng.choice((0, 2, 1, -1)) * math.pi / 2 + rng.normal() * 0.1
-        across = abs(math.sin(turn))
-        if street.claim(x, z, 0.9 + 1.5 * across, 2.6 - 1.5 * across):
-            yield z, partial(paint_car, canvas, x, z, turn, rng)
-    for kind in [paint_bicyclist] * rng.integers(1, 3) + [paint_pedestrian] * rng.integers(1, 3):
-        for _ in range(4):  # tries to find room
-            x = rng.uniform(left + 0.5, right - 0.5)
-            z = max(5.0, canvas.nearest(x) * 1.2) * rng.uniform(1.0, 1.5)
-            if street.claim(x, z, 0.6, 0.6):
-                yield z, partial(kind, canvas, x, z, rng)
-                break
+def _place_things(canvas: Canvas, kerb: float, lane: list[str], rng: Generator) -> Iterator[tuple[float, float, str]]:
+    """Yield z, x and name of what stands at a kerb, who walks behind it, and what is on the road beside it."""
+    x = kerb + 0.55 * np.sign(kerb)
+    z = canvas.nearest(x) * rng.uniform(1.05, 1.2)
+    for names in rng.permutation(("lamp", "prohibition warning signal", "tree tree bin")):
+        yield z, x, rng.choice(names.split())
+        z *= rng.uniform(1.25, 1.45)
+    x = kerb * rng.uniform(1.4, 1.7)
+    yield canvas.nearest(x) * rng.uniform(1.1, 1.3), x, "pedestrian"
+    x = kerb * rng.uniform(0.35, 0.6)
+    z = canvas.nearest(x) + rng.uniform(4, 6)
+    for name in lane:
+        yield z, x, name
+        z += rng.uniform(4, 6)
 
 
 def _develop(canvas: Canvas, rng: Generator) -> tuple[Array, Array]:
-    """Averages the painting down, and adds what materials, lens and sensor add."""
-    mask = np.ascontiguousarray(np.asarray(canvas.mask)[1::SUPERSAMPLING, 1::SUPERSAMPLING])
-    pixels = np.asarray(canvas.image.reduce(SUPERSAMPLING), np.float32)
-    strength = np.full(256, 1.0, np.float32)
-    strength[list(GRAIN)] = list(GRAIN.values())
-    y, x = (np.linspace(-1, 1, side, dtype=np.float32) for side in SIZE)
-    light = rng.uniform(0.9, 1.15) * (1 + rng.uniform(-0.06, 0.06) * np.array([1, 0, -1]))
-    gain: npt.NDArray[np.float32] = np.float32(1) - np.float32(0.12) * (y[:, None] ** 2 + x**2)
-    pixels += (strength[mask] * rng.standard_normal(SIZE, np.float32))[..., None]
-    pixels *= gain[..., None] * light.astype(np.float32)
-    pixels += rng.standard_normal(pixels.shape, np.float32) * np.float32(rng.uniform(0.5, 3))
+    """Average the painting down, and add the grain of materials and the noise of a sensor."""
+    mask = np.asarray(canvas.mask)[1::SUPERSAMPLING, 1::SUPERSAMPLING].copy()
+    grain = np.where(np.isin(mask, (BUILDING, ROAD, PAVEMENT, TREE)), 6.0, 1.0)
+    pixels = np.asarray(canvas.image.reduce(SUPERSAMPLING)) + (grain * rng.normal(size=SIZE))[..., None]
+    pixels = pixels * rng.uniform(0.9, 1.15) + rng.normal(size=pixels.shape) * rng.uniform(0.5, 3)
     return pixels.clip(0, 255).astype(np.uint8), mask

@@ -5,17 +5,13 @@ complete: a set that is there is left alone, a half-written one is completed, an
 """
 
 import json
-from collections.abc import Iterator
 
-from unet.data.image import Array, encode, encode_mask
-from unet.sample.palette import LABELS
+from unet.data.image import encode_image, encode_mask
 from unet.sample.scene import draw_scene
+from unet.sample.things import LABELS
 from unet.storage.store import open_store
 
-VERSION = 1
-"""Counts changes of the generator: a folder written by another version is written anew."""
-
-
+VERSION = 2  # counts changes of the generator: a folder written by another version is written anew
 MARKER = "sample.json"
 
 
@@ -38,12 +34,7 @@ def write_sample_set(folder: str, *, train: int = 240, val: int = 60) -> None:
         for index in range(count):
             names = [f"{part}/scene-{index:05d}.png" for part in (split, f"{split}annot")]
             if not there.issuperset(names):
-                for name, data in zip(names, _encoded(*draw_scene(2 * index + parity)), strict=True):
-                    store.put(name, data, content_type="image/png")
+                image, mask = draw_scene(2 * index + parity)
+                store.put(names[0], encode_image(image))
+                store.put(names[1], encode_mask(mask, LABELS))
     store.put(MARKER, wanted)
-
-
-def _encoded(image: Array, mask: Array) -> Iterator[bytes]:
-    """The image as it is, the mask as CamVid's values with its colours for a palette."""
-    yield encode(image)
-    yield encode_mask(mask, LABELS)
