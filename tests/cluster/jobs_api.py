@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import WSCloseCode, web
+from aiohttp.typedefs import Handler
 
 
 @dataclass
 class Outcome:
-    """How a job ends: its lines come one by one, then its driver's exit code; None: Ray never learnt it."""
+    """How a job ends: its lines come one by one, then its driver's exit code; None: unknown to Ray."""
 
     code: int | None = 0
     lines: int = 5
@@ -72,9 +73,13 @@ class Api:
         self.forgets_after = float("inf")
         """Questions after which the job asked for is forgotten, once, as by a head that was replaced."""
         self.questions = 0
+        self.token = ""
+        """What every request has to bring; empty: nothing."""
+        self.tokens: set[str] = set()
+        """What requests have brought."""
 
     def application(self) -> web.Application:
-        app = web.Application(client_max_size=1 << 26)
+        app = web.Application(client_max_size=1 << 26, middlewares=[self._authenticated])
         app.router.add_get("/api/version", self._version)
         app.router.add_route("*", "/api/packages/{protocol}/{name}", self._package)
         app.router.add_post("/api/jobs/", self._submit)
@@ -82,6 +87,14 @@ class Api:
         app.router.add_post("/api/jobs/{id}/stop", self._stop)
         app.router.add_get("/api/jobs/{id}/logs/tail", self._tail)
         return app
+
+    @web.middleware
+    async def _authenticated(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        self.tokens.add(token)
+        if self.token and token != self.token:
+            return web.Response(status=403 if token else 401, text="Invalid token" if token else "Missing token")
+        return await handler(request)
 
     async def _version(self, _: web.Request) -> web.Response:
         return web.json_response({"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""})
@@ -153,7 +166,7 @@ class Api:
 
 @contextmanager
 def served(api: Api) -> Iterator[Api]:
-    """Serves `api`, whose url is set."""
+    """Serve `api`, and set its url."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(api.application(), shutdown_timeout=0.5)
 

@@ -1,4 +1,4 @@
-"""cluster/submit.py ends as the job ends, whatever becomes of the stream of its log, of an answer, or of the head."""
+"""`unet submit` ends as the job ends, whatever becomes of the stream of its log, of an answer, or of the head."""
 
 import os
 import re
@@ -10,26 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from cluster import submit
 from tests.cluster.jobs_api import Api, Outcome, served
 from tests.cluster.test_cluster import RAY, Cluster, free_port, processes_below, started, title_of
 from tests.conftest import ROOT
 from tests.jobs.test_segment import Bench, fill, save_model
 from tests.jobs.test_survival import recorded
+from unet.runtime import submit
 from unet.segment.lease import acquire
-from unet.segment.listing import LEASE
+from unet.segment.run_spec import LEASE_KEY
 
 JOB = ["--", "jobs/segment.py", "--input", "s3://bucket/a b", "--output", "out"]
+TOKEN = "0123456789abcdef" * 4
 LINES = "".join(f"line {number}\n" for number in range(5))
 
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Looks often, and ships a small folder."""
+    """Look at jobs often, and ship a small folder."""
     monkeypatch.setattr(submit, "POLL_SECONDS", 0.05)
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # taken back afterwards
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a token of whoever runs the tests is not sent
     for name in ("jobs/segment.py", ".git/config", ".env", "access.pem", "labels.csv", "large/video.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -63,6 +65,10 @@ def test_code_travels_and_secrets_and_what_is_excluded_do_not() -> None:
     (job,) = api.jobs.values()
     assert job.body["entrypoint"] == "python jobs/segment.py --input 's3://bucket/a b' --output out"
     assert "env_vars" not in job.body["runtime_env"]
+
+
+def test_a_command_that_is_no_script_is_submitted_as_it_stands() -> None:
+    assert submit.entrypoint_of(["unet", "segment", "--input", "a b"]) == "unet segment --input 'a b'"
 
 
 @pytest.mark.parametrize("unfriendly", [False, True])
@@ -147,6 +153,69 @@ def test_a_folder_that_is_none_is_a_faulty_request(capfd: pytest.CaptureFixture[
     assert "--working-dir nowhere" in capfd.readouterr().err
 
 
+def run_at_home(api: Api, home: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Submit the job in a process of its own, as Ray looks for a token once in each, with `home` as the home folder."""
+    names = {"PATH", "LD_LIBRARY_PATH"} & os.environ.keys()
+    with served(api):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "cluster" / "submit.py"), "--address", api.url, *JOB],
+            env={name: os.environ[name] for name in names} | {"HOME": str(home)} | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
+def write_token(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(TOKEN + "\n")
+    return file
+
+
+@pytest.mark.parametrize("place", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "home"])
+def test_a_token_that_is_found_is_sent(place: str, tmp_path: Path) -> None:
+    api = Api(Outcome(0))
+    api.token = TOKEN
+    environment = {}
+    if place == "home":
+        write_token(tmp_path / "home/.ray/auth_token")
+    else:
+        environment[place] = TOKEN if place == "RAY_AUTH_TOKEN" else str(write_token(tmp_path / "token"))
+    ended = run_at_home(api, tmp_path / "home", **environment)
+    assert (ended.returncode, ended.stdout) == (0, LINES), ended.stderr
+    assert api.tokens == {TOKEN}
+    assert TOKEN not in ended.stderr
+
+
+def test_a_token_is_not_sent_where_ray_auth_mode_says_so(tmp_path: Path) -> None:
+    write_token(tmp_path / "home/.ray/auth_token")
+    api = Api(Outcome(0))
+    assert run_at_home(api, tmp_path / "home", RAY_AUTH_MODE="disabled").returncode == 0
+    assert api.tokens == {""}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param({}, id="missing"),
+        pytest.param({"RAY_AUTH_MODE": "token"}, id="missing, with RAY_AUTH_MODE=token"),
+        pytest.param({"RAY_AUTH_TOKEN": "wrong" + TOKEN}, id="wrong"),
+        pytest.param({"RAY_AUTH_TOKEN_PATH": "/no/such/file"}, id="no such file"),
+    ],
+)
+def test_a_token_that_is_wrong_or_missing_is_one_line_and_exit_code_2(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    api = Api()
+    api.token = TOKEN
+    ended = run_at_home(api, tmp_path / "home", **environment)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "RAY_AUTH_TOKEN_PATH" in line
+    assert TOKEN not in line
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_job_and_waits_for_its_end(number: int, code: int, tmp_path: Path) -> None:
     api = Api(Outcome(0, seconds=600, lines=600))
@@ -220,7 +289,7 @@ def test_a_stopped_segmentation_is_recorded_and_leaves_nothing_behind(by: str, b
             name = said[1]
             assert cluster.ray("job", "stop", "--address", cluster.dashboard, name).returncode == 0
         assert process.wait(60) == 143
-        acquire(bench.masks, LEASE, run="next", lifetime=5, fence=99).release()  # the output is free
+        acquire(bench.masks, LEASE_KEY, run="next", lifetime=5, fence=99).release()  # the output is free
         unrecorded = {key.removesuffix(".png") for key in bench.mask_keys()} - recorded(bench)
         assert len(unrecorded) <= 2 * 2 * 9  # of the chunks under way: two workers, two each, a 32nd of what is listed
         deadline = time.monotonic() + 30

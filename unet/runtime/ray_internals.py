@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray._private.authentication.authentication_token_setup import _enable_token_auth
 from ray._private.state import state
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # not in its stub
 from ray.experimental import internal_kv, tqdm_ray
 
 if TYPE_CHECKING:
@@ -108,7 +108,11 @@ def use_token_if_found() -> None:
     its own machine. RAY_AUTH_MODE would do, if Ray did not read it once for all when it is imported.
 
     Raises:
-        AuthenticationError: RAY_AUTH_TOKEN_PATH names a file that holds no token.
+        AuthenticationError: RAY_AUTH_MODE=token asks for a token and there is none, for which Ray would abort the
+            process; or RAY_AUTH_TOKEN_PATH names a file that holds none.
     """
-    if "RAY_AUTH_MODE" not in os.environ and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+    loader = AuthenticationTokenLoader.instance()
+    if "RAY_AUTH_MODE" in os.environ:
+        loader.has_token()
+    elif loader.has_token(ignore_auth_mode=True):
         _enable_token_auth()
