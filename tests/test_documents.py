@@ -2,11 +2,15 @@
 
 import re
 from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import unet
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_pair
+from tests.jobs.test_segment import save_model
+from unet.data.image import encode_image
 from unet.runtime.submit import parse
 
 PAGES = ["README.md", "CHANGELOG.md", *(f"{folder}/README.md" for folder in ("jobs", "unet", "cluster", "tests"))]
@@ -25,6 +29,17 @@ def anchors(page: str) -> list[str]:
 
 def test_the_front_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_front_page_s_python_predicts_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    save_model("runs/street/model")
+    Path("photo.jpg").write_bytes(encode_image(make_pair(0, (40, 56))[0], "JPEG"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["mask"].shape == (40, 56)
+    assert names["mask"].max() <= 1
 
 
 @pytest.mark.parametrize("page", PAGES)
