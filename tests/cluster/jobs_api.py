@@ -85,6 +85,7 @@ class Api:
         app.router.add_post("/api/jobs/", self._submit)
         app.router.add_get("/api/jobs/{id}", self._details)
         app.router.add_post("/api/jobs/{id}/stop", self._stop)
+        app.router.add_get("/api/jobs/{id}/logs", self._logs)
         app.router.add_get("/api/jobs/{id}/logs/tail", self._tail)
         return app
 
@@ -143,6 +144,9 @@ class Api:
     async def _stop(self, request: web.Request) -> web.Response:
         self.jobs[request.match_info["id"]].stopped = True
         return web.json_response({"stopped": True})
+
+    async def _logs(self, request: web.Request) -> web.Response:
+        return web.json_response({"logs": self.jobs[request.match_info["id"]].log})
 
     async def _tail(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()

@@ -44,7 +44,7 @@ SILENCE_SECONDS = 120.0
 """After which a stream that says nothing is opened anew: nothing tells it from one that was cut."""
 
 DRAIN_SECONDS = 15.0
-"""How long the last lines of a job that has ended are waited for."""
+"""How long the log of a job that has ended is waited for, whose last lines no stream may have sent."""
 
 STOP_SECONDS = 60.0
 """How long a stopped job may take to end; Ray kills it sooner."""
@@ -160,43 +160,42 @@ class Job:
 
     async def _follow(self) -> int:
         """Print the log of the job until it has ended; return its exit code."""
-        printing = asyncio.create_task(self._print_log())
+        printing = asyncio.create_task(self._print_streams())
         try:
             while not (details := await self._details()).status.is_terminal():
                 await asyncio.sleep(POLL_SECONDS)
-            self.unfinished = False
-            await asyncio.wait((printing,), timeout=DRAIN_SECONDS)
         finally:
             printing.cancel()
+        self.unfinished = False
+        with suppress(JobLost, TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                self._print(await self.cluster.ask(lambda client: client.get_job_logs(self.id)))
         return exit_code(details)
 
     async def _details(self) -> JobDetails:
         return await self.cluster.ask(lambda client: client.get_job_info(self.id))
 
-    async def _print_log(self) -> None:
-        """Print the log to its last line: a stream that began before the end may have been cut short unseen."""
-        ended = False
-        while not ended:
-            ended = (await self._details()).status.is_terminal()
-            try:
+    async def _print_streams(self) -> None:
+        """Print the log as it grows, from one stream after another: one that was cut may look as if it had ended."""
+        while True:
+            with suppress(OSError, RuntimeError, aiohttp.ClientError):
                 await self._print_stream()
-            except (OSError, RuntimeError, aiohttp.ClientError):
-                ended = False
-            if not ended:
-                await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _print_stream(self) -> None:
-        """Print what a stream of the log sends, which begins with the first line, but for what is shown already."""
         assert self.cluster.client is not None
         stream, passed = self.cluster.client.tail_job_logs(self.id), 0
         with suppress(StopAsyncIteration):
             while True:
-                text = await asyncio.wait_for(anext(stream), SILENCE_SECONDS)
-                fresh = text[max(0, self._shown - passed) :]
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    text = await anext(stream)
+                self._print(text, passed)
                 passed += len(text)
-                if fresh:
-                    self._shown = passed
-                    print(fresh, end="", flush=True)
+
+    def _print(self, text: str, start: int = 0) -> None:
+        """Print what is not shown yet of a text that stands at `start` in the log."""
+        print(text[max(0, self._shown - start) :], end="", flush=True)
+        self._shown = max(self._shown, start + len(text))
 
 
 def exit_code(details: JobDetails) -> int:
