@@ -5,16 +5,17 @@ exports a measure under `ray_NAME`, a counter with `_total`, a histogram with `_
 recorded by the driver for each chunk of objects, and by the first training worker every few seconds, never by image.
 """
 
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import ray
 from ray.util import metrics
+
+from unet.runtime.background import repeat
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,7 @@ def record_epoch(scores: Mapping[str, float | None], run: str) -> None:
 
 @contextmanager
 def running_gauge(measure: Measure, **tags: str) -> Iterator[None]:
-    """Hold a gauge at 1 within the block: set again and again, since Ray exports one for 10 to 20 s after it was set."""
-    over = threading.Event()
-
-    def refresh() -> None:
-        while True:
-            record(measure, 1, **tags)
-            if over.wait(REFRESH_SECONDS):
-                return
-
-    thread = threading.Thread(target=refresh, daemon=True)
-    thread.start()
-    try:
+    """Hold a gauge at 1 within the block, set again and again: Ray exports one for 10 to 20 s after it was set."""
+    record(measure, 1, **tags)
+    with repeat(partial(record, measure, 1, **tags), REFRESH_SECONDS):
         yield
-    finally:
-        over.set()
-        thread.join()

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from unet.storage import store
 from unet.storage.faults import Changed, Denied, StorageError, Unsupported, Vanished
@@ -43,41 +43,6 @@ class LeaseUnconfirmed(StorageError):  # noqa: N818
     """The lease could not be renewed for so long that this run must end."""
 
 
-class Lease(Protocol):
-    """What a run knows of its lease."""
-
-    @property
-    def fence(self) -> int:
-        """Number of this holder, higher than that of every earlier one."""
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the output supports writes on condition of an etag."""
-
-    def seconds_left(self) -> float:
-        """Return for how many seconds nobody else can hold the output; 0 or less if somebody may already."""
-
-    def failure(self) -> str | None:
-        """Return why the lease cannot be renewed any more; None while it may yet be."""
-
-    def confirm(self) -> None:
-        """Wait until nobody else can hold the output. Raise LeaseLost if another run does, or LeaseUnconfirmed."""
-
-    def release(self) -> None:
-        """End the lease, so that others need not wait for the end of its lifetime."""
-
-
-def acquire(output: str, key: str, *, run: str, lifetime: float, fence: int) -> Lease:
-    """Return a lease of `output` for the run `run`. Raise LeaseLost if another run holds it.
-
-    Waits up to the lifetime of an earlier holder to see whether it lives. `key`: of the lease in the output;
-    `lifetime`: seconds; `fence`: higher than that of everything recorded in the output.
-    """
-    if output.startswith("s3://"):
-        return _BucketLease(output, key, _LeaseRecord(run, fence, lifetime, _process_name()))
-    return _FolderLease(join_uri(output, key), run, fence)
-
-
 def boot_time() -> float:
     """Return seconds on a monotonic clock that goes on while the machine sleeps, where there is one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
@@ -91,8 +56,8 @@ def is_holder(output: str, key: str, run: str) -> bool:
         return False
 
 
-class _FolderLease:
-    """A lock of the kernel on a file, whose content names the holder."""
+class FolderLease:
+    """A lock of the kernel on a file, whose content names the holder. Its methods mean what those of BucketLease do."""
 
     conditional = False
 
@@ -144,8 +109,11 @@ class _LeaseRecord:
         return json.dumps({"format": 1, **self.__dict__, "beat": secrets.token_hex(8)}).encode()
 
 
-class _BucketLease:
-    """An object, and the thread that renews it."""
+class BucketLease:
+    """An object, and the thread that renews it.
+
+    `conditional`: whether the output supports writes on condition of an etag.
+    """
 
     def __init__(self, output: str, key: str, record: _LeaseRecord) -> None:
         self._key, self._record = key, record
@@ -163,13 +131,16 @@ class _BucketLease:
 
     @property
     def fence(self) -> int:
+        """Number of this holder, higher than that of every earlier one."""
         return self._record.fence
 
     def seconds_left(self) -> float:
+        """Return for how many seconds nobody else can hold the output; 0 or less if somebody may already."""
         with self._state:
             return 0.0 if self._lost or self._released else self._deadline - boot_time()
 
     def failure(self) -> str | None:
+        """Return why the lease cannot be renewed any more; None while it may yet be."""
         with self._state:
             hopeless = isinstance(self._fault, Denied) or boot_time() > self._deadline + self._record.lifetime
             if self._fault is None or boot_time() < self._deadline or not hopeless:
@@ -177,6 +148,7 @@ class _BucketLease:
             return f"the lease could not be renewed ({self._fault.strerror})"
 
     def confirm(self) -> None:
+        """Wait until nobody else can hold the output. Raise LeaseLost if another run does, or LeaseUnconfirmed."""
         while self.seconds_left() <= 0:
             if self._lost:
                 raise LeaseLost(self._lost)
@@ -186,6 +158,7 @@ class _BucketLease:
                 self._state.wait(0.2)
 
     def release(self) -> None:
+        """End the lease, so that others need not wait for the end of its lifetime."""
         with self._state:
             self._released = True  # from here on nobody of this run may write, whatever fails below
         self._stop.set()
@@ -306,6 +279,20 @@ class _BucketLease:
         except ValueError:
             content = {}
         return content if isinstance(content, dict) else {}, info.etag
+
+
+Lease = FolderLease | BucketLease
+
+
+def acquire(output: str, key: str, *, run: str, lifetime: float, fence: int) -> Lease:
+    """Return a lease of `output` for the run `run`. Raise LeaseLost if another run holds it.
+
+    Waits up to the lifetime of an earlier holder to see whether it lives. `key`: of the lease in the output;
+    `lifetime`: seconds; `fence`: higher than that of everything recorded in the output.
+    """
+    if output.startswith("s3://"):
+        return BucketLease(output, key, _LeaseRecord(run, fence, lifetime, _process_name()))
+    return FolderLease(join_uri(output, key), run, fence)
 
 
 def _process_name() -> str:

@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from typing import Any
 
 import ray
 
+from unet.runtime.background import repeat
 from unet.segment.lease import Lease, LeaseLost, LeaseUnconfirmed, boot_time, is_holder
 from unet.segment.run_spec import LEASE_KEY, RunSpec
 from unet.segment.run_store import clear, lookup, publish
@@ -57,7 +58,9 @@ class LeaseGuard:
     def _poll(self) -> None:
         polled = boot_time()
         message = lookup(self._spec, "lease")
-        if message is not None and message != self._message:
+        if message is None and self._message is not None:
+            raise LeaseLost("the run has ended")
+        if message != self._message:
             if self._stored_after is not None:
                 self._valid_until = self._stored_after + message["seconds_left"]
             self._message, self._stored_after = message, self._last_poll
@@ -66,27 +69,20 @@ class LeaseGuard:
 
 @contextmanager
 def publish_lease(spec: RunSpec, lease: Lease) -> Iterator[None]:
-    """Publish the state of the lease again and again within the block; then delete all that the run published."""
-    stop = threading.Event()
+    """Publish the state of the lease again and again within the block; then delete all that the run has published, by
+    which its workers know that it has ended."""
+    numbers = count()
 
     def announce() -> None:
-        for number in count():
-            ended = stop.wait(publish_interval(spec.settings.lease))
-            seconds = 0.0 if ended else lease.seconds_left()
-            with suppress(ray.exceptions.RayError):  # workers that get no message wait
-                publish(spec, "lease", {"number": number, "seconds_left": seconds, "failure": lease.failure()})
-            if ended:
-                return
+        message = {"number": next(numbers), "seconds_left": lease.seconds_left(), "failure": lease.failure()}
+        with suppress(ray.exceptions.RayError):  # workers that get no message wait
+            publish(spec, "lease", message)
 
-    thread = threading.Thread(target=announce, daemon=True)
-    if spec.settings.output.startswith("s3://"):
-        thread.start()
+    on_s3 = spec.settings.output.startswith("s3://")
     try:
-        yield
+        with repeat(announce, publish_interval(spec.settings.lease)) if on_s3 else nullcontext():
+            yield
     finally:
-        stop.set()
-        if thread.ident is not None:
-            thread.join()
         clear(spec)
 
 

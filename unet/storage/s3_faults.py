@@ -32,19 +32,7 @@ BAD_CREDENTIALS = {
 }
 """Error codes of S3 for credentials with which no request succeeds."""
 
-TRANSIENT = {
-    "BandwidthLimitExceeded",
-    "InternalError",
-    "OperationAborted",
-    "RequestLimitExceeded",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "SlowDown",
-    "ThrottledException",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequestsException",
-}
+TRANSIENT = {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"}
 """Error codes of requests that may succeed when they are repeated, as may all with a status of 429 or from 500 on."""
 
 NO_SPACE = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
