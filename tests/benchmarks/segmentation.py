@@ -33,7 +33,7 @@ from tests.benchmarks.training import peak
 from tests.servers.rclone import rclone
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
-from unet.model.network import UNet, channels_last
+from unet.model.network import UNet, to_channels_last
 from unet.runtime.memory import retain_freed_memory
 from unet.sample.write import write_sample_set
 from unet.settings import Geometry
@@ -91,7 +91,7 @@ class Loop:
         torch.set_num_threads(os.cpu_count() or 1)
         sys.setswitchinterval(0.0005)
         loaded = Model.load(str(model))
-        self.network = channels_last(loaded.network.to(torch.bfloat16))
+        self.network = to_channels_last(loaded.network.to(torch.bfloat16))
         self.palette = loaded.labels.colors[: len(loaded.labels.classes)].reshape(-1).tolist()
         self.client = boto3.client("s3", config=Config(max_pool_connections=32))
 

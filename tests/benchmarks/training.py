@@ -31,7 +31,7 @@ from unet.data.augment import augment
 from unet.data.labelled_set import find_labelled_set, read_pair
 from unet.data.labels import IGNORE, read_labels
 from unet.data.settings import AugmentSettings, DataSettings
-from unet.model.network import UNet, architecture, channels_last, normalise
+from unet.model.network import UNet, architecture, to_channels_last, normalise
 from unet.model.settings import ModelSettings, Preset
 from unet.runtime.memory import retain_freed_memory
 from unet.runtime.session import connect
@@ -72,7 +72,7 @@ def loop(data: str, preset: Preset, batch: int, steps: int, *, in_memory: bool) 
     """Images per second of (b), or of (c) where the data is `in_memory`."""
     retain_freed_memory()  # as fast as we can write it
     torch.set_num_threads(os.cpu_count() or 1)
-    network = channels_last(UNet(classes=11, **architecture(ModelSettings(model=preset)))).train()
+    network = to_channels_last(UNet(classes=11, **architecture(ModelSettings(model=preset)))).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
     pairs = Pairs(data)
     loader = DataLoader(

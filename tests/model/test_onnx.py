@@ -13,7 +13,7 @@ from unet.data.labels import read_labels
 from unet.model import onnx as module
 from unet.model.artifact import Model
 from unet.model.network import UNet
-from unet.model.onnx import TOLERANCE, export, largest_difference, to_onnx
+from unet.model.onnx import TOLERANCE, export, max_difference, to_onnx
 from unet.model.settings import ExportSettings, Norm, Upsample
 from unet.settings import Geometry, RequestError
 from unet.storage import store
@@ -51,7 +51,7 @@ def test_logits_are_the_models_at_sizes_it_was_not_exported_at(norm: Norm, upsam
     data = to_onnx(model)
     for size in ((1, 3, 37, 61), (2, 3, 64, 50), (3, 3, 1, 1)):
         images = torch.randint(0, 256, size).float()
-        assert largest_difference(data, model.network, images) <= TOLERANCE
+        assert max_difference(data, model.network, images) <= TOLERANCE
 
 
 def test_the_file_says_what_it_is(saved: str, tmp_path: Path) -> None:
@@ -59,12 +59,12 @@ def test_the_file_says_what_it_is(saved: str, tmp_path: Path) -> None:
     assert export(ExportSettings(model=saved, output=str(file))) == 0
     made = onnx.load(file)
     onnx.checker.check_model(made, full_check=True)
-    said = {item.key: json.loads(item.value) for item in made.metadata_props}
-    assert said["labels"] == LABELS.to_json()
-    assert said["classes"] == list(LABELS.names)
-    assert said["geometry"] == {"kind": "native", "size": [32, 48]}
-    assert said["digest"] == Model.load(saved).digest
-    assert "0..255" in said["preprocessing"]["image"]
+    metadata = {item.key: json.loads(item.value) for item in made.metadata_props}
+    assert metadata["labels"] == LABELS.to_json()
+    assert metadata["classes"] == list(LABELS.names)
+    assert metadata["geometry"] == {"kind": "native", "size": [32, 48]}
+    assert metadata["digest"] == Model.load(saved).digest
+    assert "0..255" in metadata["preprocessing"]["image"]
     shapes = {
         value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
         for value in (*made.graph.input, *made.graph.output)
@@ -76,16 +76,16 @@ def test_the_file_says_what_it_is(saved: str, tmp_path: Path) -> None:
 def test_a_model_says_what_the_caller_does_to_images() -> None:
     model = make_model(kind="resize")
     model.window = (0, 4000)
-    said = module.describe(model)["preprocessing"]
-    assert "resize the image to 32 x 48" in said["size"]
-    assert said["window"] == (0, 4000)
+    metadata = module.onnx_metadata(model)["preprocessing"]
+    assert "resize the image to 32 x 48" in metadata["size"]
+    assert metadata["window"] == (0, 4000)
 
 
 @pytest.mark.slow
 def test_a_file_can_be_written_to_s3(saved: str, bucket: str) -> None:
     assert export(ExportSettings(model=saved, output=f"{bucket}/models/a.onnx")) == 0
     data = store.read(f"{bucket}/models/a.onnx")
-    assert largest_difference(data, Model.load(saved).network, torch.zeros(1, 3, 9, 7)) <= TOLERANCE
+    assert max_difference(data, Model.load(saved).network, torch.zeros(1, 3, 9, 7)) <= TOLERANCE
 
 
 def test_a_graph_that_computes_something_else_is_not_written(

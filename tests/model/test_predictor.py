@@ -17,13 +17,12 @@ from torch.nn import functional as F
 
 from unet.data.image import Array, preprocess_image
 from unet.data.labels import read_labels
-from unet.model import inference
 from unet.model.artifact import Model
 from unet.model.network import UNet, normalise
 from unet.model.predictor import Prediction, Predictor
 from unet.model.settings import Norm, Upsample
-from unet.sample.things import LABELS
 from unet.sample.scene import draw_scene
+from unet.sample.things import LABELS
 from unet.settings import Geometry, Precision, RequestError
 from unet.train.learner import Learner
 from unet.train.settings import FitSettings
@@ -76,25 +75,6 @@ def test_the_prepared_network_says_what_the_network_says(norm: Norm, upsample: U
     assert prediction.confidence is not None
     certain = expected.softmax(-1).amax(-1).numpy() * 255
     assert np.abs(prediction.confidence - certain).max() < 1
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("norm", ["batch", "none"])
-def test_masks_are_the_same_where_onednn_has_no_convolution_with_its_relu(
-    norm: Norm, precision: Precision, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, image = random_model(norm=norm), textured(0, 61, 83)
-    mask = Predictor(model, precision=precision).predict(image)
-    asked: list[torch.dtype] = []
-
-    def nowhere(dtype: torch.dtype) -> bool:
-        asked.append(dtype)
-        return False
-
-    monkeypatch.setattr(inference, "rectifies", nowhere)
-    assert len(np.unique(mask)) > 1
-    assert np.mean(Predictor(model, precision=precision).predict(image) == mask) > 0.999
-    assert asked == [torch.bfloat16 if precision == "bf16" else torch.float32]
 
 
 def test_bf16_agrees_with_fp32_where_fp32_is_certain() -> None:

@@ -1,7 +1,7 @@
-"""The model folder: `model.safetensors` (weights) and `model.json` (everything else needed to use them).
+"""The model folder: `model.safetensors` (weights) and `model.json` (all else that is needed to use them).
 
-It is the only thing that passes from training to the other jobs. `Model.digest` is the SHA-256 of the weights file;
-a folder whose weights do not match it is refused.
+It is all that passes from training to the other jobs. `Model.digest` is the SHA-256 of the weights file; a folder
+whose weights do not match it is refused.
 """
 
 import hashlib
@@ -14,16 +14,17 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from unet.data.labels import LabelSet
-from unet.model.network import PREPROCESSING, UNet
+from unet.model.network import PREPROCESSING_VERSION, UNet
 from unet.settings import Geometry, RequestError, Window
 from unet.storage import store
 from unet.storage.faults import Unreachable
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 
-FORMAT = 2
+FORMAT_VERSION = 2
 """Version of model.json; a newer one is refused. A model without a window is written as 1, which had none."""
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+"""Names of the two files."""
 
 
 @dataclass
@@ -40,41 +41,42 @@ class Model:
     digest: str = ""
     """SHA-256 of the weights file; set by `save` and `load`."""
     window: Window | None = None
-    """How 16-bit grayscale images are scaled before it sees them; without one they keep their high byte."""
+    """The samples of 16-bit grayscale images that become 0 and 255; without one, images keep their high byte."""
 
     def save(self, folder: str) -> None:
-        """Writes the model folder, the description last."""
+        """Write the model folder, the description last."""
         tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         weights = save_tensors(tensors, {"format": "pt"})
         self.digest = hashlib.sha256(weights).hexdigest()
         window = {} if self.window is None else {"window": list(self.window)}
         description = {
-            "format": 1 if self.window is None else FORMAT,
+            "format": 1 if self.window is None else FORMAT_VERSION,
             "architecture": {"name": "unet", **self.network.config},
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "labels": self.labels.to_json(),
             "geometry": asdict(self.geometry),
-            "preprocessing": {"version": PREPROCESSING, "range": [-1, 1], **window},
+            "preprocessing": {"version": PREPROCESSING_VERSION, "range": [-1, 1], **window},
             "training": self.training,
             "scores": self.scores,
             "digest": self.digest,
         }
-        store.write(join(folder, WEIGHTS), weights)
-        store.write(join(folder, DESCRIPTION), json.dumps(description, indent=1).encode())
+        store.write(join_uri(folder, WEIGHTS), weights)
+        store.write(join_uri(folder, DESCRIPTION), json.dumps(description, indent=1).encode())
 
     @classmethod
     def load(cls, folder: str, flag: str = "--model") -> "Model":
-        """Reads a model folder; the network is on the CPU, in eval mode.
+        """Return the model of a folder; its network is on the CPU, in eval mode.
 
         Raises:
             RequestError: names `flag`, the folder and what is wrong with it.
             Unreachable: the storage server does not answer.
         """
         try:
-            description = json.loads(store.read(join(folder, DESCRIPTION)))
-            weights = store.read(join(folder, WEIGHTS))
+            description = json.loads(store.read(join_uri(folder, DESCRIPTION)))
+            weights = store.read(join_uri(folder, WEIGHTS))
             preprocessing = description.get("preprocessing", {})
-            if description["format"] > FORMAT or preprocessing.get("version", PREPROCESSING) > PREPROCESSING:
+            version = preprocessing.get("version", PREPROCESSING_VERSION)
+            if description["format"] > FORMAT_VERSION or version > PREPROCESSING_VERSION:
                 raise RequestError(f"{flag} {folder}: was written by a newer version; update this one")
             digest = hashlib.sha256(weights).hexdigest()
             if digest != description["digest"]:

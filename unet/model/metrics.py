@@ -26,11 +26,11 @@ class ConfusionMatrix:
 
     @classmethod
     def empty(cls, classes: int) -> "ConfusionMatrix":
-        """No pixel counted yet."""
+        """Return a matrix of no pixels."""
         return cls(np.zeros((classes, classes), np.int64))
 
     def add(self, truth: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
-        """Counts every pixel whose truth is not `IGNORE`. Both: class indices of one shape."""
+        """Count every pixel whose truth is not `IGNORE`. Both: class indices of one shape."""
         classes = len(self.counts)
         valid = truth != IGNORE
         pairs = truth[valid].astype(np.int64) * classes + prediction[valid]
@@ -44,54 +44,55 @@ class ConfusionMatrix:
     @property
     def iou(self) -> Ratios:
         """Intersection over union (Jaccard index) by class, [C]."""
-        hit, truth, prediction = self._sums()
+        hit, truth, prediction = self._totals()
         return _ratio(hit, truth + prediction - hit)
 
     @property
     def dice(self) -> Ratios:
         """Dice coefficient (F1) by class, [C]."""
-        hit, truth, prediction = self._sums()
+        hit, truth, prediction = self._totals()
         return _ratio(2 * hit, truth + prediction)
 
     @property
     def precision(self) -> Ratios:
         """Correct pixels over all that were predicted as the class, [C]; NaN for a class never predicted."""
-        hit, _, prediction = self._sums()
+        hit, _, prediction = self._totals()
         return _ratio(hit, prediction)
 
     @property
     def recall(self) -> Ratios:
         """Correct pixels over all that are of the class, [C]; NaN for a class absent from truth."""
-        hit, truth, _ = self._sums()
+        hit, truth, _ = self._totals()
         return _ratio(hit, truth)
 
     @property
     def mean_class_accuracy(self) -> float:
         """Mean recall over the classes present in truth; NaN without any."""
-        return mean_of_present(self.recall)
+        return mean_ignoring_nan(self.recall)
 
     @property
     def frequency_weighted_iou(self) -> float:
         """Sum over classes of share of the truth times IoU (Long et al., 2015); NaN without any pixel."""
-        _, truth, _ = self._sums()
+        _, truth, _ = self._totals()
         return float(_ratio(truth @ np.nan_to_num(self.iou), truth.sum()))
 
     @property
     def mean_iou(self) -> float:
         """Mean IoU over the classes present in truth or prediction; NaN without any."""
-        return mean_of_present(self.iou)
+        return mean_ignoring_nan(self.iou)
 
     @property
     def mean_dice(self) -> float:
         """Mean Dice over the classes present in truth or prediction; NaN without any."""
-        return mean_of_present(self.dice)
+        return mean_ignoring_nan(self.dice)
 
-    def _sums(self) -> tuple[Counts, Counts, Counts]:
+    def _totals(self) -> tuple[Counts, Counts, Counts]:
+        """Return pixels by class, each [C]: correct ones, those in truth, those in the prediction."""
         return np.diag(self.counts), self.counts.sum(1), self.counts.sum(0)
 
 
-def mean_of_present(ratios: Ratios) -> float:
-    """Mean over what is not NaN; NaN if nothing is."""
+def mean_ignoring_nan(ratios: Ratios) -> float:
+    """Return the mean of the ratios that are not NaN; NaN without any."""
     present = ratios[~np.isnan(ratios)]
     return float(present.mean()) if len(present) else float("nan")
 

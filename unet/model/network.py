@@ -20,22 +20,22 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 def architecture(settings: ModelSettings) -> dict[str, Any]:
-    """Arguments of `UNet` but for `classes`: the preset, and what `settings` says otherwise."""
+    """Return the arguments of `UNet` but for `classes`: those of the preset, overridden by `settings`."""
     preset = PRESETS[settings.model]
     return {key: value if getattr(settings, key) is None else getattr(settings, key) for key, value in preset.items()}
 
 
-PREPROCESSING = 1
-"""Counts changes of what the network is given for the same image."""
+PREPROCESSING_VERSION = 1
+"""Version of the preprocessing: another one gives the network other input for the same image."""
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images as the network sees them: NHWC uint8 to NCHW float32 in [-1, 1], in channels-last memory."""
+    """Return images as the network's input: NHWC uint8 to NCHW float32 in [-1, 1], in channels-last memory."""
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def channels_last(network: "UNet") -> "UNet":
-    """`network` with its kernels laid out as `normalise` lays out images: much the fastest for convolutions."""
+def to_channels_last(network: "UNet") -> "UNet":
+    """Lay out the kernels of `network` as `normalise` does images, which is fastest for convolutions; return it."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
@@ -43,8 +43,8 @@ class UNet(nn.Module):
     """A U-Net of `depth` poolings; level i has `width * 2**i` channels.
 
     Each level applies two 3x3 convolutions, each followed by norm and ReLU. Any input size: the input is padded at
-    the bottom and right to a multiple of 2**depth by repeating its border, and the logits are cropped back, so an
-    image's logits depend on that image alone.
+    the bottom and right to a multiple of `size_divisor`, 2**depth, by repeating its border, and the logits are cropped
+    back, so an image's logits depend on that image alone.
     """
 
     def __init__(
@@ -70,12 +70,13 @@ class UNet(nn.Module):
         }
         widths = [width << level for level in range(depth + 1)]
         self.down = nn.ModuleList()
-        self.down.append(Block(channels, widths[0], norm))
-        for before, after in pairwise(widths):
-            self.down.append(nn.Sequential(nn.MaxPool2d(2), Dropout(dropout), Block(before, after, norm)))
-        self.up = nn.ModuleList(Up(widths[level], norm, dropout, upsample) for level in reversed(range(depth)))
+        self.down.append(DoubleConv(channels, widths[0], norm))
+        for in_channels, out_channels in pairwise(widths):
+            block = DoubleConv(in_channels, out_channels, norm)
+            self.down.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), block))
+        self.up = nn.ModuleList(UpBlock(widths[level], norm, dropout, upsample) for level in reversed(range(depth)))
         self.head = nn.Conv2d(width, classes, 1)
-        self.multiple = 1 << depth
+        self.size_divisor = 1 << depth
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # he_normal
@@ -83,14 +84,14 @@ class UNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, NCHW float, of normalised images, NCHW float."""
+        """Return the logits, NCHW float, of normalised images, NCHW float."""
         height, width = images.shape[-2:]
-        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        padding = (0, -width % self.size_divisor, 0, -height % self.size_divisor)
         x = F.pad(images, padding, mode="replicate") if any(padding) else images
-        return self.unpadded(x)[..., :height, :width]
+        return self.forward_unpadded(x)[..., :height, :width]
 
-    def unpadded(self, images: Tensor) -> Tensor:
-        """Logits of normalised images whose height and width are multiples of `multiple`."""
+    def forward_unpadded(self, images: Tensor) -> Tensor:
+        """Return the logits of normalised images whose height and width are multiples of `size_divisor`."""
         x = images
         skips = []
         for level in self.down:
@@ -103,21 +104,21 @@ class UNet(nn.Module):
         return logits
 
 
-class Block(nn.Module):
+class DoubleConv(nn.Module):
     """Two 3x3 convolutions, each followed by norm and ReLU."""
 
-    def __init__(self, before: int, after: int, norm: Norm) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
         super().__init__()
-        self.first = _conv(before, after, norm)
-        self.second = _conv(after, after, norm)
+        self.first = _conv_norm(in_channels, out_channels, norm)
+        self.second = _conv_norm(out_channels, out_channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.first(x), inplace=True)
         return F.relu(self.second(x), inplace=True)
 
 
-class Up(nn.Module):
-    """Doubles height and width, joins the skip of that size, and applies a `Block`."""
+class UpBlock(nn.Module):
+    """Doubles height and width, concatenates the skip connection, and applies a `DoubleConv`."""
 
     def __init__(self, width: int, norm: Norm, dropout: float, upsample: Upsample) -> None:
         super().__init__()
@@ -128,8 +129,8 @@ class Up(nn.Module):
             self.upsample = nn.Sequential(
                 nn.Conv2d(2 * width, width, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
             )
-        self.dropout = Dropout(dropout)
-        self.block = Block(2 * width, width, norm)
+        self.dropout = nn.Dropout(dropout)
+        self.block = DoubleConv(2 * width, width, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = torch.cat([self.upsample(x), skip], dim=1)
@@ -137,24 +138,10 @@ class Up(nn.Module):
         return y
 
 
-class Dropout(nn.Dropout):
-    """Dropout that on CPUs draws a byte of noise for each element. PyTorch draws a number for each, on one core, which
-    takes a third of a step of the classic model. The share that is dropped is rounded to 1/256, and at least that."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or x.device.type != "cpu":
-            return super().forward(x)
-        kept = 256 - min(max(1, round(256 * self.p)), 255)
-        noise = torch.empty_like(x)  # without gaps, whatever its memory format
-        drawn = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None).view(torch.uint8)
-        torch.lt(drawn.as_strided(noise.shape, noise.stride()), kept, out=noise)
-        return x * noise.mul_(256 / kept)
-
-
-def _conv(before: int, after: int, norm: Norm) -> nn.Module:
-    convolution = nn.Conv2d(before, after, 3, padding=1, bias=norm == "none")
+def _conv_norm(in_channels: int, out_channels: int, norm: Norm) -> nn.Module:
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm == "none")
     if norm == "batch":
-        return nn.Sequential(convolution, nn.BatchNorm2d(after))
+        return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
     if norm == "group":
-        return nn.Sequential(convolution, nn.GroupNorm(8, after))
+        return nn.Sequential(convolution, nn.GroupNorm(8, out_channels))
     return convolution

@@ -1,4 +1,4 @@
-"""The export job: a model as one ONNX file, for programs that have neither this library nor PyTorch.
+"""The export job: a model as one ONNX file, for programs without this library and PyTorch.
 
 image: N x 3 x H x W float32 RGB, 0..255, as displayed; logits: N x C x H x W float32. Any N, H and W: normalisation,
 padding to the network's multiple and cropping back are in the graph. What else a caller must know is JSON in the
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from unet.model.artifact import Model
-from unet.model.network import PREPROCESSING, UNet, normalise
+from unet.model.network import PREPROCESSING_VERSION, UNet, normalise
 from unet.model.settings import ExportSettings
 from unet.settings import RequestError
 from unet.storage import store
@@ -31,7 +31,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export(settings: ExportSettings) -> int:
-    """Writes the file and returns 0.
+    """Write the file; return the exit code, 0.
 
     Raises:
         RequestError: no such model, an output that cannot be written, or packages that are missing.
@@ -43,7 +43,7 @@ def export(settings: ExportSettings) -> int:
     folder, slash, _ = settings.output.rpartition("/")
     store.check_writable(folder or slash or ".", "--output")
     data = to_onnx(model)
-    difference = largest_difference(data, model.network, _unseen(model.network))
+    difference = max_difference(data, model.network, _probe_images(model.network))
     if not difference <= TOLERANCE:
         raise RuntimeError(f"the exported graph's logits differ from the model's by {difference:.2g}: nothing written")
     store.write(settings.output, data)
@@ -52,12 +52,12 @@ def export(settings: ExportSettings) -> int:
 
 
 def to_onnx(model: Model) -> bytes:
-    """`model` as an ONNX file: `image` in, `logits` out."""
-    example = torch.zeros(2, model.network.config["channels"], *(2 * [5 * model.network.multiple // 2]))
+    """Return `model` as an ONNX file with the input `image` and the output `logits`."""
+    example = torch.zeros(2, model.network.config["channels"], *(2 * [5 * model.network.size_divisor // 2]))
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
-    with _quiet():
+    with _exporter_silenced():
         program: Any = torch.onnx.export(
-            _Graph(model.network).eval(),
+            _ExportedUNet(model.network).eval(),
             (example,),
             input_names=["image"],
             output_names=["logits"],
@@ -66,16 +66,16 @@ def to_onnx(model: Model) -> bytes:
             verbose=False,
         )
     file = program.model_proto
-    for side, name in zip(file.graph.output[0].type.tensor_type.shape.dim[2:], ("height", "width"), strict=True):
-        side.dim_param = name  # in place of the formula that padding and cropping come to
-    for key, value in describe(model).items():
+    for dimension, name in zip(file.graph.output[0].type.tensor_type.shape.dim[2:], ("height", "width"), strict=True):
+        dimension.dim_param = name  # in place of the formula that padding and cropping come to
+    for key, value in onnx_metadata(model).items():
         file.metadata_props.add(key=key, value=json.dumps(value))
     data: bytes = file.SerializeToString()
     return data
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """What the file says of itself; each value is JSON."""
+def onnx_metadata(model: Model) -> dict[str, Any]:
+    """Return what a caller of the file must know besides the graph; each value becomes JSON."""
     height, width = model.geometry.size
     sizes = "any height and width, at the scale the image has"
     if model.geometry.kind == "resize":
@@ -85,7 +85,7 @@ def describe(model: Model) -> dict[str, Any]:
         )
     return {
         "preprocessing": {
-            "version": PREPROCESSING,
+            "version": PREPROCESSING_VERSION,
             "image": "N x 3 x H x W float32, RGB, 0..255, as displayed (EXIF orientation applied); not normalised",
             "size": sizes,
             "window": model.window,
@@ -98,8 +98,8 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-def largest_difference(data: bytes, network: UNet, images: Tensor) -> float:
-    """How far the logits that the ONNX file gives for `images` (NCHW float32, 0..255) are from the network's own."""
+def max_difference(data: bytes, network: UNet, images: Tensor) -> float:
+    """Return the largest difference between the logits of the ONNX file and the network for `images` (NCHW, 0..255)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -107,14 +107,14 @@ def largest_difference(data: bytes, network: UNet, images: Tensor) -> float:
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"image": images.numpy()})
     with torch.inference_mode():
-        own = network(normalise(images.permute(0, 2, 3, 1)))
-    if logits.shape != own.shape:
+        expected = network(normalise(images.permute(0, 2, 3, 1)))
+    if logits.shape != expected.shape:
         return math.inf
-    return float((torch.from_numpy(logits) - own).abs().max())
+    return float((torch.from_numpy(logits) - expected).abs().max())
 
 
-class _Graph(nn.Module):
-    """`UNet.forward` on images of 0..255, with padding by indices: the exporter cannot see through conditions."""
+class _ExportedUNet(nn.Module):
+    """`UNet.forward` on images of 0..255, padded by indexing: the exporter cannot trace the condition in `forward`."""
 
     def __init__(self, network: UNet) -> None:
         super().__init__()
@@ -122,30 +122,27 @@ class _Graph(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        x = _normalised(image).index_select(2, self._repeated(height)).index_select(3, self._repeated(width))
-        return self.network.unpadded(x)[..., :height, :width]
+        x = image / 127.5 - 1
+        x = x.index_select(2, self._padded_indices(height)).index_select(3, self._padded_indices(width))
+        return self.network.forward_unpadded(x)[..., :height, :width]
 
-    def _repeated(self, length: int) -> Tensor:
-        """The indices 0..length - 1 and then the last one until there is a multiple of the network's."""
-        multiple = self.network.multiple
+    def _padded_indices(self, length: int) -> Tensor:
+        """Return the indices 0..length - 1, the last one repeated up to a multiple of the network's `size_divisor`."""
+        multiple = self.network.size_divisor
         blocks = (length + multiple - 1) // multiple  # of numbers above zero: ONNX rounds quotients towards zero
         return torch.arange(blocks * multiple).clamp(max=length - 1)
 
 
-def _normalised(images: Tensor) -> Tensor:
-    return images / 127.5 - 1
-
-
-def _unseen(network: UNet) -> Tensor:
-    """Two images of a size that the network was not exported at, and must pad."""
-    size = 3 * network.multiple + 1, 2 * network.multiple + 3
+def _probe_images(network: UNet) -> Tensor:
+    """Return two random images of a size that the network was not exported at and has to pad."""
+    size = 3 * network.size_divisor + 1, 2 * network.size_divisor + 3
     noise = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (2, network.config["channels"], *size), generator=noise).float()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what PyTorch's exporter says of its own deprecations and of packages that a U-Net does not need."""
+def _exporter_silenced() -> Iterator[None]:
+    """Suppress PyTorch's warnings about its own deprecations and about packages that a U-Net does not need."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from unet.data.image import Array, preprocess_image
 from unet.model.artifact import Model
-from unet.model.inference import prepared
-from unet.model.network import PREPROCESSING, normalise
-from unet.model.tiling import BAND, blend, padded, resized, spans
+from unet.model.inference import prepare_for_inference
+from unet.model.network import PREPROCESSING_VERSION, normalise
+from unet.model.tiling import BAND_LOGITS, blend_tiles, resize_in_bands, round_up, tile_spans
 from unet.settings import Precision, RequestError
 
 GPU_BATCH_SIZE = 8
@@ -56,13 +56,13 @@ class Predictor:
         self.model = model
         self.device = torch.device(device)
         self.precision = precision
-        self.multiple = model.network.multiple
-        self.tile = tile // self.multiple * self.multiple
+        self.size_divisor = model.network.size_divisor
+        self.tile = tile // self.size_divisor * self.size_divisor
         self.tta = tta
-        if self.tile < 2 * self.multiple:
-            raise RequestError(f"--tile {tile} must be at least {2 * self.multiple} for a network of this depth")
+        if self.tile < 2 * self.size_divisor:
+            raise RequestError(f"--tile {tile} must be at least {2 * self.size_divisor} for a network of this depth")
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._network = prepared(model.network, self.device, self._dtype)
+        self._network = prepare_for_inference(model.network, self.device, self._dtype)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Predictor:
         return {
             "model": self.model.digest,
             "labels": self.model.labels.to_json(),
-            "preprocessing": PREPROCESSING,
+            "preprocessing": PREPROCESSING_VERSION,
             "geometry": [self.model.geometry.kind, *self.model.geometry.size],
             "tile": self.tile if native else None,
             "tta": self.tta,
@@ -82,12 +82,12 @@ class Predictor:
 
     def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return height and width of the network's input for an image of this size: equal ones may share a batch."""
-        whole = self._whole(image_size)
+        whole = self._padded_size(image_size)
         return (min(whole[0], self.tile), min(whole[1], self.tile)) if self.needs_tiles(image_size) else whole
 
     def needs_tiles(self, image_size: tuple[int, int]) -> bool:
         """Return whether an image of this size is cut into tiles; it then gains nothing from a batch."""
-        height, width = self._whole(image_size)
+        height, width = self._padded_size(image_size)
         return self.model.geometry.kind == "native" and height * width > self.tile**2
 
     @property
@@ -128,10 +128,8 @@ class Predictor:
             return [MemoryError("does not fit in memory, or in that of the GPU; lower --tile or add memory")]
         torch.cuda.empty_cache()
         middle = len(batch) // 2
-        return [
-            *self._predict_or_halve(batch[:middle], confidence),
-            *self._predict_or_halve(batch[middle:], confidence),
-        ]
+        halves = batch[:middle], batch[middle:]
+        return [result for half in halves for result in self._predict_or_halve(half, confidence)]
 
     @torch.inference_mode()
     def predict_batch(self, images: Sequence[Array], *, confidence: bool = False) -> list[Prediction]:
@@ -141,70 +139,70 @@ class Predictor:
         alone = self.device.type == "cpu" or any(self.needs_tiles(_size(image)) for image in images)
         batches = [[image] for image in images] if alone else [list(images)]
         return [
-            _decide(bands, self._blank(image), self._blank(image) if confidence else None)
+            _argmax(bands, self._empty_mask(image), self._empty_mask(image) if confidence else None)
             for batch in batches
             if batch
-            for image, bands in zip(batch, self._bands(batch), strict=True)
+            for image, bands in zip(batch, self._logits_in_bands(batch), strict=True)
         ]
 
-    def _blank(self, image: Array) -> Tensor:
+    def _empty_mask(self, image: Array) -> Tensor:
         return torch.empty(_size(image), dtype=torch.uint8, device=self.device)
 
-    def _whole(self, image_size: tuple[int, int]) -> tuple[int, int]:
+    def _padded_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         geometry = self.model.geometry
         height, width = image_size if geometry.kind == "native" else geometry.size
-        return padded(height, self.multiple), padded(width, self.multiple)
+        return round_up(height, self.size_divisor), round_up(width, self.size_divisor)
 
-    def _bands(self, batch: Sequence[Array]) -> Iterator[Iterable[Tensor]]:
-        """For each image its logits at its own size, in bands of rows, each [rows, W, C]."""
+    def _logits_in_bands(self, batch: Sequence[Array]) -> Iterator[Iterable[Tensor]]:
+        """Yield for each image its logits at its own size, in bands of rows, each [rows, W, C]."""
         if self.needs_tiles(_size(batch[0])):
-            for image in batch:
-                yield self._blended(image)
+            (image,) = batch
+            yield self._tiled_logits(image)
             return
-        seen = [preprocess_image(image, self.model.geometry) for image in batch]
-        for image, fitted, logits in zip(batch, seen, self._logits(seen), strict=True):
-            own = logits[: fitted.shape[0], : fitted.shape[1]]
-            yield [own] if own.shape[:2] == image.shape[:2] else resized(own, _size(image))
+        inputs = [preprocess_image(image, self.model.geometry) for image in batch]
+        for image, model_input, padded_logits in zip(batch, inputs, self._forward(inputs), strict=True):
+            logits = padded_logits[: model_input.shape[0], : model_input.shape[1]]
+            yield [logits] if logits.shape[:2] == image.shape[:2] else resize_in_bands(logits, _size(image))
 
-    def _blended(self, image: Array) -> Iterator[Tensor]:
-        rows, columns = (spans(length, self.tile, self.multiple) for length in _size(image))
+    def _tiled_logits(self, image: Array) -> Iterator[Tensor]:
+        rows, columns = (tile_spans(length, self.tile, self.size_divisor) for length in _size(image))
 
         def logits_of(row: slice, column: slice) -> Tensor:
             tile = image[row, column]
-            return self._logits([tile])[0, : tile.shape[0], : tile.shape[1]]
+            return self._forward([tile])[0, : tile.shape[0], : tile.shape[1]]
 
-        return blend(rows, columns, logits_of)
+        return blend_tiles(rows, columns, logits_of)
 
-    def _logits(self, images: Sequence[Array]) -> Tensor:
-        """Logits, NHWC, of images padded to the network's multiple by repeating their borders."""
-        batch = torch.from_numpy(np.stack([_pad(image, self.multiple) for image in images]))
-        seen = normalise(batch.to(self.device)).to(self._dtype)
-        logits = self._network(seen)
+    def _forward(self, images: Sequence[Array]) -> Tensor:
+        """Return the logits, NHWC, of images padded to multiples of `size_divisor` by repeating their borders."""
+        batch = torch.from_numpy(np.stack([_pad(image, self.size_divisor) for image in images]))
+        inputs = normalise(batch.to(self.device)).to(self._dtype)
+        logits = self._network(inputs)
         if self.tta:
-            logits = (logits.float() + self._network(seen.flip(-1)).flip(-1)) / 2
+            logits = (logits.float() + self._network(inputs.flip(-1)).flip(-1)) / 2
         result: Tensor = logits.permute(0, 2, 3, 1)
         return result
 
 
-def _decide(bands: Iterable[Tensor], mask: Tensor, sure: Tensor | None) -> Prediction:
-    """Fills `mask` and `sure` (HW uint8) with each pixel's likeliest class and how likely it is, from its logits."""
+def _argmax(bands: Iterable[Tensor], mask: Tensor, confidence: Tensor | None) -> Prediction:
+    """Fill `mask` and `confidence` (HW uint8) from logits: each pixel's likeliest class, and how likely that is."""
     top = 0
     for band in bands:
-        for logits in band.split(max(1, BAND[band.device.type] // band[0].numel())):
+        for logits in band.split(max(1, BAND_LOGITS[band.device.type] // band[0].numel())):
             rows = slice(top, top + len(logits))
             highest, classes = logits.max(-1, keepdim=True)
             mask[rows] = classes[..., 0]
-            if sure is not None:
-                share = 1 / (logits.float() - highest.float()).exp_().sum(-1)
-                sure[rows] = share.mul_(255).round_()
+            if confidence is not None:
+                probability = 1 / (logits.float() - highest.float()).exp_().sum(-1)
+                confidence[rows] = probability.mul_(255).round_()
             top = rows.stop
     assert top == len(mask)
-    return Prediction(mask.cpu().numpy(), None if sure is None else sure.cpu().numpy())
+    return Prediction(mask.cpu().numpy(), None if confidence is None else confidence.cpu().numpy())
 
 
 def _pad(image: Array, multiple: int) -> Array:
-    below, beside = (padded(length, multiple) - length for length in _size(image))
-    return np.pad(image, ((0, below), (0, beside), (0, 0)), mode="edge") if below or beside else image
+    bottom, right = (round_up(length, multiple) - length for length in _size(image))
+    return np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else image
 
 
 def _size(image: Array) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from unet.model.network import UNet, channels_last, normalise
+from unet.model.network import UNet, to_channels_last, normalise
 from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
 from unet.train.optimizer import Optimizer, learning_rate
 from unet.train.ranks import all_reduce_mean_, all_reduce_sum, rank, world_size
@@ -43,7 +43,7 @@ class Learner:
         of_a_rank = settings.batch_size / settings.accumulate / world_size()
         if self.device.type == "cuda" and world_size() > 1 and of_a_rank < SMALL_BATCH:
             network = SyncBatchNorm.convert_sync_batchnorm(network)
-        self.network = channels_last(network.to(self.device)).train()
+        self.network = to_channels_last(network.to(self.device)).train()
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema else network
         self._dtype = next(network.parameters()).dtype
         self.class_weights = class_weights if class_weights is None else class_weights.to(self.device)
