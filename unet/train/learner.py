@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from unet.model.network import UNet, to_channels_last, normalise
+from unet.model.network import UNet, normalise, to_channels_last
 from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
 from unet.train.optimizer import Optimizer, learning_rate
 from unet.train.ranks import all_reduce_mean_, all_reduce_sum, rank, world_size
