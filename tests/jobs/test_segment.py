@@ -15,7 +15,6 @@ import boto3
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from PIL import Image
 
@@ -27,16 +26,13 @@ from unet.data.labels import Label, LabelSet
 from unet.model.artifact import Model
 from unet.model.network import UNet
 from unet.model.predictor import Predictor
-from unet.runtime.pipeline import pack, unpack
 from unet.segment.chunk import Chunk, rows_table
 from unet.segment.job import _prepare, segment
-from unet.segment.lease import LeaseLost, acquire
+from unet.segment.lease import LeaseLost
 from unet.segment.listing import list_chunks
 from unet.segment.recorder import Recorder
-from unet.segment.run_spec import LEASE_KEY
 from unet.segment.segmenter import Segmenter
 from unet.segment.settings import SegmentSettings
-from unet.segment.steps import Fetch, Predict, Write
 from unet.settings import Geometry, RequestError
 from unet.storage.objects import join_uri
 from unet.storage.store import open_store
@@ -567,26 +563,25 @@ def test_a_dry_run_says_what_and_why_and_changes_nothing(bench: Bench, capsys: p
     assert "1  segment: model or settings changed" in capsys.readouterr().out
 
 
-def test_the_steps_on_cpus_that_feed_gpus_make_the_same_masks(tmp_path: Path, one_ray: None) -> None:
+def test_batches_of_what_is_fetched_make_the_same_masks_within_the_budget_of_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: more images to a batch than the budget has room for must not wait for one another."""
     bench = Bench(str(tmp_path))
     model = Model.load(save_model(bench.model))
     fill(bench.images, [f"{i}.png" for i in range(20)])
     open_store(bench.images).put("broken.png", b"poison")
     bench.run()
     expected = bench.all_masks()
-    settings = bench.settings(output=f"{bench.masks}-2", write="mask,confidence")
+    settings = bench.settings(output=f"{bench.masks}-2", write="mask,confidence", batch_size=8)
     _, spec = _prepare(settings)
-    shared = ray.put(model)
-    lease = acquire(settings.output, LEASE_KEY, run=spec.run, lifetime=60, fence=1)
-    fetch, predict, write = Fetch(spec), Predict(spec, shared, "cpu"), Write(spec, shared)
-    done = [
-        unpack(write(predict(part))) for chunk in list_chunks(spec) for part in fetch(pack(chunk))
-    ]  # fmt: skip
+    monkeypatch.setattr("unet.segment.segmenter.MAX_DECODED_PIXELS", 3 * 40 * 56)
+    segmenter = Segmenter(spec, model)
+    done = [segmenter(chunk) for chunk in list_chunks(spec)]
     rows = [row for chunk in done for row in chunk.rows.to_pylist()]
     assert sorted(row["key"] for row in rows) == sorted([*(f"{i}.png" for i in range(20)), "broken.png"])
     bench.masks = settings.output
     assert bench.all_masks() == expected
-    lease.release()
 
 
 def test_the_job_itself_on_ray_and_s3(bucket: str, one_ray: None, capsys: pytest.CaptureFixture[str]) -> None:

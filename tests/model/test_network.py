@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unet.model.network import PRESETS, Dropout, UNet, architecture, normalise
+from unet.model.network import PRESETS, UNet, architecture, normalise
 from unet.model.settings import ModelSettings, Norm, Upsample
 
 
@@ -38,31 +38,3 @@ def test_normalise_maps_bytes_to_minus_one_to_one_in_channels_last() -> None:
     assert seen.shape == (2, 3, 4, 5)
     assert seen[0, :, 0, 0].tolist() == pytest.approx([-1, 1, -0.6])
     assert normalise(images.contiguous()).is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_drops_its_share_anywhere_and_keeps_the_mean(share: float, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    ones = torch.ones(8, 32, 61, 67, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
-    dropout = Dropout(share)
-    dropped = dropout(ones)
-    dropped.sum().backward()
-    kept = (dropped > 0).float()
-    assert dropped.is_contiguous(memory_format=torch.channels_last)
-    assert kept.mean().item() == pytest.approx(1 - share, abs=0.004)
-    assert dropped.float().mean().item() == pytest.approx(1, abs=0.005)
-    assert ones.grad is not None
-    assert torch.equal(ones.grad, dropped.detach())
-    for axis in range(4):  # no plane and no place in a word of noise is dropped more often than another
-        others = tuple(other for other in range(4) if other != axis)
-        assert (kept.mean(others) - (1 - share)).abs().max() < 0.02
-    places = kept.permute(0, 2, 3, 1).reshape(-1, 8).mean(0)
-    assert (places - (1 - share)).abs().max() < 0.005
-    assert not torch.equal(dropped, dropout(ones))
-
-
-def test_dropout_is_nothing_but_training_s() -> None:
-    values = torch.randn(2, 3, 4, 5)
-    assert torch.equal(Dropout(0.3).eval()(values), values)
-    assert torch.equal(Dropout(0.0)(values), values)

@@ -23,7 +23,7 @@ class ModelSettings:
     norm: Norm | None = None
     """Normalisation after each convolution."""
     dropout: float | None = None
-    """Share of activations dropped after each pooling and each concatenation (on CPUs in steps of 1/256)."""
+    """Share of activations dropped after each pooling and each concatenation."""
     upsample: Upsample | None = None
     """transpose: 3x3 stride-2 transposed convolution. bilinear: 1x1 convolution, then interpolation."""
 
@@ -46,7 +46,7 @@ class PredictSettings:
     """Number of workers: N, or MIN:MAX to grow and shrink with the work. Default: one for each CPU, or with --gpu for
     each GPU."""
     gpu: bool = False
-    """Predict on GPUs, one for each worker; reading and writing are left to CPUs."""
+    """Predict on GPUs, one for each worker."""
     tile: int = 1024
     """Images with more than TILE x TILE pixels are predicted in overlapping tiles of that size (geometry native)."""
     tta: bool = False

@@ -9,7 +9,6 @@ import hashlib
 import json
 import secrets
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Generator
@@ -24,6 +23,7 @@ import yaml
 from unet.model.artifact import Model
 from unet.model.predictor import Predictor
 from unet.runtime import telemetry
+from unet.runtime.background import repeat
 from unet.runtime.pipeline import actor_pool, connect_workers, dataset_of, stream
 from unet.runtime.session import check_shared, join_cluster
 from unet.runtime.stop import shutdown_hook, time_limit
@@ -36,7 +36,7 @@ from unet.segment.recorder import Recorder
 from unet.segment.run_spec import INTERNAL, LEASE_KEY, RunSpec
 from unet.segment.run_store import lookup, publish
 from unet.segment.settings import SegmentSettings
-from unet.segment.steps import Fetch, List, Predict, Segment, Write
+from unet.segment.steps import List, Segment
 from unet.settings import RequestError, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError, Unreachable
@@ -132,7 +132,7 @@ def _process(
 ) -> Generator[Chunk, None, None]:
     """Yield the chunks as workers settle them. Raise StorageError if some that were listed have not come."""
     with (
-        _Progress(recorder, spec),
+        repeat(_Progress(recorder, spec).print_line, PROGRESS_SECONDS),
         publish_lease(spec, lease),
         telemetry.running_gauge(telemetry.SEGMENTING, output=spec.settings.output),
         closing(_pipeline(spec, model, workers)) as settled,
@@ -228,67 +228,45 @@ def _list_without_cluster(spec: RunSpec, lease: Lease) -> list[Chunk] | None:
 
 
 def _pipeline(spec: RunSpec, model: Model, workers: tuple[int, int]) -> Generator[Chunk, None, None]:
-    """Yield settled chunks as they come. All steps but the listing share a process, except where CPUs feed GPUs."""
-    model_ref = ray.put(model)
-    plan = dataset_of([None]).map_batches(
+    """Yield settled chunks as they come."""
+    listing = dataset_of([None]).map_batches(
         List(spec, LOOKAHEAD * workers[1]),
         batch_size=None,
         num_cpus=0,
         # On the driver's machine: with the machine that lists, the rest of the listing would be lost.
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
-    # A step, its arguments, least and most workers, and the CPUs and GPUs of each.
-    steps: list[tuple[Any, tuple[Any, ...], tuple[int, int | None], int, int]]
-    if spec.settings.gpu:
-        steps = [
-            (Fetch, (spec,), (1, None), 1, 0),
-            (Predict, (spec, model_ref), workers, 0, 1),
-            (Write, (spec, model_ref), (1, None), 1, 0),
-        ]
-    else:
-        steps = [(Segment, (spec, model_ref), workers, 1, 0)]
-    for step, arguments, count, cpus, gpus in steps:
-        plan = plan.map_batches(
-            step,
-            fn_constructor_args=arguments,
-            batch_size=1,
-            compute=actor_pool(*count),
-            num_cpus=cpus,
-            num_gpus=gpus,
-        )
-    return stream(plan)
+    segmenting = listing.map_batches(
+        Segment,
+        fn_constructor_args=(spec, ray.put(model)),
+        batch_size=1,
+        compute=actor_pool(*workers),
+        num_cpus=0 if spec.settings.gpu else 1,  # of a machine with GPUs each worker has its share of the CPUs
+        num_gpus=1 if spec.settings.gpu else 0,
+    )
+    return stream(segmenting)
 
 
 class _Progress:
-    """Prints every few seconds how far the run is."""
+    """Prints how far the run is. Rates count from the first line with images done on."""
 
     def __init__(self, recorder: Recorder, spec: RunSpec) -> None:
         self.recorder, self.spec = recorder, spec
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._first: tuple[float, int] | None = None
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        first: tuple[float, int] | None = None
-        while not self._stop.wait(PROGRESS_SECONDS):
-            counts, now = dict(self.recorder.counts), time.monotonic()
-            settled, done = sum(counts.values()), counts.get("done", 0)
-            listed, ended = lookup(self.spec, "listed", (0, False))
-            text = f"listed {listed:,}  done {done:,}  failed {counts.get('failed', 0):,}"
-            if first is not None and done > first[1]:
-                rate = (done - first[1]) / (now - first[0])
-                text += f"  {rate:.1f} images/s"
-                if ended:
-                    text += f"  {(listed - settled) / rate / 60:.1f} minutes left"
-            elif done:
-                first = now, done
-            print(text, flush=True)
+    def print_line(self) -> None:
+        counts, now = dict(self.recorder.counts), time.monotonic()
+        settled, done = sum(counts.values()), counts.get("done", 0)
+        listed, ended = lookup(self.spec, "listed", (0, False))
+        text = f"listed {listed:,}  done {done:,}  failed {counts.get('failed', 0):,}"
+        if self._first is not None and done > self._first[1]:
+            rate = (done - self._first[1]) / (now - self._first[0])
+            text += f"  {rate:.1f} images/s"
+            if ended:
+                text += f"  {(listed - settled) / rate / 60:.1f} minutes left"
+        elif done:
+            self._first = now, done
+        print(text, flush=True)
 
 
 def _print_summary(spec: RunSpec, summary: dict[str, Any]) -> int:

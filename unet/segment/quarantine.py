@@ -22,10 +22,10 @@ REASON = f"ended its worker {MAX_CRASHES + 1} times, alone too: it crashes the d
 
 
 class Quarantine:
-    """Of one step of the pipeline in one process."""
+    """Of the items of one process."""
 
-    def __init__(self, spec: RunSpec, step: str) -> None:
-        self._spec, self._step = spec, step
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
         # While one item is processed alone nothing else is in this process, or the wrong item could be blamed.
         self._exclusion = WeightedSemaphore(1 << 16)
 
@@ -34,7 +34,7 @@ class Quarantine:
         items = [item for item in items if not item.status]
         if not items:
             return
-        name = f"quarantine/{self._step}/{hash64(items[0].key, items[-1].key, len(items)):016x}"
+        name = f"quarantine/{hash64(items[0].key, items[-1].key, len(items)):016x}"
         earlier_attempt = lookup(self._spec, name)
         if earlier_attempt is None:
             publish(self._spec, name, {})

@@ -1,19 +1,20 @@
-"""The steps that segment a chunk of objects: fetch and decode, predict, encode and write.
+"""Segments the objects of a chunk: fetch and decode, predict, encode and write, each in threads of its own.
 
-`Segmenter` runs all three in one process, each in threads of its own, so that the reading of one chunk overlaps the
-forward passes of another. `Fetcher`, `predict` and `Writer` are the same steps one by one, for clusters whose CPUs feed
-GPUs. An object that cannot be segmented becomes a row with a reason, and never stops the others.
+Reading and writing overlap the forward passes, and decoded pixels never leave the process. An object that cannot be
+segmented becomes a row with a reason, and never stops the others.
 """
 
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 import torch
 
 from unet.data.image import (
+    Array,
     ImageError,
     TooLargeError,
     encode_image,
@@ -54,9 +55,9 @@ SHARED_FAULTS = (BadCredentials, Full, LeaseUnconfirmed)
 class Fetcher:
     """Fetches and decodes. `pixels` is acquired for each image that is returned."""
 
-    def __init__(self, spec: RunSpec, pixels: WeightedSemaphore | None = None) -> None:
+    def __init__(self, spec: RunSpec, pixels: WeightedSemaphore) -> None:
         self.settings, self.input, self.window = spec.settings, spec.input_store, spec.window
-        self.pixels = pixels or WeightedSemaphore(1 << 62)
+        self.pixels = pixels
 
     def __call__(self, item: Item) -> Item:
         """Return `item` with its image, or settled."""
@@ -101,14 +102,15 @@ class Writer:
 
     def __call__(self, item: Item, chunk: Chunk) -> Item:
         """Return `item`, settled. Add its class pixels, and its thumbnail if it has one, to `chunk`."""
-        assert item.image is not None
-        assert item.mask is not None
+        image, mask = item.image, item.mask
+        assert image is not None
+        assert mask is not None
         started = time.time()
         metadata = {"model-digest": self.digest, "image-etag": item.etag}
-        pixels = np.bincount(item.mask.reshape(-1), minlength=len(self.labels.classes))
+        pixels = np.bincount(mask.reshape(-1), minlength=len(self.labels.classes))
         try:
             for key, kind in zip(output_keys(item.key, self.settings.outputs), self.settings.outputs, strict=True):
-                data = self._encode(item, kind)
+                data = self._encode(kind, image, mask, item.confidence)
                 if kind == "mask":
                     item.mask_etag = self._put_mask(key, data, metadata, new=item.reason == TODO_REASONS[NEW])
                 else:
@@ -118,7 +120,7 @@ class Writer:
         except StorageError as error:
             return item.settle("failed", str(error))
         item.stage_seconds["write"] = time.time() - started
-        thumbnails = self._thumbnails(item)
+        thumbnails = self._thumbnails(item, image, mask)
         with self._lock:
             chunk.class_pixels = pixels if chunk.class_pixels is None else chunk.class_pixels + pixels
             chunk.thumbnails += thumbnails
@@ -149,41 +151,42 @@ class Writer:
         except Vanished:
             return ""
 
-    def _encode(self, item: Item, kind: str) -> bytes:
-        assert item.image is not None
-        assert item.mask is not None
+    def _encode(self, kind: str, image: Array, mask: Array, confidence: Array | None) -> bytes:
         if kind == "mask":
-            return encode_mask(item.mask, self.labels)
+            return encode_mask(mask, self.labels)
         if kind == "overlay":
-            return encode_image(overlay(item.image, item.mask, self.labels))
-        assert item.confidence is not None
-        return encode_image(item.confidence)
+            return encode_image(overlay(image, mask, self.labels))
+        assert confidence is not None
+        return encode_image(confidence)
 
-    def _thumbnails(self, item: Item) -> list[tuple[int, str, bytes]]:
+    def _thumbnails(self, item: Item, image: Array, mask: Array) -> list[tuple[int, str, bytes]]:
         """Return rank, key and overlay (JPEG) if the rank is among the lowest so far; else nothing."""
-        assert item.image is not None
-        assert item.mask is not None
         rank = hash64(item.key, item.etag)
         with self._lock:
             self._lowest_ranks = sorted([*self._lowest_ranks, rank])[:THUMBNAILS]
             if rank not in self._lowest_ranks:
                 return []
-        height, width = item.mask.shape
+        height, width = mask.shape
         scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        picture = overlay(resize_image(item.image, size), resize_mask(item.mask, size), self.labels)
+        picture = overlay(resize_image(image, size), resize_mask(mask, size), self.labels)
         return [(rank, item.key, encode_image(picture, "JPEG"))]
 
 
 class Segmenter:
-    """All steps in one process, on CPUs. Where it is called from several threads, their chunks overlap."""
+    """All steps on one device. Where it is called from several threads, their chunks overlap."""
 
-    def __init__(self, spec: RunSpec, model: Model, *, guard: Callable[[], None] = lambda: None) -> None:
-        self.spec = spec
+    def __init__(
+        self, spec: RunSpec, model: Model, *, device: str = "cpu", guard: Callable[[], None] = lambda: None
+    ) -> None:
+        settings = spec.settings
+        self.predictor = Predictor(
+            model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta
+        )
+        self.batch_size = settings.batch_size or self.predictor.default_batch_size
+        self.confidence = "confidence" in settings.outputs
         self.pixels = WeightedSemaphore(MAX_DECODED_PIXELS)
-        self.fetch = Fetcher(spec, self.pixels)
-        self.write = Writer(spec, model, guard)
-        self.predictor = make_predictor(spec, model, "cpu")
+        self.fetch, self.write = Fetcher(spec, self.pixels), Writer(spec, model, guard)
         self.reading, self.writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
         # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each thread that calls it.
         self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
@@ -196,29 +199,35 @@ class Segmenter:
 
     def process(self, items: list[Item], chunk: Chunk) -> None:
         """Settle all items; add class pixels and thumbnails to `chunk`."""
-        reading = as_completed([self.reading.submit(self.fetch, item) for item in items])
-        fetched = (item for future in reading if (item := future.result()).image is not None)
-        predicting = [self.predicting.submit(self._predict, item, chunk) for item in fetched]
-        for predicted in predicting:
-            predicted.result().result()
+        fetched: SimpleQueue[Future[Item]] = SimpleQueue()
+        for item in items:
+            self.reading.submit(self.fetch, item).add_done_callback(fetched.put)
+        remaining, writing = len(items), list[Future[Item]]()
+        while remaining:
+            batch = self._next_batch(fetched)
+            remaining -= len(batch)
+            writing += self.predicting.submit(self._predict, batch, chunk).result()
+        for written in writing:
+            written.result()
 
-    def _predict(self, item: Item, chunk: Chunk) -> Future[Item]:
-        assert item.image is not None
-        pixels = item.image.size // 3
-        predict([item], self.predictor, confidence="confidence" in self.spec.settings.outputs)
-        return self.writing.submit(self._write, item, pixels, chunk)
+    def _next_batch(self, fetched: "SimpleQueue[Future[Item]]") -> list[Item]:
+        """Return what has been fetched by now, at least one item. To wait for a whole batch could be for ever: its
+        pixels may be those that the next item waits for."""
+        batch = [fetched.get().result()]
+        while len(batch) < self.batch_size and not fetched.empty():
+            batch.append(fetched.get().result())
+        return batch
+
+    def _predict(self, items: list[Item], chunk: Chunk) -> list[Future[Item]]:
+        pixels = {item.key: item.image.size // 3 for item in items if item.image is not None}
+        predict(items, self.predictor, self.batch_size, confidence=self.confidence)
+        return [self.writing.submit(self._write, item, pixels[item.key], chunk) for item in items if item.key in pixels]
 
     def _write(self, item: Item, pixels: int, chunk: Chunk) -> Item:
         try:
             return item if item.status else self.write(item, chunk)
         finally:
             self.pixels.release(pixels)
-
-
-def make_predictor(spec: RunSpec, model: Model, device: str) -> Predictor:
-    """Return the predictor of the run's settings."""
-    settings = spec.settings
-    return Predictor(model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta)
 
 
 def predict(items: list[Item], predictor: Predictor, batch_size: int | None = None, *, confidence: bool) -> None:
