@@ -1,10 +1,11 @@
 """A stand-in for the Jobs API of a Ray cluster: jobs end as a test says, and what fails is what the test asks for.
 
-It speaks HTTP and WebSocket, and the client that talks to it is Ray's own.
+It speaks HTTP, and the client that talks to it is Ray's own.
 """
 
 import asyncio
 import io
+import json
 import threading
 import time
 import zipfile
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import WSCloseCode, web
+from aiohttp import web
 from aiohttp.typedefs import Handler
 
 
@@ -66,10 +67,8 @@ class Api:
         """Requests about jobs that are still answered with 503."""
         self.lost_answers = 0
         """Submissions that are still taken, and answered with 500."""
-        self.cut_streams = 0
-        """Log streams that are still closed after their first lines."""
-        self.unfriendly = False
-        """Whether a cut stream looks as if it had ended properly."""
+        self.cut_logs = 0
+        """Answers with a log that still break off in their middle."""
         self.forgets_after = float("inf")
         """Questions after which the job asked for is forgotten, once, as by a head that was replaced."""
         self.questions = 0
@@ -86,7 +85,6 @@ class Api:
         app.router.add_get("/api/jobs/{id}", self._details)
         app.router.add_post("/api/jobs/{id}/stop", self._stop)
         app.router.add_get("/api/jobs/{id}/logs", self._logs)
-        app.router.add_get("/api/jobs/{id}/logs/tail", self._tail)
         return app
 
     @web.middleware
@@ -145,27 +143,18 @@ class Api:
         self.jobs[request.match_info["id"]].stopped = True
         return web.json_response({"stopped": True})
 
-    async def _logs(self, request: web.Request) -> web.Response:
-        return web.json_response({"logs": self.jobs[request.match_info["id"]].log})
-
-    async def _tail(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse()
-        await socket.prepare(request)
-        job = self.jobs[request.match_info["id"]]
-        sent = ""
-        while request.match_info["id"] in self.jobs:
-            ended, log = job.status != "RUNNING", job.log
-            if len(log) > len(sent):
-                await socket.send_str(log[len(sent) :])
-                sent = log
-                if self.cut_streams:
-                    self.cut_streams -= 1
-                    await socket.close(code=WSCloseCode.OK if self.unfriendly else WSCloseCode.ABNORMAL_CLOSURE)
-                    return socket
-            if ended:
-                return socket
-            await asyncio.sleep(0.05)
-        return socket
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        body = json.dumps({"logs": self.jobs[request.match_info["id"]].log}).encode()
+        answer = web.StreamResponse(headers={"Content-Length": str(len(body)), "Content-Type": "application/json"})
+        await answer.prepare(request)
+        if self.cut_logs:
+            self.cut_logs -= 1
+            await answer.write(body[: len(body) // 2])
+            assert request.transport is not None
+            request.transport.close()
+        else:
+            await answer.write(body)
+        return answer
 
 
 @contextmanager

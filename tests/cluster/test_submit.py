@@ -1,4 +1,4 @@
-"""`unet submit` ends as the job ends, whatever becomes of the stream of its log, of an answer, or of the head."""
+"""`unet submit` ends as the job ends, whatever becomes of its log, of an answer, or of the head."""
 
 import os
 import re
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.cluster import RAY, Cluster, ray_cluster
 from tests.cluster.jobs_api import Api, Outcome, served
-from tests.cluster.test_cluster import RAY, Cluster, free_port, processes_below, started, title_of
 from tests.conftest import ROOT
-from tests.jobs.test_segment import Bench, fill, save_model
-from tests.jobs.test_survival import recorded
+from tests.jobs.bench import Bench, fill, save_model
+from tests.processes import command_line, processes_naming
+from tests.servers.ports import free_port
 from unet.runtime import submit
 from unet.segment.lease import acquire
 from unet.segment.run_spec import LEASE_KEY
@@ -71,14 +72,18 @@ def test_a_command_that_is_no_script_is_submitted_as_it_stands() -> None:
     assert submit.entrypoint_of(["unet", "segment", "--input", "a b"]) == "unet segment --input 'a b'"
 
 
-@pytest.mark.parametrize("unfriendly", [False, True])
-def test_a_lost_stream_is_taken_up_again_without_a_line_twice(
-    unfriendly: bool, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_that_breaks_off_is_asked_for_again_and_no_line_comes_twice(capfd: pytest.CaptureFixture[str]) -> None:
     api = Api(Outcome(3, seconds=1.0))
-    api.cut_streams, api.unfriendly = 3, unfriendly
+    api.cut_logs = 3
     assert run(api) == 3
-    assert api.cut_streams == 0
+    assert api.cut_logs == 0
+    assert capfd.readouterr().out == LINES
+
+
+def test_the_last_lines_are_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    api = Api(Outcome(0, seconds=0.01))
+    api.cut_logs = 5
+    assert run(api) == 0
     assert capfd.readouterr().out == LINES
 
 
@@ -242,7 +247,7 @@ def test_on_a_real_cluster_codes_signals_and_a_wrong_token(tmp_path: Path) -> No
     (tmp_path / "end.py").write_text(
         "import sys, time\nprint('begun')\ntime.sleep(float(sys.argv[2]))\nsys.exit(int(sys.argv[1]))\n"
     )
-    with started() as cluster:
+    with ray_cluster() as cluster:
         for code in (0, 2, 3, 4, 143):
             process = submitted(cluster, tmp_path, "end.py", str(code), "0")
             said, _ = process.communicate(timeout=120)
@@ -274,7 +279,7 @@ def test_a_stopped_segmentation_is_recorded_and_leaves_nothing_behind(by: str, b
     save_model(bench.model, width=16)
     fill(bench.images, [f"{i:03}.png" for i in range(300)])
     job = ["jobs/segment.py", "--input", bench.images, "--output", bench.masks, "--model", bench.model]
-    with started() as cluster, (tmp_path / "log").open("w") as log:
+    with ray_cluster() as cluster, (tmp_path / "log").open("w") as log:
         command = [sys.executable, "cluster/submit.py", "--address", cluster.dashboard, "--", *job]
         process = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 120
@@ -290,10 +295,10 @@ def test_a_stopped_segmentation_is_recorded_and_leaves_nothing_behind(by: str, b
             assert cluster.ray("job", "stop", "--address", cluster.dashboard, name).returncode == 0
         assert process.wait(60) == 143
         acquire(bench.masks, LEASE_KEY, run="next", lifetime=5, fence=99).release()  # the output is free
-        unrecorded = {key.removesuffix(".png") for key in bench.mask_keys()} - recorded(bench)
+        unrecorded = {key.removesuffix(".png") for key in bench.mask_keys()} - bench.recorded_keys()
         assert len(unrecorded) <= 2 * 2 * 9  # of the chunks under way: two workers, two each, a 32nd of what is listed
         deadline = time.monotonic() + 30
-        while [one for one in processes_below(cluster.folder) if b"MapWorker" in title_of(one)]:
+        while [one for one in processes_naming(cluster.folder) if b"MapWorker" in command_line(one)]:
             assert time.monotonic() < deadline, "an actor is left"
             time.sleep(0.5)
     assert set(bench.statuses().values()) == {"done", "unchanged"}
