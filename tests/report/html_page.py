@@ -13,13 +13,13 @@ from unet.data.image import Array
 class Page(HTMLParser):
     """The tags of index.html with their attributes, what a reader sees of its text, and the text of each cell."""
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, html: bytes) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.cells: list[str] = []
         self._within, self._in_cell = "", False
-        self.feed(files["index.html"].decode())
+        self.feed(html.decode())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._within = tag
@@ -55,11 +55,10 @@ def opened(source: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=[kind])
 
 
-def assert_alone(files: dict[str, bytes], *beside: str) -> None:
+def assert_alone(html: bytes, *beside: str) -> None:
     """The page is one file below 5 MB that fetches nothing and links to nothing but `beside` and its own sections."""
-    assert files.keys() == {"index.html"}
-    assert len(files["index.html"]) < 5_000_000
-    page = Page(files)
+    assert len(html) < 5_000_000
+    page = Page(html)
     sections = {f"#{name}" for name in page.all("section", "id")}
     assert set(page.all("a", "href")) == sections | set(beside)
     assert {tag for tag, attributes in page.tags if "src" in attributes} <= {"img"}

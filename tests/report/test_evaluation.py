@@ -1,44 +1,17 @@
 """The page of an evaluation: the worst images come first, and any set gives a small page."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.report.evaluation_page import report, score
 from tests.report.html_page import Page, assert_alone
 from unet.data.labels import Label, LabelSet
 from unet.model.metrics import ConfusionMatrix
-from unet.report.evaluation import IMAGES, ImageScore, evaluation_report
-from unet.report.training import Comparison
-from unet.sample.scene import draw_scene
+from unet.report.comparison import SamplePrediction
+from unet.report.evaluation import MAX_IMAGES
 from unet.sample.things import LABELS
-
-
-def scene(seed: int) -> Comparison:
-    image, truth = draw_scene(seed)
-    return Comparison(name=f"scene-{seed}.png", image=image, truth=truth, prediction=np.roll(truth, 5, 1))
-
-
-def score(key: str, miou: float) -> ImageScore:
-    return ImageScore(key=key, height=96, width=128, pixels=12_000, pixel_accuracy=0.9, miou=miou)
-
-
-def report(**changes: Any) -> dict[str, bytes]:
-    samples = [scene(0), scene(1)]
-    confusion = ConfusionMatrix.empty(len(LABELS.classes))
-    for sample in samples:
-        confusion.add(sample.truth, sample.prediction)
-    given: dict[str, Any] = {
-        "title": "CamVid",
-        "facts": {"Model": "runs/street/model"},
-        "labels": LABELS,
-        "confusion": confusion,
-        "images": [score("a.png", 0.75), score("b.png", 0.25), score("void.png", math.nan)],
-        "worst": samples[:1],
-        "best": samples[1:],
-    }
-    return evaluation_report(**given | changes)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +38,8 @@ def test_images_come_worst_first_and_those_without_a_score_last(page: Page) -> N
 def test_a_large_set_lists_its_worst_images_and_links_to_all() -> None:
     images = [score(f"{i}.png", i / 5000) for i in range(5000)]
     page = Page(report(images=images))
-    assert [cell for cell in page.cells if cell.endswith(".png")] == [f"{i}.png" for i in range(IMAGES)]
-    assert f"The {IMAGES} worst of 5,000 images" in page.text
+    assert [cell for cell in page.cells if cell.endswith(".png")] == [f"{i}.png" for i in range(MAX_IMAGES)]
+    assert f"The {MAX_IMAGES} worst of 5,000 images" in page.text
 
 
 def test_nothing_scored_still_gives_a_page() -> None:
@@ -81,20 +54,20 @@ def test_any_set_gives_a_page_below_5_mb() -> None:
     labels = LabelSet(tuple(Label(value=i, name=f"{i} {'é' * 300}", color=(i, 0, 255 - i)) for i in range(250)))
     rng = np.random.default_rng(0)
 
-    def noise(name: str) -> Comparison:
+    def noise(name: str) -> SamplePrediction:
         masks = rng.integers(0, 250, (2, 600, 800), dtype=np.uint8)
         image = rng.integers(0, 256, (600, 800, 3), dtype=np.uint8)
-        return Comparison(name=name, image=image, truth=masks[0], prediction=masks[1])
+        return SamplePrediction(name=name, image=image, truth=masks[0], prediction=masks[1])
 
     samples = [noise(f"<&{i}" * 300) for i in range(4)]
-    files = report(
+    html = report(
         labels=labels,
         confusion=ConfusionMatrix(rng.integers(0, 9, (250, 250))),
         images=[score("<&'日本" * 200, i / 1e5) for i in range(100_000)],
         worst=samples,
         best=samples,
     )
-    assert_alone(files, "images.parquet")
-    page = Page(files)
+    assert_alone(html, "images.parquet")
+    page = Page(html)
     assert "more are left out" in page.text
     assert {"worst-images", "best-images"} <= set(page.all("section", "id"))

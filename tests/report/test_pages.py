@@ -9,13 +9,13 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.report import test_evaluation, test_segmentation, test_training
+from tests.report import evaluation_page, segmentation_page, training_page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PAGES = {
-    "training": test_training.report,
-    "segmentation": test_segmentation.report,
-    "evaluation": test_evaluation.report,
+    "training": training_page.report,
+    "segmentation": segmentation_page.report,
+    "evaluation": evaluation_page.report,
 }
 
 pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="no chromium and chromedriver on the PATH")
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each page in a file."""
     folder = tmp_path_factory.mktemp("pages")
     for name, report in PAGES.items():
-        (folder / f"{name}.html").write_bytes(report()["index.html"])
+        (folder / f"{name}.html").write_bytes(report())
     return folder
 
 

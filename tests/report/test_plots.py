@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from unet.report.plots import POINTS, Mark, bar_plot, line_plot, matrix_plot, ticks
+from unet.report.plots import MAX_POINTS, ReferenceLine, bar_plot, line_plot, matrix_plot, ticks
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,9 @@ def test_ticks_are_few_and_round(low: float, high: float, whole: bool, expected:
 
 @pytest.mark.parametrize("values", [[math.nan], [0.0], [math.inf, 1.0], [1e-9, 1e9], [0.0, math.nan, 0.0]])
 def test_a_line_of_any_values_can_be_drawn(values: list[float]) -> None:
-    drawn = line_plot("Loss", [("training", list(enumerate(values)))], x_name="epoch", mark=Mark(0, "best"))
+    drawn = line_plot(
+        "Loss", [("training", list(enumerate(values)))], x_name="epoch", vertical=ReferenceLine(0, "best")
+    )
     assert "nan" not in drawn
     assert "inf" not in drawn
 
@@ -33,7 +35,7 @@ def test_a_line_of_any_values_can_be_drawn(values: list[float]) -> None:
 def test_a_long_line_has_few_points_and_its_last() -> None:
     drawn = line_plot("Loss", [("training", [(x, float(x)) for x in range(100_001)])], x_name="epoch")
     points = drawn.split('points="')[1].split('"')[0].split()
-    assert len(points) <= POINTS + 1
+    assert len(points) <= MAX_POINTS + 1
     assert points[-1].startswith("548.0,")
 
 

@@ -6,41 +6,16 @@ import numpy as np
 import pytest
 
 from tests.report.html_page import Page, assert_alone
-from unet.data.image import encode_image, overlay, resize_image, resize_mask
+from tests.report.segmentation_page import STATUSES, report, thumbnail
+from unet.data.image import encode_image
 from unet.data.labels import Label, LabelSet
-from unet.report.segmentation import FAILURES, WINDOWS, Thumbnail, segmentation_report
-from unet.sample.scene import draw_scene
+from unet.report.segmentation import MAX_FAILURES, MAX_INTERVALS, Thumbnail
 from unet.sample.things import LABELS
 
 BESIDE = {"report.parquet", "summary.json"}
 """What else lies in the folder of a run."""
 
 HOSTILE = "<script>alert('\"&$title')</script>\x00\n\u202egpj.\udcff/../" + "ü" * 900
-STATUSES = {"done": 1204, "unchanged": 31, "failed": 3, "failed_before": 2, "skipped": 1, "changed": 0, "vanished": 1}
-
-
-def thumbnail(key: str, seed: int = 0, size: tuple[int, int] = (24, 32)) -> Thumbnail:
-    image, mask = draw_scene(seed)
-    shown = overlay(resize_image(image, size), resize_mask(mask, size), LABELS)
-    return Thumbnail(key=key, jpeg=encode_image(shown, "JPEG"))
-
-
-def report(**changes: Any) -> dict[str, bytes]:
-    given: dict[str, Any] = {
-        "title": "a run",
-        "facts": {"Input": "s3://bucket/images"},
-        "counts": STATUSES,
-        "images_per_second": 12.34,
-        "labels": LABELS,
-        "class_pixels": [*range(0, 1000, 100), 0],
-        "throughput": [(0.0, 0), (30.0, 200), (60.0, 700), (97.5, 1204)],
-        "thumbnails": [thumbnail("a/b.jpg"), thumbnail("c.png", 2, (32, 9))],
-        "failures": [("bad.jpg", "failed", "is empty (0 bytes)")],
-        "failures_total": 1,
-    }
-    return segmentation_report(**given | changes)
-
-
 NOTHING: dict[str, Any] = {
     "images_per_second": None,
     "class_pixels": [0] * len(LABELS.classes),
@@ -52,17 +27,17 @@ NOTHING: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def files() -> dict[str, bytes]:
+def html() -> bytes:
     return report()
 
 
-def test_the_page_is_one_file_that_needs_no_network(files: dict[str, bytes]) -> None:
-    assert_alone(files, *BESIDE)
-    assert len(Page(files).pictures()) == 2
+def test_the_page_is_one_file_that_needs_no_network(html: bytes) -> None:
+    assert_alone(html, *BESIDE)
+    assert len(Page(html).pictures()) == 2
 
 
-def test_the_page_tells_what_became_of_the_objects(files: dict[str, bytes]) -> None:
-    page = Page(files)
+def test_the_page_tells_what_became_of_the_objects(html: bytes) -> None:
+    page = Page(html)
     assert "1,204" in page.text
     assert "12.3" in page.text
     shown = {status: page.cells[page.cells.index(status) + 1].split()[0] for status in STATUSES if STATUSES[status]}
@@ -89,15 +64,15 @@ def test_a_long_key_is_cut_in_its_middle_and_whole_in_its_title() -> None:
 
 
 def test_failures_beyond_a_page_are_left_to_the_parquet() -> None:
-    failures = [(f"{i}/{HOSTILE}", "failed", HOSTILE * 10) for i in range(FAILURES + 100)]
+    failures = [(f"{i}/{HOSTILE}", "failed", HOSTILE * 10) for i in range(MAX_FAILURES + 100)]
     page = report(failures=failures, failures_total=12_345)
-    assert f"{12_345 - FAILURES:,} more in report.parquet" in Page(page).text
-    assert Page(page).text.count("gpj") == 2 * FAILURES
+    assert f"{12_345 - MAX_FAILURES:,} more in report.parquet" in Page(page).text
+    assert Page(page).text.count("gpj") == 2 * MAX_FAILURES
     assert_alone(page, *BESIDE)
 
 
-def test_a_page_that_holds_every_failure_mentions_no_more(files: dict[str, bytes]) -> None:
-    assert "more in" not in Page(files).text
+def test_a_page_that_holds_every_failure_mentions_no_more(html: bytes) -> None:
+    assert "more in" not in Page(html).text
 
 
 @pytest.mark.parametrize(
@@ -115,8 +90,8 @@ def test_a_run_with_nothing_to_do_says_so(counts: dict[str, int], said: str) -> 
     assert "Failures" not in page.text
 
 
-def test_a_run_that_did_something_does_not_say_that_nothing_was_new(files: dict[str, bytes]) -> None:
-    assert "Nothing was" not in Page(files).text
+def test_a_run_that_did_something_does_not_say_that_nothing_was_new(html: bytes) -> None:
+    assert "Nothing was" not in Page(html).text
 
 
 @pytest.mark.parametrize("throughput", [[], [(0.0, 0)], [(0.0, 5)]])
@@ -136,7 +111,7 @@ def test_a_run_that_took_no_time_has_no_plot_of_it(throughput: list[tuple[float,
 def test_awkward_times_still_give_a_plot(throughput: list[tuple[float, int]]) -> None:
     page = Page(report(throughput=throughput, images_per_second=None, thumbnails=[]))
     assert "Images per second" in page.all("svg", "aria-label")
-    assert 0 < page.all("rect", "class").count("bar first") <= WINDOWS
+    assert 0 < page.all("rect", "class").count("bar first") <= MAX_INTERVALS
 
 
 def test_classes_have_their_shares_and_pixels() -> None:
@@ -153,6 +128,6 @@ def test_many_classes_awkward_names_and_heavy_thumbnails_still_give_a_small_page
     )
     noise = np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8)
     thumbnails = [Thumbnail(key=f"{i}" + "é" * 500, jpeg=encode_image(noise, "JPEG")) for i in range(60)]
-    files = report(labels=labels, class_pixels=[1] * 249 + [0], thumbnails=thumbnails)
-    assert_alone(files, *BESIDE)
-    assert 20 < len(Page(files).pictures()) < 60
+    html = report(labels=labels, class_pixels=[1] * 249 + [0], thumbnails=thumbnails)
+    assert_alone(html, *BESIDE)
+    assert 20 < len(Page(html).pictures()) < 60

@@ -1,70 +1,32 @@
 """The page of a training run: what a browser would need is there, and awkward runs still give a page."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.report.html_page import Page, assert_alone
+from tests.report.training_page import LABELS, epoch, report, sample
 from unet.data.labels import IGNORE, Label, LabelSet
 from unet.model.metrics import ConfusionMatrix
-from unet.report.training import Comparison, training_report
-
-LABELS = LabelSet(
-    (
-        Label(value=0, name="<b>road & co", color=(200, 0, 0)),
-        Label(value=1, name="$sky$ \\of", color=(0, 200, 0)),
-        Label(value=2, name="a sign of a class whose name is long", color=(0, 0, 200)),
-        Label(value=3, name="void", color=(0, 0, 0), ignore=True),
-    )
-)
-
-
-def epoch(number: int, **changes: Any) -> dict[str, Any]:
-    row = {"epoch": number, "step": 4 * number, "train_loss": 1.0 / number, "val_loss": 1.2 / number,
-           "val_pixel_accuracy": 0.8, "val_miou": 0.4, "val_mdice": 0.5,
-           "val_iou": dict(zip(LABELS.names, (0.7, 0.5, None), strict=True))}  # fmt: skip
-    return row | changes
-
-
-def sample(name: str = "a/b.jpg", size: tuple[int, int] = (24, 32)) -> Comparison:
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 3, size, dtype=np.uint8)
-    truth[0] = IGNORE
-    prediction = np.where(truth == IGNORE, 0, truth).astype(np.uint8)
-    return Comparison(
-        name=name, image=rng.integers(0, 256, (*size, 3), dtype=np.uint8), truth=truth, prediction=prediction
-    )
-
-
-def report(**changes: Any) -> dict[str, bytes]:
-    given: dict[str, Any] = {
-        "title": "a run",
-        "facts": {"Parameters": "1,234"},
-        "labels": LABELS,
-        "history": [epoch(1), epoch(2), epoch(3)],
-        "confusion": ConfusionMatrix(np.array([[5, 1, 0], [2, 8, 0], [0, 0, 0]])),
-        "samples": [sample()],
-    }
-    return training_report(**given | changes)
+from unet.report.comparison import SamplePrediction
 
 
 @pytest.fixture(scope="module")
-def files() -> dict[str, bytes]:
+def html() -> bytes:
     return report()
 
 
-def test_the_page_is_one_file_that_needs_no_network(files: dict[str, bytes]) -> None:
-    assert_alone(files)
-    assert len(Page(files).pictures()) == 4
+def test_the_page_is_one_file_that_needs_no_network(html: bytes) -> None:
+    assert_alone(html)
+    assert len(Page(html).pictures()) == 4
 
 
 def test_text_from_outside_is_escaped() -> None:
     name = '"><img src=x>'
-    files = report(title=name, facts={name: name}, samples=[sample(name)])
-    page = Page(files)
-    assert "<b>" not in files["index.html"].decode()
+    html = report(title=name, facts={name: name}, samples=[sample(name)])
+    page = Page(html)
+    assert "<b>" not in html.decode()
     assert "x" not in page.all("img", "src")
     assert page.text.count(name) == 5  # title, heading, both halves of the fact, sample
     assert LABELS.names[0] in page.text
@@ -76,16 +38,16 @@ def test_the_headline_is_of_the_best_epoch() -> None:
     assert "2 of 3" in text
 
 
-def test_the_table_of_classes_has_the_scores_of_the_confusion_matrix(files: dict[str, bytes]) -> None:
-    cells = Page(files).cells
+def test_the_table_of_classes_has_the_scores_of_the_confusion_matrix(html: bytes) -> None:
+    cells = Page(html).cells
     first = cells.index(LABELS.names[0])
     assert cells[first : first + 6] == [LABELS.names[0], "62.5%", "76.9%", "71.4%", "83.3%", "37.5%"]
     absent = cells.index(LABELS.names[2])
     assert cells[absent : absent + 6] == [LABELS.names[2], "n/a", "n/a", "n/a", "n/a", "0.0%"]
 
 
-def test_the_largest_confusion_comes_first(files: dict[str, bytes]) -> None:
-    cells = Page(files).cells
+def test_the_largest_confusion_comes_first(html: bytes) -> None:
+    cells = Page(html).cells
     start = cells.index("Taken for") + 3
     assert cells[start : start + 8] == [
         *(LABELS.names[1], LABELS.names[0], "20.0%", "2"),
@@ -100,10 +62,10 @@ def test_one_epoch_gives_a_page() -> None:
 @pytest.mark.parametrize("nothing", [None, math.nan, math.inf])
 def test_values_that_are_missing_leave_gaps(nothing: float | None) -> None:
     gone = dict.fromkeys(("train_loss", "val_loss", "val_pixel_accuracy", "val_miou", "val_mdice"), nothing)
-    files = report(history=[epoch(1, **gone), epoch(2)])
-    assert "2 of 2" in Page(files).text or nothing == math.inf
+    html = report(history=[epoch(1, **gone), epoch(2)])
+    assert "2 of 2" in Page(html).text or nothing == math.inf
     assert "n/a" in Page(report(history=[epoch(1, **gone, val_iou=None)])).text
-    for points in Page(files).all("polyline", "points"):
+    for points in Page(html).all("polyline", "points"):
         assert "nan" not in points
         assert "inf" not in points
 
@@ -123,7 +85,7 @@ def test_a_page_of_many_classes_epochs_and_noisy_samples_stays_small() -> None:
     )
     rng = np.random.default_rng(0)
     noise = [
-        Comparison(
+        SamplePrediction(
             name=f"{i}" + "k" * 1000,
             image=rng.integers(0, 256, (700, 700, 3), dtype=np.uint8),
             truth=rng.integers(0, count, (700, 700), dtype=np.uint8),
@@ -132,11 +94,11 @@ def test_a_page_of_many_classes_epochs_and_noisy_samples_stays_small() -> None:
         for i in range(6)
     ]
     history = [epoch(i, val_iou=None) for i in range(1, 20_001)]
-    files = report(
+    html = report(
         labels=labels, history=history, confusion=ConfusionMatrix(rng.integers(0, 99, (count, count))), samples=noise
     )
-    assert_alone(files)
-    assert "more are left out" in Page(files).text
+    assert_alone(html)
+    assert "more are left out" in Page(html).text
 
 
 def test_panels_are_no_larger_than_they_are_shown() -> None:
@@ -155,7 +117,7 @@ def test_masks_are_in_the_label_colours_and_the_image_is_itself() -> None:
 
 def test_errors_stand_out_from_dim_correct_and_flat_unscored_pixels() -> None:
     truth = np.array([[0, 1, IGNORE]], np.uint8)
-    shown = Comparison(
+    shown = SamplePrediction(
         name="a", image=np.full((1, 3, 3), 100, np.uint8), truth=truth, prediction=np.zeros((1, 3), np.uint8)
     )
     page = Page(report(samples=[shown]))

@@ -28,8 +28,8 @@ from unet.evaluate.settings import EvaluateSettings
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix, nan_to_none
 from unet.model.predictor import Predictor
+from unet.report.comparison import SamplePrediction
 from unet.report.evaluation import evaluation_report
-from unet.report.training import Comparison
 from unet.runtime.memory import retain_freed_memory
 from unet.runtime.pipeline import Row, actor_pool, connect_workers, dataset_of, pack, stream, unpack
 from unet.runtime.session import check_shared
@@ -233,31 +233,34 @@ def _write(evaluation: Evaluation, scored: Scored, scores: dict[str, Any]) -> No
     ranked = sorted((image.miou, place) for place, image in enumerate(scored.images) if image.pixels)
     worst, others = ranked[:SHOWN], ranked[SHOWN:][::-1]
     scorer = evaluation.scorer(gpu=False)
-    files = evaluation_report(
+    page = evaluation_report(
         title=str(settings.model or settings.masks),
         facts=_facts(settings, scores),
         labels=labels,
         confusion=ConfusionMatrix(scored.counts),
         images=scored.images,
-        worst=[_comparison(scorer, scored.pairs[place]) for _, place in worst],
-        best=[_comparison(scorer, scored.pairs[place]) for _, place in others[:SHOWN]],
+        worst=[_sample_prediction(scorer, scored.pairs[place]) for _, place in worst],
+        best=[_sample_prediction(scorer, scored.pairs[place]) for _, place in others[:SHOWN]],
     )
     table = pa.Table.from_pylist([asdict(image) for image in scored.images])
     for index, name in enumerate(labels.names):
         table = table.append_column(f"iou.{name}", pa.array(scored.iou[:, index], from_pandas=True))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    files[IMAGES] = buffer.getvalue()
-    files[SETTINGS] = yaml.safe_dump(to_mapping(settings), sort_keys=False).encode()
-    files[SCORES] = json.dumps(nan_to_none(scores), indent=1).encode()
+    files = {
+        "index.html": page,
+        IMAGES: buffer.getvalue(),
+        SETTINGS: yaml.safe_dump(to_mapping(settings), sort_keys=False).encode(),
+        SCORES: json.dumps(nan_to_none(scores), indent=1).encode(),
+    }
     for name, data in files.items():
         store.write(join_uri(settings.output, name), data)
 
 
-def _comparison(scorer: Scorer, pair: Pair) -> Comparison:
+def _sample_prediction(scorer: Scorer, pair: Pair) -> SamplePrediction:
     example = scorer.read(pair)
     (prediction,) = scorer.predictions([example])
-    return Comparison(name=pair.key, image=example.image, truth=example.truth, prediction=prediction)
+    return SamplePrediction(name=pair.key, image=example.image, truth=example.truth, prediction=prediction)
 
 
 def _facts(settings: EvaluateSettings, scores: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The page of a segmentation run: headline, facts, what became of the objects, a contact sheet, classes, failures.
 
-A page is bytes by file name, index.html alone; the caller stores it beside report.parquet and summary.json, which it
-links to. Whatever was listed and however many failed, it stays below 5 MB.
+The caller stores it beside report.parquet and summary.json, which it links to. Whatever was listed and however many
+failed, it stays below 5 MB.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from unet.data.labels import LabelSet
-from unet.report.page import contact_sheet, facts_list, headline, legend, pair, percent, render_page, shortened
-from unet.report.plots import Mark, bar_plot
+from unet.report.page import contact_sheet, legend, render_page, side_by_side, truncate_middle
+from unet.report.plots import ReferenceLine, bar_plot
 from unet.report.score_tables import class_cells
-from unet.report.tables import Cell, count_cell, sortable_table
+from unet.report.tables import count_cell, ratio_cell, sortable_table
 
 Failure = tuple[str, str, str]
 """Key, status and reason."""
 
-MEANING = {
+STATUS_MEANINGS = {
     "done": "segmented in this run",
     "unchanged": "with an up-to-date mask already",
     "failed": "could not be segmented",
@@ -27,12 +27,12 @@ MEANING = {
     "changed": "replaced while the run went on; left to the next run",
     "vanished": "deleted while the run went on",
 }
-"""What each status says of its objects, in the order of the page."""
+"""What each status means for its objects, in the order of the page."""
 
-FAILURES, KEY_LENGTH, REASON_LENGTH = 200, 1024, 300
+MAX_FAILURES, KEY_LENGTH, REASON_LENGTH = 200, 1024, 300
 """Rows of the table of failures, and how much of a key and of a reason it shows."""
-WINDOWS = 60
-"""Most windows of time in the plot of throughput."""
+MAX_INTERVALS = 60
+"""Most bars in the plot of throughput."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,40 +57,40 @@ def segmentation_report(
     thumbnails: Sequence[Thumbnail],
     failures: Sequence[Failure],
     failures_total: int,
-) -> dict[str, bytes]:
-    """Files of the page by name relative to its folder: index.html.
+) -> bytes:
+    """Return the page as HTML.
 
     `facts` are shown as they are, label and value. `counts` are objects by status. `class_pixels` are of the masks
     written in this run, by class index. `throughput` is seconds since the start and images done by then. `thumbnails`
     are a sample of the images done, `failures` some of the `failures_total` there were.
     """
-    figures = {
+    headline = {
         "Done": f"{counts.get('done', 0):,}",
         "Failed": f"{counts.get('failed', 0):,}",
         "Unchanged": f"{counts.get('unchanged', 0):,}",
-        "Images per second": _rate(images_per_second),
+        "Images per second": _format_rate(images_per_second),
     }
-    drawn = [_class_shares(labels, class_pixels)] if sum(class_pixels) else []
-    if windows := _windows(throughput):
-        drawn.append(_speed(*windows, images_per_second))
+    figures = [_class_shares(labels, class_pixels)] if sum(class_pixels) else []
+    if intervals := _rates_by_interval(throughput):
+        figures.append(_throughput_plot(*intervals, images_per_second))
     masks = [(thumbnail.jpeg, thumbnail.key) for thumbnail in thumbnails]
     sections = {
         "Objects": "\n".join(_objects(counts)),
         "Masks": "\n".join((*_masks(len(masks), counts, labels), contact_sheet(masks))) if masks else "",
-        "Classes and speed": pair(*drawn) if drawn else "",
+        "Classes and speed": side_by_side(*figures) if figures else "",
         "Failures": "\n".join(_failures(failures, failures_total)) if failures_total else "",
     }
-    return {"index.html": render_page(title, "Segmentation", [headline(figures), facts_list(facts)], sections)}
+    return render_page(title, "Segmentation", headline, facts, sections)
 
 
 def _objects(counts: Mapping[str, int]) -> Iterable[str]:
-    known = {status: count for status, count in counts.items() if count}
-    if not known:
+    present = {status: count for status, count in counts.items() if count}
+    if not present:
         yield "<p>Nothing was listed, so nothing was to be done.</p>"
-    elif known.keys() <= {"unchanged", "failed_before", "skipped"}:
+    elif present.keys() <= {"unchanged", "failed_before", "skipped"}:
         yield "<p>Nothing was new, so no mask was written.</p>"
-    order = sorted(known, key=lambda status: [*MEANING, status].index(status))
-    rows = [(status, count_cell(known[status]), MEANING.get(status, "")) for status in order]
+    order = sorted(present, key=lambda status: [*STATUS_MEANINGS, status].index(status))
+    rows = [(status, count_cell(present[status]), STATUS_MEANINGS.get(status, "")) for status in order]
     yield (
         '<p>Every object that was listed has a row in <a href="report.parquet">report.parquet</a>; '
         'the figures of this page are in <a href="summary.json">summary.json</a>.</p>'
@@ -106,41 +106,43 @@ def _masks(shown: int, counts: Mapping[str, int], labels: LabelSet) -> Iterable[
 
 
 def _failures(failures: Sequence[Failure], total: int) -> Iterable[str]:
-    shown = failures[:FAILURES]
-    rows = ((shortened(k, KEY_LENGTH), status, shortened(why, REASON_LENGTH)) for k, status, why in shown)
+    rows = [
+        (truncate_middle(key, KEY_LENGTH), status, truncate_middle(reason, REASON_LENGTH))
+        for key, status, reason in failures[:MAX_FAILURES]
+    ]
     yield sortable_table("Failures", ("Key", "Status", "Reason"), rows)
-    if more := total - len(shown):
+    if more := total - len(rows):
         yield f'<p>{more:,} more in <a href="report.parquet">report.parquet</a>.</p>'
 
 
 def _class_shares(labels: LabelSet, pixels: Sequence[int]) -> str:
     shares = (np.array(pixels) / sum(pixels)).tolist()
-    cells = [Cell(text=percent(share), value=share, bar=share / max(shares)) for share in shares]
+    cells = [ratio_cell(share, bar=share / max(shares)) for share in shares]
     rows = zip(class_cells(labels), cells, map(count_cell, pixels), strict=True)
     return sortable_table("Share of pixels by class", ("Class", "Share", "Pixels"), rows)
 
 
-def _windows(throughput: Sequence[tuple[float, int]]) -> tuple[list[float], list[float]] | None:
-    """Images per second in equal windows of time and the windows' edges in seconds, or None where no time passed."""
+def _rates_by_interval(throughput: Sequence[tuple[float, int]]) -> tuple[list[float], list[float]] | None:
+    """Return images per second in intervals of one length, and their edges in seconds; None if no time passed."""
     times, done = np.array(sorted({(0.0, 0), *throughput}), float).T
     if times[-1] <= 0:
         return None
-    edges = np.linspace(0, times[-1], min(WINDOWS, len(set(times)) - 1) + 1)
+    edges = np.linspace(0, times[-1], min(MAX_INTERVALS, len(set(times)) - 1) + 1)
     rates = np.diff(np.interp(edges, times, done)) / np.diff(edges)
     return rates.tolist(), edges.tolist()
 
 
-def _speed(rates: Sequence[float], edges: Sequence[float], overall: float | None) -> str:
-    seconds, unit = next((s, unit) for s, unit in _UNITS if edges[-1] >= 2 * s or s == 1)
-    level = None if overall is None else Mark(overall, f"whole run: {_rate(overall)}")
-    places = [edge / seconds for edge in edges]
-    return bar_plot("Images per second", places, rates, x_name=f"{unit} since the start", level=level)
+def _throughput_plot(rates: Sequence[float], edges: Sequence[float], overall: float | None) -> str:
+    seconds, unit = next((seconds, unit) for seconds, unit in _UNITS if edges[-1] >= 2 * seconds or seconds == 1)
+    line = None if overall is None else ReferenceLine(overall, f"whole run: {_format_rate(overall)}")
+    times = [edge / seconds for edge in edges]
+    return bar_plot("Images per second", times, rates, x_name=f"{unit} since the start", horizontal=line)
 
 
 _UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
-def _rate(images_per_second: float | None) -> str:
+def _format_rate(images_per_second: float | None) -> str:
     if images_per_second is None:
         return "n/a"
     return f"{images_per_second:,.1f}" if images_per_second >= 10 else f"{images_per_second:.2f}"

@@ -7,12 +7,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from unet.report.page import RGB, html_of, percent, swatch
+from unet.report.page import RGB, escape_html, format_percent, swatch
 
-LONG = 30
-"""More rows scroll in a box of their own."""
-SHORT = 14
-"""Texts of so many letters are not broken."""
+SCROLLED_ROWS = 30
+"""A table of more rows scrolls in a box of its own."""
+UNBROKEN_LETTERS = 14
+"""Texts of at most so many letters stay on one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,35 +21,36 @@ class Cell:
 
     text: str
     value: float | None = None
-    """What a column of numbers is sorted by; NaN is last either way."""
+    """What a column of numbers is sorted by; NaN is last in either direction."""
     bar: float | None = None
     """Length of a bar behind the text, 0..1."""
     color: RGB | None = None
     """Colour of a square before the text."""
 
 
-def ratio_cell(ratio: float) -> Cell:
-    """A ratio in percent."""
-    return Cell(text=percent(ratio), value=ratio)
+def ratio_cell(ratio: float, *, bar: float | None = None) -> Cell:
+    """Return a cell with a ratio in percent."""
+    return Cell(text=format_percent(ratio), value=ratio, bar=bar)
 
 
 def count_cell(count: int) -> Cell:
-    """A whole number."""
+    """Return a cell with a whole number."""
     return Cell(text=f"{count:,}", value=count)
 
 
 def sortable_table(
     name: str, columns: Sequence[str], rows: Iterable[Sequence[str | Cell]], *, ascending: str | None = None
 ) -> str:
-    """A table called `name` with a row of cells for each of `rows`, which come sorted by the column `ascending`."""
+    """Return a table called `name`. `ascending` names the column by which `rows` are sorted already."""
     cells = [[Cell(text=cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    first = cells[0] if cells else [Cell(text="")] * len(columns)
-    head = "".join(_heading(title, cell, title == ascending) for title, cell in zip(columns, first, strict=True))
-    body = ("<tr>" + "".join(map(_data, row)) + "</tr>" for row in cells)
-    kind = "rows long" if len(cells) > LONG else "rows"
+    first_row = cells[0] if cells else [Cell(text="")] * len(columns)
+    headings = zip(columns, first_row, strict=True)
+    head = "".join(_header_cell(title, cell, ascending=title == ascending) for title, cell in headings)
+    body = ("<tr>" + "".join(map(_data_cell, row)) + "</tr>" for row in cells)
+    kind = "rows long" if len(cells) > SCROLLED_ROWS else "rows"
     return "\n".join(
         (
-            f'<div class="card"><div class="{kind}" role="region" tabindex="0" aria-label="{html_of(name)}">',
+            f'<div class="card"><div class="{kind}" role="region" tabindex="0" aria-label="{escape_html(name)}">',
             f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>",
             *body,
             "</tbody>\n</table></div></div>",
@@ -57,19 +58,18 @@ def sortable_table(
     )
 
 
-def _heading(title: str, cell: Cell, ascending: bool) -> str:
-    kind, order = "" if cell.value is None else _kind(cell), ' aria-sort="ascending"' if ascending else ""
-    return f'<th scope="col"{kind}{order}><button type="button">{html_of(title)}</button></th>'
+def _header_cell(title: str, first: Cell, *, ascending: bool) -> str:
+    kind, order = "" if first.value is None else _class(first), ' aria-sort="ascending"' if ascending else ""
+    return f'<th scope="col"{kind}{order}><button type="button">{escape_html(title)}</button></th>'
 
 
-def _data(cell: Cell) -> str:
-    known = cell.value is not None and math.isfinite(cell.value)
-    value = f' data-value="{cell.value:.9g}"' if known else ""
-    bar = f' style="--bar: {100 * min(cell.bar, 1):.2f}%"' if cell.bar is not None and math.isfinite(cell.bar) else ""
-    return f"<td{_kind(cell)}{value}{bar}>{swatch(cell.color) if cell.color else ''}{html_of(cell.text)}</td>"
+def _data_cell(cell: Cell) -> str:
+    value = "" if cell.value is None or not math.isfinite(cell.value) else f' data-value="{cell.value:.9g}"'
+    bar = "" if cell.bar is None or not math.isfinite(cell.bar) else f' style="--bar: {100 * min(cell.bar, 1):.2f}%"'
+    return f"<td{_class(cell)}{value}{bar}>{swatch(cell.color) if cell.color else ''}{escape_html(cell.text)}</td>"
 
 
-def _kind(cell: Cell) -> str:
+def _class(cell: Cell) -> str:
     if cell.value is None:
-        return ' class="short"' if len(cell.text) <= SHORT else ""
+        return ' class="short"' if len(cell.text) <= UNBROKEN_LETTERS else ""
     return ' class="number"' if cell.bar is None else ' class="number bar"'

@@ -1,6 +1,6 @@
 """The page of a training run: headline, facts, curves, scores of the classes, confusions, samples with their errors.
 
-A page is bytes by file name, index.html alone; the caller stores it. A value that is None or NaN shows as n/a or a gap.
+A value that is None or NaN shows as n/a or a gap.
 """
 
 import math
@@ -11,14 +11,12 @@ import numpy as np
 
 from unet.data.labels import LabelSet
 from unet.model.metrics import ConfusionMatrix
-from unet.report.comparison import Comparison, comparisons, legends
-from unet.report.page import FULL, facts_list, headline, pair, percent, render_page
-from unet.report.plots import Mark, line_plot, whole_percent
-from unet.report.score_tables import class_table, confusions
+from unet.report.comparison import SamplePrediction, panel_legends, sample_figures
+from unet.report.page import MAX_PICTURES, format_percent, render_page, side_by_side
+from unet.report.plots import ReferenceLine, format_axis_percent, line_plot
+from unet.report.score_tables import class_table, confusion_figures
 
-__all__ = ["Comparison", "Row", "training_report"]
-
-Row = Mapping[str, Any]
+EpochMetrics = Mapping[str, Any]
 """A line of metrics.jsonl."""
 
 
@@ -27,50 +25,46 @@ def training_report(
     title: str,
     facts: Mapping[str, str],
     labels: LabelSet,
-    history: Sequence[Row],
+    history: Sequence[EpochMetrics],
     confusion: ConfusionMatrix,
-    samples: Sequence[Comparison],
-) -> dict[str, bytes]:
-    """Files of the report by name relative to its folder: index.html.
+    samples: Sequence[SamplePrediction],
+) -> bytes:
+    """Return the page as HTML; the caller stores it.
 
     `facts` are shown as they are, label and value. `history` has one row per epoch, at least one; the best epoch is
     the first with the highest `val_miou`. `confusion` and `samples` are those of the best epoch.
     """
-    best = max(history, key=lambda row: np.nan_to_num(_number(row, "val_miou"), nan=-1.0))
-    figures = {
-        "Mean IoU": percent(_number(best, "val_miou")),
-        "Mean Dice": percent(_number(best, "val_mdice")),
-        "Pixel accuracy": percent(_number(best, "val_pixel_accuracy")),
+    best = max(history, key=lambda row: np.nan_to_num(_metric(row, "val_miou"), nan=-1.0))
+    headline = {
+        "Mean IoU": format_percent(_metric(best, "val_miou")),
+        "Mean Dice": format_percent(_metric(best, "val_mdice")),
+        "Pixel accuracy": format_percent(_metric(best, "val_pixel_accuracy")),
         "Best epoch": f"{best['epoch']} of {history[-1]['epoch']}",
     }
-    shown = comparisons("sample", samples, labels, FULL)
+    figures = sample_figures("sample", samples, labels, MAX_PICTURES)
     sections = {
         "Training": _curves(history, best["epoch"]),
         "Classes": "<p>At the best epoch, over all pixels of the validation images.</p>"
         + class_table(labels, confusion),
-        "Confusions": confusions(labels, confusion),
-        "Samples": legends(labels) + shown if shown else "",
+        "Confusions": confusion_figures(labels, confusion),
+        "Samples": panel_legends(labels) + figures if figures else "",
     }
-    return {"index.html": render_page(title, "Training", [headline(figures), facts_list(facts)], sections)}
+    return render_page(title, "Training", headline, facts, sections)
 
 
-def _curves(history: Sequence[Row], best: int) -> str:
-    mark = Mark(best, "best epoch")
-    loss = [(name, _points(history, key)) for name, key in (("training", "train_loss"), ("validation", "val_loss"))]
-    scores = [
-        (name, _points(history, key))
-        for name, key in (("pixel accuracy", "val_pixel_accuracy"), ("mean IoU", "val_miou"))
-    ]
-    return pair(
-        line_plot("Loss", loss, x_name="epoch", mark=mark),
-        line_plot("Validation scores", scores, x_name="epoch", y_top=1, y_format=whole_percent, mark=mark),
+def _curves(history: Sequence[EpochMetrics], best: int) -> str:
+    def curve(name: str, key: str) -> tuple[str, list[tuple[float, float]]]:
+        return name, [(row["epoch"], _metric(row, key)) for row in history]
+
+    line = ReferenceLine(best, "best epoch")
+    losses = [curve("training", "train_loss"), curve("validation", "val_loss")]
+    scores = [curve("pixel accuracy", "val_pixel_accuracy"), curve("mean IoU", "val_miou")]
+    return side_by_side(
+        line_plot("Loss", losses, x_name="epoch", vertical=line),
+        line_plot("Validation scores", scores, x_name="epoch", y_top=1, y_format=format_axis_percent, vertical=line),
     )
 
 
-def _points(history: Sequence[Row], key: str) -> list[tuple[float, float]]:
-    return [(row["epoch"], _number(row, key)) for row in history]
-
-
-def _number(row: Row, key: str) -> float:
+def _metric(row: EpochMetrics, key: str) -> float:
     value = row.get(key)
     return math.nan if value is None else float(value)

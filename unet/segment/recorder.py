@@ -141,7 +141,7 @@ class Recorder:
             self.spec.ledger.compact(self.spec.fence)
         self.output.put_file(f"{self.spec.folder}report.parquet", self._report_path)
         summary = self._summary(complete)
-        files = self._page(summary) | {"summary.json": json.dumps(summary, indent=1).encode()}
+        files = {"index.html": self._page(summary), "summary.json": json.dumps(summary, indent=1).encode()}
         for name, data in files.items():
             self.guard()
             self.output.put(self.spec.folder + name, data)
@@ -188,7 +188,7 @@ class Recorder:
             },
         }
 
-    def _page(self, summary: dict[str, Any]) -> dict[str, bytes]:
+    def _page(self, summary: dict[str, Any]) -> bytes:
         facts = {
             "Input": summary["input"],
             "Output": summary["output"],

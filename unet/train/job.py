@@ -35,7 +35,8 @@ from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
 from unet.model.network import UNet, architecture
 from unet.model.predictor import Predictor
-from unet.report.training import Comparison, training_report
+from unet.report.comparison import SamplePrediction
+from unet.report.training import training_report
 from unet.runtime import telemetry
 from unet.runtime.session import check_shared, connect, in_job_directory
 from unet.runtime.stop import shutdown_hook
@@ -246,7 +247,7 @@ def _trainer(run: TrainingRun, scratch: str, *, local: bool) -> Trainer:
 
 
 def _write_report(run: TrainingRun) -> None:
-    folder, settings = join_uri(run.folder, "report"), run.settings
+    settings = run.settings
     model = Model.load(join_uri(run.folder, "model"), "--name")
     predictor = Predictor(model, precision=settings.fit.precision)
     chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
@@ -254,9 +255,10 @@ def _write_report(run: TrainingRun) -> None:
     for pair in chosen:
         picture, truth = read_pair(pair, run.labels, window=run.window)
         image = np.asarray(picture)
-        samples.append(Comparison(name=pair.key, image=image, truth=truth, prediction=predictor.predict(image)))
+        prediction = predictor.predict(image)
+        samples.append(SamplePrediction(name=pair.key, image=image, truth=truth, prediction=prediction))
     entries = read_entries(run.folder)
-    files = training_report(
+    page = training_report(
         title=settings.name,
         facts=_facts(run, model, entries),
         labels=run.labels,
@@ -264,8 +266,7 @@ def _write_report(run: TrainingRun) -> None:
         confusion=ConfusionMatrix(np.array(model.scores["confusion"], np.int64)),
         samples=samples,
     )
-    for name in sorted(files, key=lambda name: name == "index.html"):  # the page last: it marks a finished run
-        store.write(join_uri(folder, name), files[name])
+    store.write(join_uri(run.folder, "report/index.html"), page)
 
 
 def _facts(run: TrainingRun, model: Model, entries: list[Entry]) -> dict[str, str]:
