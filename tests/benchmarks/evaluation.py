@@ -18,7 +18,7 @@ from pathlib import Path
 import boto3
 
 from tests.benchmarks.segmentation import MODELS, SIZES, job, save_model
-from tests.servers.rclone import rclone
+from tests.servers.s3 import rclone
 from unet.sample.write import write_sample_set
 
 

@@ -19,7 +19,7 @@ import boto3
 
 from tests.benchmarks.segmentation import fill, save_model
 from tests.hosts.network import HERE, network
-from tests.servers.rclone import rclone
+from tests.servers.s3 import rclone
 from unet.model.artifact import Model
 from unet.sample.write import write_sample_set
 

@@ -4,7 +4,7 @@ Three programs segment the same images with the same network in bf16, taking tur
 around boto3, Pillow and PyTorch; (c) the bound, (b)'s forward passes on arrays that are already in memory. (a) and (b)
 read from and write to one local S3 server. Rates are slopes between two sizes of bucket, which leave start-up out;
 printed are their medians and ratios, the job's seconds from the command to its first mask, and the share of the
-measured bf16 matrix peak.
+measured bf16 matrix peak. With `--busy 2` the job and the loop also take turns beside two busy processes.
 """
 
 import argparse
@@ -29,8 +29,9 @@ from botocore.config import Config
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.benchmarks.busy import busy_loops
 from tests.benchmarks.training import peak
-from tests.servers.rclone import rclone
+from tests.servers.s3 import rclone
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
 from unet.model.network import UNet, to_channels_last
@@ -145,28 +146,36 @@ class Loop:
         return time.monotonic() - began
 
 
+def rates_of(name: str, model: Path, root: Path, batch: int, turn: str) -> tuple[float, float, float]:
+    """Images per second of (a) and (b), and the seconds of (a) to its first mask."""
+    few, many = SIZES[name]
+    client = boto3.client("s3")
+    seconds: dict[str, float] = {}
+    for count in (few, many):
+        output = f"{name}-{turn}-{count}"
+        for way in ("a", "b"):
+            client.create_bucket(Bucket=f"{output}-{way}")
+        seconds[f"a{count}"], first = job(f"images-{count}", model, f"{output}-a")
+        seconds[f"b{count}"] = alone("b", str(model), f"images-{count}", f"{output}-b", str(batch))
+        made = [len(list((root / f"{output}-{way}" / "masks").glob("*.png"))) for way in "ab"]
+        assert made == [count, count], made
+    a, b = ((many - few) / (seconds[f"{way}{many}"] - seconds[f"{way}{few}"]) for way in "ab")
+    return a, b, first
+
+
 def compare(name: str, images: list[Path], root: Path, rounds: int, batch: int) -> None:
     """Prints the figures of one model."""
     model = save_model(name, root.parent)
     few, many = SIZES[name]
-    client = boto3.client("s3")
     rates: dict[str, list[float]] = {"a": [], "b": [], "c": []}
     firsts = []
     for turn in range(rounds):
-        seconds: dict[str, float] = {}
-        for count in (few, many):
-            output = f"{name}-{turn}-{count}"
-            for way in ("a", "b"):
-                client.create_bucket(Bucket=f"{output}-{way}")
-            seconds[f"a{count}"], first = job(f"images-{count}", model, f"{output}-a")
-            firsts.append(first)
-            seconds[f"b{count}"] = alone("b", str(model), f"images-{count}", f"{output}-b", str(batch))
-            made = [len(list((root / f"{output}-{way}" / "masks").glob("*.png"))) for way in "ab"]
-            assert made == [count, count], made
-        for way in ("a", "b"):
-            rates[way].append((many - few) / (seconds[f"{way}{many}"] - seconds[f"{way}{few}"]))
-        rates["c"].append(alone("c", str(model), str(images[0].parent), str(2 * few), str(batch)))
-        print(f"{name}: job {rates['a'][-1]:.2f}, loop {rates['b'][-1]:.2f}, bound {rates['c'][-1]:.2f} images/s")
+        a, b, first = rates_of(name, model, root, batch, str(turn))
+        c = alone("c", str(model), str(images[0].parent), str(2 * few), str(batch))
+        for way, rate in zip("abc", (a, b, c), strict=True):
+            rates[way].append(rate)
+        firsts.append(first)
+        print(f"{name}: job {a:.2f}, loop {b:.2f}, bound {c:.2f} images/s", flush=True)
     a, b, c = (statistics.median(rates[way]) for way in "abc")
     ratios = [statistics.median(x / y for x, y in zip(rates[p], rates[q], strict=True)) for p, q in ("ab", "bc")]
     print(f"{name}, {few} and {many} images, {rounds} rounds")
@@ -174,6 +183,19 @@ def compare(name: str, images: list[Path], root: Path, rounds: int, batch: int) 
     print(f"  job / loop {ratios[0]:.3f} (goal 0.95), loop / bound {ratios[1]:.3f} (goal 0.9 for classic)")
     print(f"  seconds from the command to the first mask: {statistics.median(firsts):.1f} (goal 15)")
     print(f"  share of the bf16 matrix peak: {a * flops(name, images[0]) / alone('peak'):.2f}", flush=True)
+
+
+def compare_busy(name: str, root: Path, rounds: int, batch: int, loops: int) -> None:
+    """Prints what the job and the loop make of a machine with other work to do."""
+    model = save_model(name, root.parent)
+    ratios = []
+    for turn in range(rounds):
+        with busy_loops(loops):
+            a, b, _ = rates_of(name, model, root, batch, f"busy-{turn}")
+        ratios.append(a / b)
+        print(f"{name} beside {loops} loops: job {a:.2f}, loop {b:.2f} images/s", flush=True)
+    print(f"{name}, beside {loops} busy loops, {rounds} rounds")
+    print(f"  job / loop {statistics.median(ratios):.3f} (goal 0.9)", flush=True)
 
 
 def flops(name: str, image: Path) -> float:
@@ -213,6 +235,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1, help="images per forward pass of the loop")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--busy", type=int, default=0, help="busy processes beside the job and the loop, in turn")
+    parser.add_argument("--busy-only", action="store_true")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part:
@@ -230,7 +254,10 @@ def main() -> None:
                 fill(root, images, count)
         with rclone(root):
             for name in given.models:
-                compare(name, images, root, given.rounds, given.batch)
+                if not given.busy_only:
+                    compare(name, images, root, given.rounds, given.batch)
+                if given.busy:
+                    compare_busy(name, root, given.rounds, given.batch, given.busy)
 
 
 if __name__ == "__main__":

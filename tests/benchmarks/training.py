@@ -5,8 +5,9 @@ channels-last), taking turns: (a) our job; (b) a hand-written loop around PyTorc
 steps on one batch that is already a tensor. Printed are the medians of their steady rates, their ratios, the job's
 seconds from the command to its first step, and the share of the measured bf16 matrix peak.
 
-Then two workers with half the processors each against one with all (`--workers-only`), and how fast Ray Data alone
-reads, decodes and augments (`--data-only`), which is what can feed a GPU.
+With `--busy 2` the job and the loop also take turns beside two busy processes. Then two workers with half the
+processors each against one with all (`--workers-only`), and how fast Ray Data alone reads, decodes and augments
+(`--data-only`), which is what can feed a GPU.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.benchmarks.busy import busy_loops
 from unet.data.augment import augment
 from unet.data.labelled_set import find_labelled_set, read_pair
 from unet.data.labels import IGNORE, read_labels
@@ -185,6 +187,21 @@ def compare(data: str, preset: Preset, batch: int, steps: int, rounds: int) -> N
     print(f"  share of the bf16 matrix peak: {a * flops(preset) / alone('--peak'):.2f}", flush=True)
 
 
+def compare_busy(data: str, loops: int, steps: int, rounds: int) -> None:
+    """Prints what the job and the loop make of a machine with other work to do."""
+    rates = []
+    for _ in range(rounds):
+        quiet, _ = job(data, "default", 32, steps)
+        with busy_loops(loops):
+            busy, _ = job(data, "default", 32, steps)
+            loop_rate = alone("--loop", "b", data, "default", "32", str(steps))
+        rates.append((busy / loop_rate, busy / quiet))
+        print(f"beside {loops} loops: job {busy:.2f}, loop {loop_rate:.2f}; job alone {quiet:.2f} images/s", flush=True)
+    beside, kept = (statistics.median(ratios) for ratios in zip(*rates, strict=True))
+    print(f"default, batches of 32, beside {loops} busy loops, {steps} steps, {rounds} rounds")
+    print(f"  job / loop {beside:.3f} (goal 0.9), job / job alone {kept:.3f} (goal 0.35)", flush=True)
+
+
 def compare_workers(data: str, rounds: int) -> None:
     """Prints what two workers lose against one on the same processors."""
     rates = [[job(data, "default", 32, 60, workers)[0] for workers in (1, 2)] for _ in range(rounds)]
@@ -222,6 +239,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="labelled set in CamVid's layout; default: the generated sample set")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=80, help="of the default model; of classic half as many")
+    parser.add_argument("--busy", type=int, default=0, help="busy processes beside the job and the loop, in turn")
+    parser.add_argument("--busy-only", action="store_true")
     parser.add_argument("--workers-only", action="store_true")
     parser.add_argument("--data-only", action="store_true")
     parser.add_argument("--loop", nargs=5, help=argparse.SUPPRESS)
@@ -237,12 +257,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if given.data is None:
                 write_sample_set(folder)
-            if not given.workers_only and not given.data_only:
-                compare(given.data or folder, "default", 32, 80, given.rounds)
-                compare(given.data or folder, "classic", 16, 40, given.rounds)
-            if not given.data_only:
+            only = given.busy_only or given.workers_only or given.data_only
+            if not only:
+                compare(given.data or folder, "default", 32, given.steps, given.rounds)
+                compare(given.data or folder, "classic", 16, given.steps // 2, given.rounds)
+            if given.busy and (given.busy_only or not only):
+                compare_busy(given.data or folder, given.busy, given.steps, given.rounds)
+            if given.workers_only or not only:
                 compare_workers(given.data or folder, given.rounds)
-            if not given.workers_only:
+            if given.data_only or not only:
                 connect(worker_output=False)
                 feed(given.data or folder, Geometry("resize", SIZE), 250)
                 feed(given.data or folder, Geometry("native", (320, 320)), 100)
