@@ -20,10 +20,10 @@ def find(folder: Path, **options: object) -> tuple[list[str], list[str]]:
     return [pair.key for pair in labelled.train], [pair.key for pair in labelled.val]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=lambda layout: layout.images)
+@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=lambda layout: layout.images.format(part="train"))
 def test_a_layout_with_a_validation_part_is_found(tmp_path: Path, boxes: Path, layout: Layout) -> None:
     sources = ("train/images", "train/masks", "val/images", "val/masks")
-    targets = (layout.images, layout.masks, layout.val_images, layout.val_masks)
+    targets = (*layout.folders("train"), *layout.folders(layout.val_part))
     for source, target in zip(sources, targets, strict=True):
         shutil.copytree(boxes / source, tmp_path / "set" / str(target))
     train, val = find(tmp_path / "set")

@@ -137,14 +137,9 @@ def preprocess_mask(mask: Array, geometry: Geometry) -> Array:
     return mask if geometry.kind == "native" else resize_mask(mask, geometry.size)
 
 
-def colorize(mask: Array, labels: LabelSet) -> Array:
-    """Return `mask` in the label colours, HWC uint8 RGB."""
-    return labels.colors[mask]
-
-
 def overlay(image: Array, mask: Array, labels: LabelSet, *, opacity: float = 0.55) -> Array:
     """Return `mask` in the label colours over `image` (same height and width), HWC uint8 RGB."""
-    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colorize(mask, labels)), opacity))
+    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(labels.colors[mask]), opacity))
 
 
 def encode_image(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:

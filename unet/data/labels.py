@@ -34,7 +34,7 @@ class Label:
     value: int
     """What a mask file holds for this label, 0..255."""
     name: str
-    """Of the class. Several labels may share it."""
+    """Name of its class. Several labels may share it."""
     color: tuple[int, int, int]
     """RGB, 0..255: the palette of written masks and the key of RGB colour masks."""
     ignore: bool = False
@@ -52,9 +52,9 @@ class LabelSet:
     labels: tuple[Label, ...]
 
     def __post_init__(self) -> None:
-        for what, noun in (("value", "index"), ("color", "colour")):
-            seen = [getattr(label, what) for label in self.labels]
-            repeated = next((item for item in seen if seen.count(item) > 1), None)
+        for attribute, noun in (("value", "index"), ("color", "colour")):
+            values = [getattr(label, attribute) for label in self.labels]
+            repeated = next((value for value in values if values.count(value) > 1), None)
             if repeated is not None:
                 raise RequestError(f"two labels have the {noun} {repeated}; each label needs its own")
         first = {label.name: label for label in reversed(self.labels)}
@@ -105,22 +105,23 @@ class LabelSet:
         return table
 
     def with_ignored_as_classes(self) -> "LabelSet":
-        """The same set with its ignored labels trained and scored as classes."""
+        """Return the same set with its ignored labels trained and scored as classes."""
         return LabelSet(tuple(Label(value=label.value, name=label.name, color=label.color) for label in self.labels))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Rows for model.json."""
-        return [{"index": x.value, "name": x.name, "color": list(x.color), "ignore": x.ignore} for x in self.labels]
+        """Return the labels as rows for model.json."""
+        return [
+            {"index": label.value, "name": label.name, "color": list(label.color), "ignore": label.ignore}
+            for label in self.labels
+        ]
 
     @classmethod
     def from_json(cls, rows: list[dict[str, Any]]) -> "LabelSet":
-        """The inverse of `to_json`."""
-        return cls(
-            tuple(
-                Label(value=row["index"], name=row["name"], color=tuple(row["color"]), ignore=row["ignore"])
-                for row in rows
-            )
-        )
+        """Return the set of which `to_json` returned `rows`."""
+        labels = [
+            Label(value=row["index"], name=row["name"], color=tuple(row["color"]), ignore=row["ignore"]) for row in rows
+        ]
+        return cls(tuple(labels))
 
 
 BUILT_IN = ("binary", "camvid", "camvid32", "cityscapes", "voc")

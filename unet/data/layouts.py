@@ -31,12 +31,11 @@ Pairs = tuple[Pair, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders below --data, and how the files in them are named."""
+    """Folders below --data, and how the files in them are named. `{part}` in a folder is train or `val_part`."""
 
     images: str
     masks: str
-    val_images: str | None = None
-    val_masks: str | None = None
+    val_part: str = "val"
     image_ending: str = ""
     """What the names of images end with before their suffix; files with other names are not of the set."""
     mask_ending: str = ""
@@ -45,22 +44,19 @@ class Layout:
     """Folder in which train.txt and val.txt, if they exist, list the stems of each part. In a set with such a folder,
     images without a mask are left out."""
 
+    def folders(self, part: str) -> tuple[str, str]:
+        """Return the folders of a part's images and masks, below --data."""
+        return self.images.format(part=part), self.masks.format(part=part)
+
 
 PLAIN = Layout("images", "masks")
 
 LAYOUTS = (
-    Layout("train", "trainannot", "val", "valannot"),
-    Layout("images_prepped_train", "annotations_prepped_train", "images_prepped_test", "annotations_prepped_test"),
-    Layout("train/images", "train/masks", "val/images", "val/masks"),
-    Layout("images/train", "masks/train", "images/val", "masks/val"),
-    Layout(
-        "leftImg8bit/train",
-        "gtFine/train",
-        "leftImg8bit/val",
-        "gtFine/val",
-        image_ending="_leftImg8bit",
-        mask_ending="_gtFine_labelIds",
-    ),
+    Layout("{part}", "{part}annot"),
+    Layout("images_prepped_{part}", "annotations_prepped_{part}", val_part="test"),
+    Layout("{part}/images", "{part}/masks"),
+    Layout("images/{part}", "masks/{part}"),
+    Layout("leftImg8bit/{part}", "gtFine/{part}", image_ending="_leftImg8bit", mask_ending="_gtFine_labelIds"),
     Layout("701_StillsRaw_full", "LabeledApproved_full", mask_ending="_L"),
     Layout("JPEGImages", "SegmentationClass", split_lists="ImageSets/Segmentation"),
     PLAIN,
@@ -77,16 +73,14 @@ def pairs_by_layout(folder: str, flag: str) -> tuple[Pairs, Pairs]:
     """
     store.check_readable(folder, flag)
     for layout in LAYOUTS:
-        images, masks = join_uri(folder, layout.images), join_uri(folder, layout.masks)
+        images, masks = (join_uri(folder, name) for name in layout.folders("train"))
         if store.exists(images) and store.exists(masks):
             if layout.split_lists is not None:
                 return _parts_by_lists(images, masks, join_uri(folder, layout.split_lists))
-            train = pairs_of(images, masks, layout)
-            if layout.val_images and layout.val_masks and store.exists(join_uri(folder, layout.val_images)):
-                val = join_uri(folder, layout.val_images), join_uri(folder, layout.val_masks)
-                return train, pairs_of(*val, layout)
-            return train, ()
-    known = "; ".join(f"{layout.images}/ + {layout.masks}/" for layout in LAYOUTS)
+            val_images, val_masks = (join_uri(folder, name) for name in layout.folders(layout.val_part))
+            has_val = val_images != images and store.exists(val_images)
+            return pairs_of(images, masks, layout), pairs_of(val_images, val_masks, layout) if has_val else ()
+    known = "; ".join("{}/ + {}/".format(*layout.folders("train")) for layout in LAYOUTS)
     raise RequestError(
         f"{flag} {folder}: holds none of the known layouts ({known}); arrange it so, or use --images and --masks"
     )

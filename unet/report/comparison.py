@@ -63,30 +63,30 @@ def _figure(group: str, sample: SamplePrediction, labels: LabelSet, *, opened: b
     height, width = sample.truth.shape
     name = escape_html(truncate_middle(sample.name, 160))
     scores = f"mean IoU {format_percent(matrix.mean_iou)} · wrong {format_percent(1 - matrix.pixel_accuracy)}"
-    panels = zip(("Image", "Truth", "Prediction", "Errors"), _panel_images(sample, labels), strict=True)
+    panels = "\n".join(
+        f'<div class="panel"><span>{title}</span>{image_tag(data, title)}</div>'
+        for title, data in zip(("Image", "Truth", "Prediction", "Errors"), _panel_images(sample, labels), strict=True)
+    )
     kind = "sample card pixels" if max(height, width) < PIXELATED_SIDE else "sample card"
-    return "\n".join(
-        (
-            f'<figure class="{kind}" style="--ratio: {width / height:.5f}">',
-            f"<figcaption><strong>{name}</strong><span>{scores}</span></figcaption>",
-            '<div class="panels">',
-            *(f'<div class="panel"><span>{title}</span>{image_tag(data, title)}</div>' for title, data in panels),
-            "</div>",
-            *_slider(group, opened),
-            "</figure>",
-        )
+    return (
+        f'<figure class="{kind}" style="--ratio: {width / height:.5f}">\n'
+        f"<figcaption><strong>{name}</strong><span>{scores}</span></figcaption>\n"
+        f'<div class="panels">\n{panels}\n</div>\n{_slider(group, opened)}\n</figure>'
     )
 
 
-def _slider(group: str, opened: bool) -> Iterable[str]:
-    """Yield what page.js shows two panels over each other with; the value of a radio button is the index of a panel."""
-    yield f'<details class="compare"{" open" if opened else ""}><summary>Compare with the truth</summary>'
-    yield '<div class="stage"></div>\n<div class="controls">'
-    yield '<input type="range" min="0" max="100" value="50" aria-label="Where the truth begins">'
-    for index, title in ((0, "Image"), (2, "Prediction"), (3, "Errors")):
-        checked = " checked" if title == "Prediction" else ""
-        yield f'<label><input type="radio" name="{group}" value="{index}"{checked}> {title}</label>'
-    yield '<span class="right">Truth</span></div></details>'
+def _slider(group: str, opened: bool) -> str:
+    """Return what page.js shows two panels over each other with; a radio button's value is the index of its panel."""
+    buttons = "\n".join(
+        f'<label><input type="radio" name="{group}" value="{index}"{checked}> {title}</label>'
+        for index, title, checked in ((0, "Image", ""), (2, "Prediction", " checked"), (3, "Errors", ""))
+    )
+    return (
+        f'<details class="compare"{" open" if opened else ""}><summary>Compare with the truth</summary>\n'
+        '<div class="stage"></div>\n<div class="controls">\n'
+        '<input type="range" min="0" max="100" value="50" aria-label="Where the truth begins">\n'
+        f'{buttons}\n<span class="right">Truth</span></div></details>'
+    )
 
 
 def _panel_images(sample: SamplePrediction, labels: LabelSet) -> Iterable[bytes]:

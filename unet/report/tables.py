@@ -46,15 +46,11 @@ def sortable_table(
     first_row = cells[0] if cells else [Cell(text="")] * len(columns)
     headings = zip(columns, first_row, strict=True)
     head = "".join(_header_cell(title, cell, ascending=title == ascending) for title, cell in headings)
-    body = ("<tr>" + "".join(map(_data_cell, row)) + "</tr>" for row in cells)
+    body = "\n".join("<tr>" + "".join(map(_data_cell, row)) + "</tr>" for row in cells)
     kind = "rows long" if len(cells) > SCROLLED_ROWS else "rows"
-    return "\n".join(
-        (
-            f'<div class="card"><div class="{kind}" role="region" tabindex="0" aria-label="{escape_html(name)}">',
-            f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>",
-            *body,
-            "</tbody>\n</table></div></div>",
-        )
+    return (
+        f'<div class="card"><div class="{kind}" role="region" tabindex="0" aria-label="{escape_html(name)}">\n'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div></div>"
     )
 
 
