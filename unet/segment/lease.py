@@ -167,7 +167,7 @@ class BucketLease:
             return
         self._record = replace(self._record, released=True)
         with suppress(LeaseLost):  # another run has taken it over already
-            if not self._renew():  # the answer to the renewal before was lost, and with it the etag
+            if not self._renew():  # the response to the renewal before was lost, and with it the etag
                 self._renew()
 
     def _acquire(self) -> str:
@@ -183,7 +183,7 @@ class BucketLease:
         except Unsupported:
             self.conditional = False
             new_etag = self._write(None)
-        except Changed:  # written by another run, or by this one if the answer to its first attempt was lost
+        except Changed:  # written by another run, or by this one if the response to its first attempt was lost
             current, new_etag = self._read()
             if current is None or current.get("run") != self._record.run:
                 raise LeaseLost("another run has just begun") from None

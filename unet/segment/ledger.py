@@ -95,7 +95,7 @@ class Ledger:
         for _ in range(_READ_ATTEMPTS):
             with contextlib.suppress(Vanished):  # a part was merged meanwhile: its rows are in another
                 return LedgerIndex(self._tables(names), names)
-        raise self._vanishing_parts()
+        raise self._vanishing_error()
 
     def find_keys(self, hashes: Hashes) -> Iterator[list[str]]:
         """Yield the recorded keys with these key hashes, each once, part by part. Raise RequestError as `load`."""
@@ -110,7 +110,7 @@ class Ledger:
                     if not len(wanted):
                         break
                 return
-        raise self._vanishing_parts()
+        raise self._vanishing_error()
 
     def compact(self, fence: int) -> None:
         """Merge small parts, and drop rows that no longer count.
@@ -181,7 +181,7 @@ class Ledger:
                 writer.write_table(table)
         self._store.put(f"{fence:012d}-{uuid4().hex}.parquet", sink.getvalue())
 
-    def _vanishing_parts(self) -> RequestError:
+    def _vanishing_error(self) -> RequestError:
         return RequestError(f"{self._uri}: parts vanish while they are read; let no other program delete in there")
 
 

@@ -7,7 +7,7 @@ the listing; only the index of the ledger is held.
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from unet.segment.ledger import CHANGED, DONE, FAILED, MODEL_CHANGED, NEW
 from unet.segment.manifest import head_objects, manifest_keys
 from unet.segment.mask_index import MaskIndex
 from unet.segment.run_spec import INTERNAL, RunSpec, output_keys
-from unet.storage.objects import ObjectInfo
+from unet.storage.objects import Guard, ObjectInfo, no_guard
 
 TODO_REASONS = {
     NEW: "new",
@@ -40,7 +40,7 @@ MAX_CHUNK: so every worker soon has one, and none is left with many at the end. 
 10 kB for each. Settled objects cost nothing, and go in chunks of SETTLED_CHUNK."""
 
 
-def list_chunks(spec: RunSpec, guard: Callable[[], None] = lambda: None) -> Iterator[Chunk]:
+def list_chunks(spec: RunSpec, guard: Guard = no_guard) -> Iterator[Chunk]:
     """Yield all objects of the input, each once. `guard` is called before masks are removed."""
     lister = _Lister(spec, guard)
     waiting = settled = rows_table({"key": []})
@@ -79,7 +79,7 @@ def _chunk_size(emitted: int) -> int:
 class _Lister:
     """Lists objects, and decides their status by their name, the listing and the ledger."""
 
-    def __init__(self, spec: RunSpec, guard: Callable[[], None]) -> None:
+    def __init__(self, spec: RunSpec, guard: Guard) -> None:
         self.spec, self.guard = spec, guard
         self.settings = settings = spec.settings
         self.input, self.output = spec.input_store, spec.output_store

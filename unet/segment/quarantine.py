@@ -22,7 +22,7 @@ REASON = f"ended its worker {MAX_CRASHES + 1} times, alone too: it crashes the d
 
 
 class Quarantine:
-    """Of the items of one process."""
+    """Processes items so that an item that ends the worker is found. One for each process."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec

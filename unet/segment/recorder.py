@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from unet.segment.chunk import Chunk
 from unet.segment.run_spec import RunSpec, mask_key
 from unet.segment.segmenter import THUMBNAILS
 from unet.storage.local import translate_errors
+from unet.storage.objects import Guard, no_guard
 
 PART_SECONDS, PART_SHARE, PART_ROWS = (1.0, 5.0), 0.02, 50_000
 """A ledger part is written when PART_SHARE of the run's time has passed since the one before, within the bounds of
@@ -62,7 +62,7 @@ class Recorder:
     `guard` is called before each write, and waits until this run may write.
     """
 
-    def __init__(self, spec: RunSpec, labels: LabelSet, guard: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, spec: RunSpec, labels: LabelSet, guard: Guard = no_guard) -> None:
         self.spec, self.labels, self.guard = spec, labels, guard
         self._lock = threading.RLock()
         self.output = spec.output_store

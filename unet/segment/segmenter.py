@@ -6,7 +6,7 @@ segmented becomes a row with a reason, and never stops the others.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -35,6 +35,7 @@ from unet.segment.listing import TODO_REASONS
 from unet.segment.run_spec import RunSpec, output_keys
 from unet.segment.semaphore import WeightedSemaphore
 from unet.storage.faults import BadCredentials, Changed, Full, StorageError, Vanished
+from unet.storage.objects import Guard, no_guard
 
 IO_THREADS = 16
 """Requests at a time, of reading and of writing each."""
@@ -93,7 +94,7 @@ class Fetcher:
 class Writer:
     """Encodes and writes. `guard` is called before each attempt to write, and waits until this run may write."""
 
-    def __init__(self, spec: RunSpec, model: Model, guard: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, spec: RunSpec, model: Model, guard: Guard = no_guard) -> None:
         self.settings, self.labels, self.digest = spec.settings, model.labels, model.digest
         self.output, self.conditional, self.guard = spec.output_store, spec.conditional, guard
         self._lock = threading.Lock()
@@ -176,9 +177,7 @@ class Writer:
 class Segmenter:
     """All steps on one device. Where it is called from several threads, their chunks overlap."""
 
-    def __init__(
-        self, spec: RunSpec, model: Model, *, device: str = "cpu", guard: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, spec: RunSpec, model: Model, *, device: str = "cpu", guard: Guard = no_guard) -> None:
         settings = spec.settings
         self.predictor = Predictor(
             model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta

@@ -1,4 +1,4 @@
-"""The segmentation job."""
+"""The settings of the segmentation job."""
 
 import math
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class SegmentSettings(PredictSettings):
     max_bytes: int = 1 << 28
     """Objects of more bytes are skipped."""
     retry_for: float = 120.0
-    """Seconds for which a request to S3 is repeated that fails for a passing reason, before the object fails."""
+    """Seconds for which a request to S3 that fails for a transient reason is repeated, before the object fails."""
     time_limit: float | None = None
     """Seconds after which the run ends itself as SIGTERM would, with exit code 143; the same command goes on."""
     lease: float = 60.0
@@ -77,7 +77,7 @@ class SegmentSettings(PredictSettings):
         return tuple(sorted(name.strip() for name in self.write.split(",")))
 
     def failures_allowed(self, attempted: int) -> float:
-        """How many of `attempted` objects may fail."""
+        """Return how many of `attempted` objects may fail. Raise RequestError if --max-failed is no number or share."""
         text = self.max_failed.strip()
         try:
             value = float(text.rstrip("%"))

@@ -40,7 +40,7 @@ class Unreachable(StorageError):  # noqa: N818
 
 
 class Damaged(Unreachable):
-    """The body of an answer was cut short, or its checksum is wrong."""
+    """The body of a response was cut short, or its checksum is wrong."""
 
 
 class Full(StorageError):  # noqa: N818

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from unet.storage.faults import Changed, Denied, Full, StorageError, Vanished
-from unet.storage.objects import ObjectInfo, Page, join_uri
+from unet.storage.objects import Guard, ObjectInfo, Page, join_uri, no_guard
 
 PAGE_SIZE = 1000
 """Files in a page of a listing."""
@@ -57,11 +57,11 @@ class LocalStore:
     def put(
         self,
         key: str,
-        data: bytes | memoryview,
+        data: bytes,
         *,
         metadata: Mapping[str, str] = {},
         expected_etag: str | None = None,
-        guard: Callable[[], None] = lambda: None,
+        guard: Guard = no_guard,
     ) -> str:
         """As `Store.put`; `metadata` is not stored.
 

@@ -1,5 +1,6 @@
-"""What a listing shows of an object, and the URIs of objects."""
+"""What a listing shows of an object, what is given with one that is written, and the URIs of objects."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -17,6 +18,13 @@ class ObjectInfo:
 
 
 Page = list[ObjectInfo]
+
+Guard = Callable[[], None]
+"""Called before a write; returns once it may be begun, and raises if it may not."""
+
+
+def no_guard() -> None:
+    """Let every write begin."""
 
 
 def join_uri(folder: str, key: str) -> str:

@@ -27,7 +27,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from unet.storage.faults import BadCredentials, Changed, Damaged, StorageError, Unreachable, Vanished
-from unet.storage.objects import ObjectInfo, Page, split_uri
+from unet.storage.objects import Guard, ObjectInfo, Page, no_guard, split_uri
 from unet.storage.s3_faults import BODY_ERRORS, fault_from_code, translate_errors
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo:
         def request() -> ObjectInfo:
             try:
-                answer = _client().head_object(Bucket=self.bucket, Key=self.prefix + key)
+                response = _client().head_object(Bucket=self.bucket, Key=self.prefix + key)
             except ClientError as error:
-                # The answer to HEAD has no body, and so no error code; GET tells whether the credentials are bad.
+                # The response to HEAD has no body, and so no error code; GET tells whether the credentials are bad.
                 if error.response.get("Error", {}).get("Code") in ("400", "403"):
                     _client().get_object(Bucket=self.bucket, Key=self.prefix + key, Range="bytes=0-0")["Body"].close()
                 raise
-            etag = answer["ETag"].strip('"')
-            return ObjectInfo(key, answer["ContentLength"], etag, answer.get("StorageClass", "STANDARD"))
+            etag = response["ETag"].strip('"')
+            return ObjectInfo(key, response["ContentLength"], etag, response.get("StorageClass", "STANDARD"))
 
         return self._retry(self._uri(key), request)
 
@@ -89,12 +89,12 @@ class S3Store:
         condition: dict[str, Any] = {} if etag is None else {"IfMatch": f'"{etag}"'}
 
         def request() -> bytes:
-            answer = _client().get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
-            if etag is not None and answer["ETag"].strip('"') != etag:  # the server does not implement If-Match
+            response = _client().get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
+            if etag is not None and response["ETag"].strip('"') != etag:  # the server does not implement If-Match
                 raise Changed(uri, "is no longer what was listed")
             try:
-                # `with answer["Body"]` would give the raw stream, which does not verify the checksum.
-                with closing(answer["Body"]) as body:
+                # `with response["Body"]` would give the raw stream, which does not verify the checksum.
+                with closing(response["Body"]) as body:
                     return body.read()
             except BODY_ERRORS as error:
                 raise Damaged(uri, f"came cut short or altered ({type(error).__name__})") from None
@@ -104,13 +104,13 @@ class S3Store:
     def put(
         self,
         key: str,
-        data: bytes | memoryview,
+        data: bytes,
         *,
         metadata: Mapping[str, str] = {},
         expected_etag: str | None = None,
-        guard: Callable[[], None] = lambda: None,
+        guard: Guard = no_guard,
     ) -> str:
-        """As `Store.put`. Changed is also raised if this write succeeded, its answer was lost and it was repeated."""
+        """As `Store.put`. Changed is also raised if this write succeeded, its response was lost and it was repeated."""
         self._check_key(key)
         condition: dict[str, Any] = {}
         if expected_etag is not None:
@@ -120,7 +120,7 @@ class S3Store:
 
         def request() -> str:
             guard()
-            answer = _client().put_object(
+            response = _client().put_object(
                 Bucket=self.bucket,
                 Key=self.prefix + key,
                 Body=bytes(data),
@@ -130,7 +130,7 @@ class S3Store:
                 ChecksumCRC32=checksum,
                 **condition,
             )
-            return answer["ETag"].strip('"')
+            return response["ETag"].strip('"')
 
         try:
             return self._retry(self._uri(key), request)
@@ -166,10 +166,10 @@ class S3Store:
     def _fetch_page(self, token: str) -> tuple[Page, str | None]:
         """Return a page of the listing and the continuation token of the next one; None after the last."""
         continuation: dict[str, Any] = {"ContinuationToken": token} if token else {}
-        answer: Mapping[str, Any] = _client().list_objects_v2(
+        response: Mapping[str, Any] = _client().list_objects_v2(
             Bucket=self.bucket, Prefix=self.prefix, EncodingType="url", **continuation
         )
-        root: ElementTree.Element = answer["Root"]
+        root: ElementTree.Element = response["Root"]
         namespace = root.tag.removesuffix(LISTING_TAG)
         page = self._parse_page(root, namespace)
         if root.findtext(f"{namespace}IsTruncated") != "true":
@@ -195,11 +195,11 @@ class S3Store:
         return page
 
     def _delete_batch(self, batch: Sequence[Mapping[str, str]]) -> None:
-        answer: Mapping[str, Any] = _client().delete_objects(
+        response: Mapping[str, Any] = _client().delete_objects(
             Bucket=self.bucket,
             Delete={"Objects": batch, "Quiet": True},  # type: ignore[typeddict-item]
         )
-        for error in answer.get("Errors", ()):
+        for error in response.get("Errors", ()):
             if error.get("Code") != "NoSuchKey":
                 raise fault_from_code(self._uri(error.get("Key", "")[len(self.prefix) :]), 0, error)
 

@@ -65,7 +65,7 @@ BODY_ERRORS = (
     exceptions.IncompleteReadError,
     HTTPError,
 )
-"""What is raised while the body of an answer is read, after the point up to which botocore repeats a request."""
+"""What is raised while the body of a response is read, after the point up to which botocore repeats a request."""
 
 
 @contextmanager
@@ -86,14 +86,15 @@ def translate_errors(uri: str) -> Iterator[None]:
         raise kind(uri, f"the request could not be sent, or its answer not read ({type(error).__name__})") from None
     except (exceptions.ConnectionError, HTTPError) as error:
         raise Unreachable(uri, f"no answer from the storage server ({type(error).__name__})") from None
-    except (ElementTree.ParseError, ResponseParserError, KeyError) as error:
+    except (ElementTree.ParseError, ResponseParserError, KeyError, AttributeError) as error:
+        # AttributeError: botocore on a response with a status from 500 on and the header of a checksum, as of rclone.
         raise Unreachable(uri, f"the storage server's answer is not readable ({type(error).__name__})") from None
     except exceptions.BotoCoreError as error:
         raise StorageError(uri, " ".join(str(error).split())) from None
 
 
 def fault_from_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageError:
-    """Return the exception for an error answer of S3. `status`: of HTTP; `error`: its Code and Message."""
+    """Return the exception for an error response of S3. `status`: of HTTP; `error`: its Code and Message."""
     code = str(error.get("Code", status))
     if code == "NoSuchBucket":
         return NoSuchFolder(uri, "there is no such bucket")
@@ -101,7 +102,7 @@ def fault_from_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageE
         return Vanished(uri, "there is no such object")
     if code in NO_SPACE or status == 507:
         return Full(uri, "there is no room left on the storage server")
-    if code == "NotImplemented" or status == 501:  # the answer of servers without conditional writes
+    if code == "NotImplemented" or status == 501:  # the response of servers without conditional writes
         return Unsupported(uri, "the storage server cannot do this")
     if code == "ConditionalRequestConflict":  # another write to the key is in progress
         return Unreachable(uri, "was written at the same time")

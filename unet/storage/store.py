@@ -5,7 +5,7 @@ reader sees the whole object or none. No key names a path outside its folder.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from unet.settings import RequestError
 from unet.storage.faults import Denied, NoSuchFolder, StorageError, Vanished
 from unet.storage.local import LocalStore
-from unet.storage.objects import ObjectInfo, Page, split_uri
+from unet.storage.objects import Guard, ObjectInfo, Page, no_guard, split_uri
 from unet.storage.s3 import RETRY_SECONDS, S3Store
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ class Store(Protocol):
     def put(
         self,
         key: str,
-        data: bytes | memoryview,
+        data: bytes,
         *,
         metadata: Mapping[str, str] = {},
         expected_etag: str | None = None,
-        guard: Callable[[], None] = lambda: None,
+        guard: Guard = no_guard,
     ) -> str:
         """Make or replace an object atomically; return its etag. The suffix of the key says its content type.
 
@@ -105,7 +105,7 @@ def read(uri: str) -> bytes:
     return store.get(key)
 
 
-def write(uri: str, data: bytes | memoryview) -> None:
+def write(uri: str, data: bytes) -> None:
     """Make or replace a file atomically, and the folders above it."""
     store, key = _locate(uri)
     store.put(key, data)
