@@ -10,8 +10,9 @@ import boto3
 import numpy as np
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 
+from tests.servers.proxy import Proxy
+from tests.servers.s3 import moto
 from unet.data.image import Array, encode_image
 
 ROOT = Path(__file__).parent.parent
@@ -63,18 +64,17 @@ def camvid() -> Path:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """A local S3 server, as the AWS environment of this process and of those it starts; yields its URL."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "the-tests-key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "the-tests-secret")
-        patch.setenv("AWS_REGION", "us-east-1")
-        yield f"http://{host}:{port}"
-    server.stop()
+    with moto() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy between the S3 server and this process, and those that it starts."""
+    with Proxy(s3) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+        yield between
+        between.release.set()
 
 
 @pytest.fixture

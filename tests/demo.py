@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.servers.rclone import rclone
+from tests.servers.s3 import rclone
 from unet.sample.scene import draw_scene
 
 ROOT = Path("runs/demo-server")

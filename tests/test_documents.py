@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import unet
+from cluster.submit import parse
 from tests.conftest import ROOT, make_pair
-from tests.jobs.test_segment import save_model
+from tests.jobs.bench import save_model
 from unet.data.image import encode_image
-from unet.runtime.submit import parse
 
 PAGES = ["README.md", "CHANGELOG.md", *(f"{folder}/README.md" for folder in ("jobs", "unet", "cluster", "tests"))]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.jobs.test_segment import Bench, fill, save_model
+from tests.jobs.bench import Bench, fill, save_model
 from tests.structure import modules
 from unet.command_line import run
 from unet.evaluate.job import evaluate

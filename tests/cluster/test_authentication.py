@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_cluster import Cluster, free_port, processes_below, started
+from tests.cluster.cluster import Cluster, ray_cluster
+from tests.processes import processes_naming
+from tests.servers.ports import free_port
 
 CONNECT = """
 import sys, ray
@@ -41,7 +43,7 @@ PATHS = (
 def with_client_server() -> Iterator[tuple[Cluster, int]]:
     """Yield a cluster, and the port of its Ray client server."""
     port = free_port()
-    with started(f"--ray-client-server-port={port}") as cluster:
+    with ray_cluster(f"--ray-client-server-port={port}") as cluster:
         yield cluster, port
 
 
@@ -85,7 +87,7 @@ def test_no_port_of_the_cluster_answers_http_without_the_token(with_client_serve
 def listening(cluster: Cluster) -> set[int]:
     """Return the TCP ports that processes of the cluster listen on."""
     sockets = set()
-    for process in processes_below(cluster.folder):
+    for process in processes_naming(cluster.folder):
         for link in Path(f"/proc/{process}/fd").glob("*"):
             with suppress(OSError):  # closed by now
                 sockets.add(os.readlink(link))

@@ -1,105 +1,30 @@
 """Jobs submitted to a Ray cluster with token authentication, from and to S3."""
 
 import os
-import secrets
 import shutil
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.jobs.test_resume import descendants, flags_of
-from tests.jobs.test_segment import Bench, fill, save_model
+from tests.cluster.cluster import CANARY, Cluster, ray_cluster
+from tests.jobs.bench import Bench, fill, save_model
+from tests.jobs.training import training_flags
+from tests.processes import command_line, descendants, processes_naming
+from tests.servers.ports import free_port
 from unet.storage import store
 from unet.storage.store import open_store
 from unet.train.journal import read_entries
 
-RAY = str(Path(sys.executable).with_name("ray"))
-CANARY = "canary-of-the-cluster-tests"
-
-
-@dataclass
-class Cluster:
-    """One machine, or several raylets that stand for machines. `folder` holds its logs."""
-
-    folder: Path
-    environment: dict[str, str]
-    address: str
-    dashboard: str
-    metrics: str
-    """Where Prometheus would read."""
-
-    def ray(self, *arguments: str, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [RAY, *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout
-        )
-
-    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
-        where = ("--address", self.dashboard, "--working-dir", ".")
-        for _ in range(15):
-            ended = self.ray("job", "submit", *where, *options, "--", "python", *entrypoint)
-            if "No available agent to submit job" not in ended.stderr:  # it comes up after `ray start`
-                return ended
-            time.sleep(0.5)
-        raise TimeoutError(ended.stderr)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def started(*options: str) -> Iterator[Cluster]:
-    """Start a head of two CPUs, as `ray start --head` makes it, whose processes may use the S3 server of the tests."""
-    folder = Path(tempfile.mkdtemp(prefix="unet-"))  # short: sockets lie in it
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "AWS_SECRET_ACCESS_KEY": CANARY}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # whose python runs the jobs
-    gcs, dashboard, metrics = free_port(), free_port(), free_port()
-    here = "127.0.0.1"
-    made = Cluster(
-        folder, environment, f"{here}:{gcs}", f"http://{here}:{dashboard}", f"http://{here}:{metrics}/metrics"
-    )
-    head = ["start", "--head", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--disable-usage-stats"]
-    ports = [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
-    ports.append(f"--metrics-export-port={metrics}")
-    try:
-        begun = made.ray(*head, *ports, f"--temp-dir={folder}", *options)
-        assert begun.returncode == 0, begun.stderr
-        yield made
-    finally:
-        for process in processes_below(folder):
-            with suppress(OSError):
-                os.kill(process, 9)
-        shutil.rmtree(folder, ignore_errors=True)
-
 
 @pytest.fixture(scope="module")
 def cluster(s3: str) -> Iterator[Cluster]:
-    with started() as made:
+    with ray_cluster() as made:
         yield made
-
-
-def processes_below(folder: Path) -> list[int]:
-    """Return the processes that have `folder` on their command line or in their environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            text = process.joinpath("cmdline").read_bytes() + process.joinpath("environ").read_bytes()
-            if str(folder).encode() in text and int(process.name) != os.getpid():
-                found.append(int(process.name))
-    return found
 
 
 def assert_no_secret(cluster: Cluster, bucket: str, ended: "subprocess.CompletedProcess[str]") -> None:
@@ -123,7 +48,7 @@ def test_a_submitted_run_trains_from_and_to_s3_and_promise_25_no_secret_is_writt
     for file in boxes.rglob("*.png"):
         store.write(f"{bucket}/boxes/{file.relative_to(boxes)}", file.read_bytes())
     shutil.copy(boxes / "classes.csv", cluster.folder / "classes.csv")
-    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv")
+    arguments = training_flags(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv")
     ended = cluster.submit("jobs/train.py", *arguments)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "images/s" in ended.stdout
@@ -138,7 +63,7 @@ def test_a_finished_run_that_is_submitted_again_says_so(cluster: Cluster, boxes:
     for file in boxes.rglob("*.png"):
         store.write(f"{bucket}/boxes/{file.relative_to(boxes)}", file.read_bytes())
     shutil.copy(boxes / "classes.csv", cluster.folder / "classes.csv")
-    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv")
+    arguments = training_flags(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv")
     assert cluster.submit("jobs/train.py", *arguments).returncode == 0
     again = cluster.submit("jobs/train.py", *arguments)
     assert "this run is finished" in again.stdout
@@ -188,7 +113,7 @@ def test_an_elastic_run_goes_on_with_the_worker_that_is_left(cluster: Cluster, b
     assert cluster.ray(*member).returncode == 0
     (second,) = set(raylets(cluster.folder)) - before
     flags = {"workers": "1:2", "steps_per_epoch": 60, "batch_size": 5}
-    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv", **flags)
+    arguments = training_flags(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv", **flags)
     where = ("--address", cluster.dashboard)
     submitted = cluster.submit("jobs/train.py", *arguments, options=("--no-wait", "--submission-id", "elastic"))
     assert submitted.returncode == 0, submitted.stderr
@@ -209,10 +134,5 @@ def test_an_elastic_run_goes_on_with_the_worker_that_is_left(cluster: Cluster, b
 
 
 def raylets(folder: Path) -> list[int]:
-    return [process for process in processes_below(folder) if title_of(process).split(b"\0")[0].endswith(b"/raylet")]
-
-
-def title_of(process: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes()
-    return b""
+    found = processes_naming(folder)
+    return [process for process in found if command_line(process).split(b"\0")[0].endswith(b"/raylet")]

@@ -15,11 +15,11 @@ import boto3
 import pytest
 
 from tests.conftest import ROOT
-from tests.jobs.test_resume import flags_of
-from tests.jobs.test_segment import Bench, fill, save_model
+from tests.jobs.bench import Bench, fill, save_model
+from tests.jobs.training import training_flags
 from tests.servers.proxy import Action, Proxy
 from unet.segment.lease import acquire
-from unet.segment.listing import LEASE
+from unet.segment.run_spec import LEASE_KEY
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.faults import StorageError
@@ -105,7 +105,7 @@ def site(guard: Guard) -> Bench:
 
 def segmented(bench: Bench) -> None:
     """Run with all that a run does beside its pipeline: checks, lease, ledger, report."""
-    lease = acquire(bench.masks, LEASE, run="tried", lifetime=5, fence=1)
+    lease = acquire(bench.masks, LEASE_KEY, run="tried", lifetime=5, fence=1)
     try:
         assert set(bench.statuses(retry_for=0, force=True, verify=True, write="mask,overlay").values()) == {"done"}
     finally:
@@ -138,7 +138,7 @@ def test_the_policy_is_enough_to_train_and_to_evaluate(guard: Guard, boxes: Path
         store.write(f"s3://example-images/boxes/{file.relative_to(boxes)}", file.read_bytes())
     guard.statements = STATEMENTS
     classes, results = ["--classes", str(boxes / "classes.csv")], "s3://example-results"
-    train = ["jobs/train.py", *flags_of("s3://example-images/boxes", f"{results}/runs"), *classes]
+    train = ["jobs/train.py", *training_flags("s3://example-images/boxes", f"{results}/runs"), *classes]
     evaluate = ["jobs/evaluate.py", "--data", "s3://example-images/boxes", "--model", f"{results}/runs/run/model"]
     for command in (train, [*evaluate, "--output", f"{results}/scores", *classes]):
         job = [sys.executable, *command]

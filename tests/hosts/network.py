@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.conftest import ROOT
 from tests.servers.proxy import Proxy
+from tests.servers.s3 import moto
 
 RAY = str(Path(sys.executable).with_name("ray"))
 NET = "10.231.17"
@@ -225,19 +225,9 @@ def network() -> Iterator[Hosts]:
 @contextmanager
 def buckets(hosts: Hosts) -> Iterator[Proxy]:
     """The S3 server of the tests at the bridge's address, for `hosts`, behind a proxy."""
-    server = ThreadedMotoServer(ip_address=HERE, port=0)
-    server.start()
-    try:
-        with Proxy(f"http://{HERE}:{server.get_host_and_port()[1]}", HERE) as proxy:
-            hosts.environment |= {
-                "AWS_ENDPOINT_URL": proxy.url,
-                "AWS_ACCESS_KEY_ID": "the-tests-key",
-                "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
-                "AWS_REGION": "us-east-1",
-            }
-            yield proxy
-    finally:
-        server.stop()
+    with moto(HERE, hosts.environment) as url, Proxy(url, HERE) as proxy:
+        hosts.environment["AWS_ENDPOINT_URL"] = proxy.url
+        yield proxy
 
 
 def _limited(name: str, share: float) -> Path:

@@ -17,14 +17,14 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.hosts.network import CLIENT, DASHBOARD, GCS, Hosts, buckets, network
-from tests.jobs.test_resume import flags_of
-from tests.jobs.test_segment import Bench, fill, image_bytes, save_model
+from tests.jobs.bench import Bench, fill, image_bytes, save_model
+from tests.jobs.training import training_flags
 from tests.servers.proxy import Proxy
 from unet.evaluate.job import evaluate
 from unet.evaluate.settings import EvaluateSettings
 from unet.segment.recorder import PART_SECONDS
 from unet.storage import store
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 from unet.storage.store import open_store
 from unet.train.journal import read_entries
 
@@ -80,7 +80,7 @@ def test_train_segment_and_evaluate_on_three_hosts_give_what_one_machine_gives(
     hosts: Hosts, boxes: Path, bucket: str, classes: str, tmp_path: Path, one_ray: None
 ) -> None:
     put_set(boxes, bucket)
-    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", classes=classes)
+    arguments = training_flags(f"{bucket}/boxes", f"{bucket}/runs", classes=classes)
     trained = hosts.submit("jobs/train.py", *arguments)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     bench = Bench(bucket)
@@ -111,7 +111,7 @@ def test_train_segment_and_evaluate_on_three_hosts_give_what_one_machine_gives(
 def begin_to_train(hosts: Hosts, boxes: Path, bucket: str, **flags: object) -> Callable[[], str]:
     """Submits the job; returns how to read its log, once a checkpoint is there."""
     put_set(boxes, bucket)
-    arguments = flags_of(f"{bucket}/boxes", f"{bucket}/runs", batch_size=4, **flags)
+    arguments = training_flags(f"{bucket}/boxes", f"{bucket}/runs", batch_size=4, **flags)
     begun = hosts.submit("jobs/train.py", *arguments, options=("--no-wait", "--submission-id", "lost"))
     assert begun.returncode == 0, begun.stdout + begun.stderr
 
@@ -173,7 +173,7 @@ def rows_at_the_end(hosts: Hosts, bench: Bench, name: str) -> list[dict[str, Any
 
     wait_for(summaries, 240, lambda: hosts.log(name))
     (summary,) = summaries()
-    report = store.read(join(bench.masks, summary.replace("summary.json", "report.parquet")))
+    report = store.read(join_uri(bench.masks, summary.replace("summary.json", "report.parquet")))
     rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(report)).to_pylist()
     assert sorted(row["key"] for row in rows) == KEYS
     masks = bench.all_masks()

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.jobs.test_resume import descendants, flags_of
+from tests.jobs.training import training_flags
+from tests.processes import descendants
 from unet.train.journal import read_entries
 
 STORE = 80 << 20
@@ -60,7 +61,7 @@ def resident(processes: list[int]) -> int:
 @pytest.mark.slow
 def test_a_set_ten_times_the_object_store_trains_at_a_flat_resident_size(tmp_path: Path) -> None:
     write_set(tmp_path / "set")
-    flags = flags_of(
+    flags = training_flags(
         str(tmp_path / "set"),
         str(tmp_path / "runs"),
         classes=tmp_path / "set/classes.csv",

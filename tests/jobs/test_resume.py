@@ -5,10 +5,7 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -18,56 +15,28 @@ import pytest
 import ray
 import torch
 
-from tests.conftest import ROOT, make_pair, write_boxes, write_pair
+from tests.conftest import make_pair, write_boxes, write_pair
+from tests.jobs.job_process import JobProcess
+from tests.jobs.training import CHECKPOINT_EVERY, EPOCHS, STEPS, training_flags
+from tests.processes import descendants
 from tests.servers.proxy import Action, Proxy
 from unet.command_line import run
 from unet.model.artifact import Model
 from unet.storage import store
-from unet.storage.listed import join
+from unet.storage.objects import join_uri
 from unet.train.checkpoint import Checkpoints
 from unet.train.job import train
 from unet.train.journal import read_entries
 from unet.train.settings import TrainSettings
 
-STEPS, EPOCHS, EVERY = 12, 3, 5
-
 Victim = Literal["worker", "driver", "all"]
 
 
-def flags_of(boxes: str, output: str, **more: Any) -> list[str]:
-    """A run of a tiny model with all that a checkpoint has to remember: momentum, averages, dropout, a schedule."""
-    flags = {
-        "data": boxes,
-        "classes": "CLASSES",
-        "output": output,
-        "name": "run",
-        "size": "48 64",
-        "width": 8,
-        "depth": 2,
-        "norm": "batch",
-        "dropout": 0.1,
-        "epochs": EPOCHS,
-        "steps_per_epoch": STEPS,
-        "batch_size": 4,
-        "checkpoint_every": EVERY,
-    } | more
-    return [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", *str(value).split())]
-
-
-class Job:
-    """The job as a process of its own, with its log."""
+class Job(JobProcess):
+    """The training job as a process of its own."""
 
     def __init__(self, arguments: list[str], log: Path, **environment: str) -> None:
-        self.log = log
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "jobs/train.py", *arguments],
-                cwd=ROOT,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=os.environ | environment,
-                start_new_session=True,
-            )
+        super().__init__("train.py", arguments, log, **environment)
 
     def wait_for_step(self, checkpoints: str, step: int) -> bool:
         """Waits until there is a checkpoint of `step` or later; False if the job ends before."""
@@ -90,24 +59,6 @@ class Job:
         if victim != "worker":
             self.process.wait()
 
-    def end(self) -> int:
-        code = self.process.wait(300)
-        print(self.log.read_text())
-        return code
-
-
-def descendants(process: int) -> list[int]:
-    """All processes that stem from this one."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(folder.name))
-    found = [process]
-    for one in found:
-        found += children.get(one, [])
-    return found[1:]
-
 
 def without_timings(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: entry[name] for name in entry.keys() - {"seconds", "images_per_second"}} for entry in entries]
@@ -127,8 +78,8 @@ def same(a: Any, b: Any) -> bool:
 def assert_same_runs(one: str, other: str) -> None:
     """Model folder, last checkpoint and metrics are equal, timings and names apart."""
     for name in ("model/model.safetensors",):
-        assert store.read(join(one, name)) == store.read(join(other, name))
-    models = [json.loads(store.read(join(folder, "model/model.json"))) for folder in (one, other)]
+        assert store.read(join_uri(one, name)) == store.read(join_uri(other, name))
+    models = [json.loads(store.read(join_uri(folder, "model/model.json"))) for folder in (one, other)]
     for model in models:
         del model["training"]
     assert models[0] == models[1]
@@ -159,7 +110,7 @@ def undisturbed(boxes: Path, tmp_path: Path, run_once: Path) -> list[str]:
 
 
 def flags_on(boxes: Path) -> list[str]:
-    return [part if part != "CLASSES" else str(boxes / "classes.csv") for part in flags_of(str(boxes), "OUTPUT")]
+    return [part if part != "CLASSES" else str(boxes / "classes.csv") for part in training_flags(str(boxes), "OUTPUT")]
 
 
 def with_output(arguments: list[str], output: object) -> list[str]:
@@ -177,12 +128,12 @@ def test_promise_28_a_killed_worker_is_replaced_and_a_killed_driver_may_be_run_a
 ) -> None:
     arguments, log = with_output(undisturbed, tmp_path / "killed"), tmp_path / "log"
     job = Job(arguments, log, **same_ray)
-    assert job.wait_for_step(str(tmp_path / "killed/run/checkpoints"), EVERY)
+    assert job.wait_for_step(str(tmp_path / "killed/run/checkpoints"), CHECKPOINT_EVERY)
     for folder in Path("/proc").glob("[0-9]*"):  # of the shared Ray, which is no child of the job
         with suppress(OSError):
             if b"RayTrainWorker" in folder.joinpath("cmdline").read_bytes():
                 os.kill(int(folder.name), signal.SIGKILL)
-    assert job.wait_for_step(str(tmp_path / "killed/run/checkpoints"), STEPS + EVERY)
+    assert job.wait_for_step(str(tmp_path / "killed/run/checkpoints"), STEPS + CHECKPOINT_EVERY)
     job.kill("driver")
     assert "going on after step" in log.read_text()
     assert run(train, TrainSettings, arguments) == 0
@@ -198,7 +149,8 @@ def test_promises_28_and_29_ten_random_kills(undisturbed: list[str], tmp_path: P
     victim: Victim = ("worker", "driver", "all")[number % 3]
     arguments, alone = with_output(undisturbed, tmp_path / "killed"), {"RAY_ADDRESS": "local"}
     job = Job(arguments, tmp_path / "log", **alone)
-    assert job.wait_for_step(str(tmp_path / "killed/run/checkpoints"), rng.randrange(1, EPOCHS * STEPS - EVERY))
+    step = rng.randrange(1, EPOCHS * STEPS - CHECKPOINT_EVERY)
+    assert job.wait_for_step(str(tmp_path / "killed/run/checkpoints"), step)
     time.sleep(rng.uniform(0, 0.3))
     job.kill(victim)
     if victim == "worker":
@@ -206,14 +158,6 @@ def test_promises_28_and_29_ten_random_kills(undisturbed: list[str], tmp_path: P
     else:
         assert Job(arguments, tmp_path / "log", **alone).end() == 0
     assert_same_runs(str(tmp_path / "undisturbed/run"), str(tmp_path / "killed/run"))
-
-
-@pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy(s3) as between:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
-        yield between
-        between.release.set()
 
 
 @pytest.mark.slow
@@ -289,7 +233,7 @@ def test_sigterm_ends_a_run_within_two_seconds_and_it_goes_on(
 ) -> None:
     arguments = with_output(undisturbed, tmp_path / "stopped")
     job = Job(arguments, tmp_path / "log", **same_ray)
-    assert job.wait_for_step(str(tmp_path / "stopped/run/checkpoints"), EVERY)
+    assert job.wait_for_step(str(tmp_path / "stopped/run/checkpoints"), CHECKPOINT_EVERY)
     began = time.monotonic()
     job.process.terminate()
     assert job.end() == 143
@@ -310,7 +254,7 @@ def test_uneven_shares_lose_no_image_and_take_equal_steps(tmp_path: Path, one_ra
             write_pair(tmp_path / "set" / part, f"{seed:03}", image, mask)
     (tmp_path / "classes.csv").write_text("index,name,red,green,blue\n0,ground,0,0,0\n1,box,255,0,0\n2,void,9,9,9\n")
     flags = {"classes": tmp_path / "classes.csv", "workers": 2, "epochs": 2, "batch_size": 8, "size": "40 56"}
-    arguments = flags_of(str(tmp_path / "set"), str(tmp_path / "out"), **flags)
+    arguments = training_flags(str(tmp_path / "set"), str(tmp_path / "out"), **flags)
     place = arguments.index("--steps-per-epoch")
     assert run(train, TrainSettings, arguments[:place] + arguments[place + 2 :]) == 0
     entries = read_entries(str(tmp_path / "out/run"))

@@ -2,14 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -18,8 +16,9 @@ import pyarrow as pa
 import pytest
 
 from tests.conftest import ROOT
-from tests.jobs.test_segment import save_model
-from tests.servers import stub
+from tests.jobs.bench import save_model
+from tests.servers.s3 import stub
+from tests.servers.stub import BODY, ETAG, image_key
 from unet.runtime.pipeline import pack
 from unet.segment.job import _prepare
 from unet.segment.listing import MAX_CHUNK, list_chunks
@@ -30,35 +29,11 @@ INPUT, OUTPUT, MODEL = "s3://stub/images", "s3://stub/masks", "s3://stub/model"
 
 BYTES_A_KEY, SECONDS_TO_FIRST, KEYS_A_SECOND = 150, 20, 20_000
 
-Serve = Callable[[int], str]
 
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Starts a stub of so many images, and makes it the S3 server of this process and its children; returns its URL."""
-    servers: list[subprocess.Popen[bytes]] = []
-
-    def start(keys: int) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "tests.servers.stub", "--port", str(port), "--keys", str(keys)]
-        servers.append(subprocess.Popen(command, cwd=ROOT))
-        url = f"http://127.0.0.1:{port}"
-        for name, value in {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "REGION": "r"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        for _ in range(100):
-            with suppress(OSError):
-                stats(url)
-                return url
-            time.sleep(0.1)
-        raise TimeoutError("no answer from the stub")
-
-    monkeypatch.setenv("RAY_ADDRESS", "local")  # a Ray of the job's own, whatever else runs here
-    yield start
-    for server in servers:
-        server.terminate()
-        server.wait()
+@pytest.fixture(autouse=True)
+def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job starts a Ray of its own, whatever else runs here."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
 
 
 def stats(url: str) -> dict[str, Any]:
@@ -89,9 +64,9 @@ def record_all(keys: int) -> None:
     assert model.digest
     for first in range(0, keys, 100_000):
         numbers = range(first, min(first + 100_000, keys))
-        same = {"etag": stub.ETAG, "size": len(stub.BODY), "fingerprint": spec.fingerprint, "status": "done"}
+        same = {"etag": ETAG, "size": len(BODY), "fingerprint": spec.fingerprint, "status": "done"}
         columns: dict[str, Any] = {name: [value] * len(numbers) for name, value in same.items()}
-        columns["key"] = [stub.image_key(number) for number in numbers]
+        columns["key"] = [image_key(number) for number in numbers]
         spec.ledger.append(pa.table(columns), spec.fence)
 
 
@@ -150,55 +125,55 @@ def assert_small_growth(few: dict[str, int], many: dict[str, int], keys: int) ->
 
 
 @pytest.mark.slow
-def test_promise_23_memory_grows_by_at_most_150_bytes_a_key(serve: Serve, tmp_path: Path) -> None:
+def test_promise_23_memory_grows_by_at_most_150_bytes_a_key(tmp_path: Path) -> None:
     peaks = []
     for keys in (10_000, 100_000):
-        url = serve(keys)
-        save_model(MODEL)
-        peaks.append(run_job(tmp_path / f"{keys}.log"))
-        assert summary()["counts"] == {"done": keys}
-        assert stats(url)["masks"] == keys
+        with stub(keys) as url:
+            save_model(MODEL)
+            peaks.append(run_job(tmp_path / f"{keys}.log"))
+            assert summary()["counts"] == {"done": keys}
+            assert stats(url)["masks"] == keys
     assert_small_growth(peaks[0], peaks[1], 90_000)
 
 
 @pytest.mark.slow
-def test_promise_23_the_first_of_a_million_masks_comes_within_20_seconds(serve: Serve, tmp_path: Path) -> None:
-    url = serve(1_000_000)
-    save_model(MODEL)
-    with (tmp_path / "log").open("wb") as file:
-        began = time.time()
-        with start_job(file) as job:
-            try:
-                while (first := stats(url)["first_mask"]) is None and time.time() < began + 3 * SECONDS_TO_FIRST:
-                    time.sleep(0.2)
-            finally:
-                job.terminate()
+def test_promise_23_the_first_of_a_million_masks_comes_within_20_seconds(tmp_path: Path) -> None:
+    with stub(1_000_000) as url:
+        save_model(MODEL)
+        with (tmp_path / "log").open("wb") as file:
+            began = time.time()
+            with start_job(file) as job:
+                try:
+                    while (first := stats(url)["first_mask"]) is None and time.time() < began + 3 * SECONDS_TO_FIRST:
+                        time.sleep(0.2)
+                finally:
+                    job.terminate()
     assert first is not None
     print(f"first mask after {first - began:.1f} s; load {os.getloadavg()[0]:.1f}")
     assert first - began <= SECONDS_TO_FIRST
 
 
 @pytest.mark.slow
-def test_promise_23_a_run_over_a_million_recorded_objects_passes_20_000_a_second(serve: Serve, tmp_path: Path) -> None:
+def test_promise_23_a_run_over_a_million_recorded_objects_passes_20_000_a_second(tmp_path: Path) -> None:
     peaks = []
     for keys in (100_000, 1_000_000):
-        url = serve(keys)
-        save_model(MODEL)
-        record_all(keys)
-        peaks.append(run_job(tmp_path / f"{keys}.log"))
-        report, asked = summary(), stats(url)
+        with stub(keys) as url:
+            save_model(MODEL)
+            record_all(keys)
+            peaks.append(run_job(tmp_path / f"{keys}.log"))
+            report, asked = summary(), stats(url)
         assert report["counts"] == {"unchanged": keys}
         assert (asked["images"], asked["masks"]) == (0, 0)
     assert report["listed"] / report["seconds"] >= KEYS_A_SECOND
     assert_small_growth(peaks[0], peaks[1], 900_000)
 
 
-def test_what_travels_is_as_small_as_its_rows(serve: Serve) -> None:
-    serve(5000)
-    save_model(MODEL)
-    _, spec = _prepare(settings())
-    parts = list(list_chunks(spec))
-    assert sum(len(part.rows) for part in parts) == 5000
-    assert max(len(pack(part)["content"][0]) for part in parts) < 2000 + 150 * MAX_CHUNK
-    record_all(5000)
-    assert [len(part.rows) for part in list_chunks(spec)] == [5000, 0]  # the last one has what is counted at the end
+def test_what_travels_is_as_small_as_its_rows() -> None:
+    with stub(5000):
+        save_model(MODEL)
+        _, spec = _prepare(settings())
+        parts = list(list_chunks(spec))
+        assert sum(len(part.rows) for part in parts) == 5000
+        assert max(len(pack(part)["content"][0]) for part in parts) < 2000 + 150 * MAX_CHUNK
+        record_all(5000)
+        assert [len(part.rows) for part in list_chunks(spec)] == [5000, 0]  # the last has counts alone

@@ -7,114 +7,34 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from tests.conftest import ROOT, make_pair
+from tests.jobs.bench import Bench, fill, image_bytes, save_model
 from tests.servers.proxy import Proxy
-from tests.servers.rclone import rclone
+from tests.servers.s3 import rclone
 from unet.data.image import decode_image, encode_image
-from unet.data.labels import Label, LabelSet
 from unet.model.artifact import Model
-from unet.model.network import UNet
 from unet.model.predictor import Predictor
 from unet.segment.chunk import Chunk, rows_table
 from unet.segment.job import _prepare, segment
 from unet.segment.lease import LeaseLost
 from unet.segment.listing import list_chunks
-from unet.segment.recorder import Recorder
 from unet.segment.segmenter import Segmenter
-from unet.segment.settings import SegmentSettings
-from unet.settings import Geometry, RequestError
-from unet.storage.objects import join_uri
+from unet.settings import RequestError
 from unet.storage.store import open_store
-
-LABELS = LabelSet((Label(value=0, name="ground", color=(0, 0, 0)), Label(value=255, name="box", color=(255, 0, 0))))
-
-
-def save_model(uri: str, seed: int = 0, width: int = 4) -> str:
-    torch.manual_seed(seed)
-    network = UNet(classes=2, width=width, depth=2, norm="batch", dropout=0.0).eval()
-    Model(network=network, labels=LABELS, geometry=Geometry("native", (32, 32))).save(uri)
-    return uri
-
-
-def image_bytes(seed: int, size: tuple[int, int] = (40, 56)) -> bytes:
-    return encode_image(make_pair(seed, size)[0])
-
-
-def fill(uri: str, keys: list[str]) -> None:
-    store = open_store(uri)
-    for seed, key in enumerate(keys):
-        store.put(key, image_bytes(seed))
-
-
-Rows = dict[str, dict[str, Any]]
-
-
-class Bench:
-    """A place with images, a model and masks, and the job's steps run over it in this process."""
-
-    def __init__(self, uri: str) -> None:
-        self.images, self.masks, self.model = join_uri(uri, "images"), join_uri(uri, "masks"), join_uri(uri, "model")
-
-    def settings(self, **given: Any) -> SegmentSettings:
-        return SegmentSettings(**({"input": self.images, "output": self.masks, "model": self.model} | given))
-
-    def run(self, **given: Any) -> Rows:
-        model, spec = _prepare(self.settings(**given))
-        recorder, segmenter = Recorder(spec, model.labels), Segmenter(spec, model)
-        for chunk in list_chunks(spec):
-            recorder.add_chunk(segmenter(chunk))
-        self.summary = recorder.finish(complete=True)
-        return self.rows(spec.run)
-
-    def rows(self, run: str) -> Rows:
-        report = open_store(self.masks).get(f"_segment/runs/{run}/report.parquet")
-        rows = pq.read_table(io.BytesIO(report)).to_pylist()
-        assert len({row["key"] for row in rows}) == len(rows), "an object has two rows"
-        return {row["key"]: row for row in rows}
-
-    def statuses(self, **given: Any) -> dict[str, str]:
-        return {key: row["status"] for key, row in self.run(**given).items()}
-
-    def mask(self, key: str) -> bytes:
-        return open_store(self.masks).get(f"{key}.png")
-
-    def mask_keys(self) -> list[str]:
-        store = open_store(self.masks)
-        return [item.key for page in store.list() for item in page if not item.key.startswith("_segment/")]
-
-    def all_masks(self) -> dict[str, bytes]:
-        store = open_store(self.masks)
-        return {key: store.get(key) for key in self.mask_keys()}
 
 
 @pytest.fixture(params=["local", "s3"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     """Local, and on S3."""
     return Bench(str(tmp_path / "place") if request.param == "local" else request.getfixturevalue("bucket"))
-
-
-@pytest.fixture
-def on_s3(bucket: str) -> Bench:
-    return Bench(bucket)
-
-
-@pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Between this process and the S3 server."""
-    with Proxy(s3) as between:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
-        yield between
 
 
 def test_every_image_gets_the_mask_that_the_predictor_gives_for_it_alone(bench: Bench) -> None:

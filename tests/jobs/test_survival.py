@@ -9,7 +9,6 @@ import pickle
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,10 +21,9 @@ import pytest
 import ray
 import torch
 
-from tests.cluster.test_cluster import title_of
-from tests.conftest import ROOT
-from tests.jobs.test_resume import descendants
-from tests.jobs.test_segment import Bench, fill, image_bytes, save_model
+from tests.jobs.bench import Bench, fill, image_bytes, save_model
+from tests.jobs.job_process import JobProcess
+from tests.processes import command_line, descendants
 from tests.servers.proxy import Action, Proxy
 from unet.command_line import run
 from unet.data.image import Array, decode_image
@@ -35,24 +33,14 @@ from unet.segment import job as segmentation
 from unet.segment.item import Item
 from unet.segment.job import segment
 from unet.segment.lease import acquire
-from unet.segment.ledger import Ledger
 from unet.segment.recorder import PART_SECONDS
-from unet.segment.run_spec import INTERNAL, LEASE_KEY
+from unet.segment.run_spec import LEASE_KEY
 from unet.segment.segmenter import predict
 from unet.segment.settings import SegmentSettings
 from unet.segment.steps import Segment
-from unet.storage.objects import join_uri
 from unet.storage.store import open_store
 
 LEASE_SECONDS = 2.0
-
-
-@pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Between the S3 server and this process, and those it starts."""
-    with Proxy(s3) as between:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
-        yield between
 
 
 @pytest.fixture(autouse=True)
@@ -61,31 +49,18 @@ def no_worker_is_left() -> Iterator[None]:
     yield
     gc.collect()  # a failed plan, and with it the handles of its workers, lies in cycles
     deadline = time.monotonic() + 20
-    while left := [process for process in descendants(os.getpid()) if b"MapWorker" in title_of(process)]:
-        assert time.monotonic() < deadline, [title_of(process) for process in left]
+    while left := [process for process in descendants(os.getpid()) if b"MapWorker" in command_line(process)]:
+        assert time.monotonic() < deadline, [command_line(process) for process in left]
         time.sleep(0.1)
 
 
-@pytest.fixture
-def on_s3(bucket: str) -> Bench:
-    return Bench(bucket)
-
-
-class Job:
-    """The job as a process of its own, and with a Ray of its own if `environment` names none."""
+class Job(JobProcess):
+    """The segmentation job as a process of its own, and with a Ray of its own if `environment` names none."""
 
     def __init__(self, bench: Bench, log: Path, *flags: str, **environment: str) -> None:
-        self.log = log
         places = ["--input", bench.images, "--output", bench.masks, "--model", bench.model]
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "jobs/segment.py", *places, "--lease", str(LEASE_SECONDS), *flags],
-                cwd=ROOT,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"RAY_ADDRESS": "local"} | environment,
-                start_new_session=True,
-            )
+        arguments = [*places, "--lease", str(LEASE_SECONDS), *flags]
+        super().__init__("segment.py", arguments, log, **({"RAY_ADDRESS": "local"} | environment))
 
     def wait_for_masks(self, bench: Bench, count: int) -> None:
         deadline = time.monotonic() + 120
@@ -101,19 +76,6 @@ class Job:
             with suppress(OSError):
                 if title is None or title in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0]:
                     os.kill(process, signal.SIGKILL)
-
-    def end(self) -> int:
-        code = self.process.wait(300)
-        for process in descendants(self.process.pid):
-            with suppress(OSError):
-                os.kill(process, signal.SIGKILL)
-        print(self.log.read_text())
-        return code
-
-
-def recorded(bench: Bench) -> set[str]:
-    ledger = Ledger(join_uri(bench.masks, f"{INTERNAL}ledger"))
-    return {key for keys in ledger.find_keys(ledger.load()._columns["key_hash"]) for key in keys}
 
 
 def last_rows(bench: Bench) -> dict[str, dict[str, Any]]:
@@ -236,7 +198,7 @@ def test_promise_07_sigterm_records_what_is_done_within_two_seconds(
     assert job.end() == 128 + signal.SIGTERM
     assert time.monotonic() - began < 2.0
     assert "stopped by SIGTERM; the same command goes on" in job.log.read_text()
-    kept = recorded(on_s3)
+    kept = on_s3.recorded_keys()
     assert len(masks - kept) <= 2 * 2 * 9  # of the chunks under way: two workers, two each, a 32nd of what is listed
     proxy.requests.clear()
     statuses = on_s3.statuses()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.test_cluster import started
+from tests.cluster.cluster import ray_cluster
 from tests.conftest import ROOT
 from unet.runtime import telemetry
 
@@ -101,7 +101,7 @@ with gauge(telemetry.TRAINING, run="street"), gauge(telemetry.SEGMENTING, output
 
 @pytest.mark.slow
 def test_ray_exports_the_names_that_are_declared_though_the_driver_ends_at_once() -> None:
-    with started() as cluster:
+    with ray_cluster() as cluster:
         environment = cluster.environment | {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", TELLING], env=environment, check=True, cwd=os.fspath(ROOT))
         deadline = time.monotonic() + 30

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.servers.proxy import Action, Proxy
-from tests.servers.rclone import rclone
+from tests.servers.s3 import rclone
 from unet.segment.lease import Lease, LeaseLost, LeaseUnconfirmed, acquire, is_holder
 from unet.storage.store import open_store
 

@@ -92,10 +92,11 @@ class Handler(BaseHTTPRequestHandler):
         elif action == "hold":
             self.hold()
         elif action in CODES:
-            error = ERROR.format(CODES[action]).encode()
-            self.reply(
-                STATUS.get(action) or int(action), {"Content-Length": "0"}, b"" if self.command == "HEAD" else error
-            )
+            error = b"" if self.command == "HEAD" else ERROR.format(CODES[action]).encode()
+            headers = {"Content-Length": "0"}
+            if action == "500":  # a header that botocore stumbles over, and rclone sends
+                headers["x-amz-checksum-crc32"] = "AAAAAA=="
+            self.reply(STATUS.get(action) or int(action), headers, error)
         elif action == "empty_page":
             token = AFTER_EMPTY + parse_qs(urlsplit(self.path).query).get("continuation-token", [""])[0]
             page = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -31,14 +30,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         (tmp_path / "some place").mkdir()
         return str(tmp_path / "some place")
     return f"{request.getfixturevalue('bucket')}/some place"
-
-
-@pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Stands between the stores of this test and the server."""
-    with Proxy(s3) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
 
 
 def listed(store: Store) -> list[ObjectInfo]:
@@ -290,6 +281,14 @@ def test_a_write_that_fails_on_its_way_is_sent_again(bucket: str, proxy: Proxy) 
     etag = open_store(bucket).put("a", b"whole")
     assert open_store(bucket).get("a", etag) == b"whole"
     assert [verb for verb, _ in proxy.requests] == ["PUT", "PUT", "PUT", "GET"]
+
+
+@pytest.mark.parametrize("action", ["500", "503", "reset"])
+def test_a_read_that_fails_on_its_way_is_sent_again(action: Action, bucket: str, proxy: Proxy) -> None:
+    open_store(bucket).put("a", b"whole")
+    proxy.add(verb="GET", nth=range(2), action=action)
+    assert open_store(bucket).get("a") == b"whole"
+    assert [verb for verb, _ in proxy.requests] == ["PUT", "GET", "GET", "GET"]
 
 
 def test_a_missing_bucket_is_named(s3: str) -> None:
