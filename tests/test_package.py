@@ -1,6 +1,7 @@
 """The wheel: it holds all that the jobs need, and they run from it where no checkout is."""
 
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -17,7 +18,12 @@ from tests.conftest import ROOT, write_boxes
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    source = folder / "source"  # setuptools builds beside the sources, and would find modules of an earlier build there
+    for name in ("unet", "cluster"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)]
     subprocess.run(build, check=True)
     (made,) = folder.glob("*.whl")
     return made
@@ -27,7 +33,7 @@ def test_the_wheel_holds_every_module_and_what_the_pages_are_made_of(wheel: Path
     held = set(zipfile.ZipFile(wheel).namelist())
     files = [path for path in (ROOT / "unet").rglob("*") if path.suffix in (".py", ".css", ".js", ".csv", ".typed")]
     assert held >= {str(path.relative_to(ROOT)) for path in files}
-    assert {name.split("/")[0] for name in held} == {"unet", f"unet_ray-{unet.__version__}.dist-info"}
+    assert {name.split("/")[0] for name in held} == {"unet", "unet_cluster", f"unet_ray-{unet.__version__}.dist-info"}
 
 
 @pytest.mark.slow

@@ -52,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in JOBS:
         return run_job(name, flags)
     if name == "submit":
-        from unet.runtime.submit import main as submit
-
-        return submit(flags)
+        code: int = importlib.import_module("unet_cluster.submit").main(flags)  # cluster/submit.py
+        return code
     if name in ("--help", "-h", "--version"):
         print(__version__ if name == "--version" else USAGE)
         return 0

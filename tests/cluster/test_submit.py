@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster import submit
 from tests.cluster.cluster import RAY, Cluster, ray_cluster
 from tests.cluster.jobs_api import Api, Outcome, served
 from tests.conftest import ROOT
 from tests.jobs.bench import Bench, fill, save_model
 from tests.processes import command_line, processes_naming
 from tests.servers.ports import free_port
-from unet.runtime import submit
 from unet.segment.lease import acquire
 from unet.segment.run_spec import LEASE_KEY
 
