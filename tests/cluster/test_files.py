@@ -8,6 +8,7 @@ import shlex
 import shutil
 import string
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -352,3 +353,15 @@ def test_the_image_is_pinned_and_not_roots() -> None:
     assert "latest" not in lines
     assert set(re.findall(r"unet:(\S+)-[cg]pu", lines)) == {__version__}
     assert re.search(r"^ENV (.*\\\n)*.*\bRAY_worker_niceness=0$", lines, re.M)
+
+
+def test_the_image_has_what_the_package_is_built_of() -> None:
+    before, _ = (CLUSTER / "image" / "Dockerfile").read_text().split("RUN pip install")
+    copied = {Path(name).as_posix() for line in re.findall(r"^COPY (.*)$", before, re.M) for name in line.split()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = project["tool"]["setuptools"]["package-dir"]
+    roots = {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    assert {folders.get(root, root) for root in roots} <= copied
+    assert {project["project"]["readme"], *project["project"]["license-files"], "pyproject.toml"} <= copied
+    allowed = {name for name in (CLUSTER / "image" / "Dockerfile.dockerignore").read_text().split() if name[0] == "!"}
+    assert {f"!{name}" for name in copied - {".", "cluster"}} <= allowed

@@ -67,7 +67,7 @@ def with_flags(line: str, number: int, boxes: Path, output: Path) -> str:
     "before",
     [
         pytest.param((), id="an empty home folder", marks=pytest.mark.slow),
-        pytest.param((LOCAL_RAY,), id="a token that a local Ray has left"),
+        pytest.param((LOCAL_RAY, "test -s ~/.ray/auth_token"), id="a token that a local Ray has left"),
     ],
 )
 def test_the_lines_of_the_readme_train_on_a_cluster(
