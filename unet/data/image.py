@@ -265,11 +265,11 @@ def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
             "give the foreground the index 255 in the label file, or --binary in place of --classes"
         )
     unknown = [value for value in present.tolist() if value not in known]
-    shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
     if labels == built_in_labels("binary"):
-        return f"holds the value {shown}, and {_BINARY_REMEDY}"
+        return f"holds the value {listed}, and {_BINARY_REMEDY}"
     return (
-        f"holds the value {shown}, which the label set (indices {known[0]} to {known[-1]}) lacks; "
+        f"holds the value {listed}, which the label set (indices {known[0]} to {known[-1]}) lacks; "
         "add it to the label file (marked ignore, if it is no class) or mend the mask"
     )
 

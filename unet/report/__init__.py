@@ -1,1 +1,1 @@
-"""Pages of HTML: the shell, plots, tables, comparisons, and one module for each page."""
+"""Pages of HTML: the shell, plots, tables, figures of samples, and one module for each page."""

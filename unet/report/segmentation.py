@@ -98,10 +98,10 @@ def _objects(counts: Mapping[str, int]) -> Iterable[str]:
     yield sortable_table("Objects by status", ("Status", "Objects", "Meaning"), rows) if rows else ""
 
 
-def _masks(shown: int, counts: Mapping[str, int], labels: LabelSet) -> Iterable[str]:
-    done = counts.get("done", shown)
-    if shown < done:
-        yield f"<p>{shown:,} of the {done:,} images done, drawn at random.</p>"
+def _masks(thumbnails: int, counts: Mapping[str, int], labels: LabelSet) -> Iterable[str]:
+    done = counts.get("done", thumbnails)
+    if thumbnails < done:
+        yield f"<p>{thumbnails:,} of the {done:,} images done, drawn at random.</p>"
     yield legend((label.name, label.color) for label in labels.classes)
 
 

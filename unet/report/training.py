@@ -29,7 +29,7 @@ def training_report(
     confusion: ConfusionMatrix,
     samples: Sequence[SamplePrediction],
 ) -> bytes:
-    """Return the page as HTML; the caller stores it.
+    """Return the page as HTML.
 
     `facts` are shown as they are, label and value. `history` has one row per epoch, at least one; the best epoch is
     the first with the highest `val_miou`. `confusion` and `samples` are those of the best epoch.
