@@ -24,13 +24,13 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from unet.runtime.ray_internals import use_token_if_found
+from unet.settings import ExitCode
 
 T = TypeVar("T")
 
-UNEXPECTED, BAD_REQUEST, HELD = 1, 2, 4
-"""Exit codes of the jobs that mean something here."""
+CRASHES = {128 + signal.SIGKILL, 128 + signal.SIGSEGV, 128 + signal.SIGABRT}
 
-WORTH_RETRYING = {UNEXPECTED, HELD, 128 + signal.SIGKILL, 128 + signal.SIGSEGV, 128 + signal.SIGABRT}
+WORTH_RETRYING = {ExitCode.UNEXPECTED, ExitCode.OUTPUT_HELD} | CRASHES
 """A crash, and an output that another run holds, which is waited for. The same request stays faulty (2), the same
 objects fail (3), and who stops a job (143, 130) does not want it begun again."""
 
@@ -139,7 +139,7 @@ class Job:
         except JobLost as error:
             _log(f"error: job {self.id} is lost: {error}")
             self.cluster.client = None
-            return UNEXPECTED
+            return ExitCode.UNEXPECTED
 
     def stop(self) -> None:
         """Stop the job and wait for its end."""
@@ -198,7 +198,7 @@ def exit_code(details: JobDetails) -> int:
         if details.status == JobStatus.SUCCEEDED:
             return 0
         _log(f"the job has failed without an exit code: {details.message}")
-        return UNEXPECTED
+        return ExitCode.UNEXPECTED
     return code if code >= 0 else 128 - code
 
 
@@ -210,7 +210,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         while (code := job.run()) in WORTH_RETRYING and attempt <= options.retries:
             attempt += 1
-            pause = options.pause_held if code == HELD else options.pause
+            pause = options.pause_held if code == ExitCode.OUTPUT_HELD else options.pause
             _log(f"exit code {code}; attempt {attempt} of {options.retries + 1} follows in {pause:g} s")
             time.sleep(pause)
             if not job.unfinished:  # one that was lost is looked for again
@@ -253,7 +253,7 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if not Path(options.working_dir).is_dir():
         _log(f"error: --working-dir {options.working_dir}: no such folder")
-        return BAD_REQUEST
+        return ExitCode.BAD_REQUEST
     if options.address:
         os.environ["RAY_API_SERVER_ADDRESS"] = options.address  # Ray lets RAY_ADDRESS win over what it is told
     try:
@@ -264,7 +264,7 @@ def main(arguments: list[str]) -> int:
         _log(f"error: {reason}; give the cluster's token: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token")
     except ValueError as error:  # a folder too large to travel, an address that is none
         _log(f"error: {_first_line(error)}")
-    return BAD_REQUEST
+    return ExitCode.BAD_REQUEST
 
 
 def _first_line(error: Exception) -> str:

@@ -20,12 +20,10 @@ import yaml
 
 from unet import __version__
 from unet.runtime.stop import exit_on_signals
-from unet.settings import RequestError
+from unet.settings import ExitCode, RequestError
 from unet.storage.faults import StorageError
 
 Settings = TypeVar("Settings")
-
-FAILED, BAD_REQUEST = 1, 2
 
 JOBS = {
     "train": ("unet.train.job", "train", "unet.train.settings", "TrainSettings"),
@@ -58,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__ if name == "--version" else USAGE)
         return 0
     print(f"error: {name or 'no job'}: name one of the jobs\n{USAGE}", file=sys.stderr)
-    return BAD_REQUEST
+    return ExitCode.BAD_REQUEST
 
 
 def run_job(name: str, arguments: list[str] | None = None) -> int:
@@ -76,10 +74,10 @@ def run(job: Callable[[Settings], int], settings: type[Settings], arguments: lis
             return job(parse(settings, sys.argv[1:] if arguments is None else arguments))
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
-        return BAD_REQUEST
+        return ExitCode.BAD_REQUEST
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return ExitCode.UNEXPECTED
 
 
 def parse(settings: type[Settings], arguments: list[str]) -> Settings:

@@ -7,11 +7,24 @@ is refused where they are first seen. Either way it is a `RequestError`.
 
 import math
 from dataclasses import dataclass, fields, is_dataclass
+from enum import IntEnum
 from typing import Any, Literal
 
 
 class RequestError(ValueError):
     """The request cannot be right: one line that names the flag or file and the remedy. Ends a job with exit 2."""
+
+
+class ExitCode(IntEnum):
+    """How a job ends; 128 + N if signal N, or a time limit as SIGTERM would, stopped it."""
+
+    UNEXPECTED = 1
+    """Also: storage or cluster did not answer. Another try may do better."""
+    BAD_REQUEST = 2
+    TOO_MANY_FAILED = 3
+    """segment: more objects failed than --max-failed allows."""
+    OUTPUT_HELD = 4
+    """segment: another run holds the output."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ Precision = Literal["bf16", "fp32"]
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:
-    """Every field by its name, groups flattened: what `--config` reads back."""
+    """Return every field by its name, groups flattened: what `--config` reads back."""
     flat: dict[str, Any] = {}
     for item in fields(settings):
         value = getattr(settings, item.name)
@@ -43,7 +56,7 @@ def to_mapping(settings: Any) -> dict[str, Any]:
 
 
 def worker_range(workers: str) -> tuple[int, int]:
-    """Least and most of N or MIN:MAX."""
+    """Return least and most of N or MIN:MAX. Raise RequestError if it is neither."""
     try:
         least, most = (int(part) for part in (workers.split(":") * 2)[:2])
     except ValueError:
@@ -54,5 +67,6 @@ def worker_range(workers: str) -> tuple[int, int]:
 
 
 def at_least(flag: str, value: float, least: float) -> None:
+    """Raise RequestError, naming the flag, unless `value` is at least `least`, and finite."""
     if not least <= value < math.inf:
         raise RequestError(f"{flag} {value} must be at least {least}, and finite")

@@ -33,12 +33,10 @@ from unet.report.evaluation import evaluation_report
 from unet.runtime.memory import retain_freed_memory
 from unet.runtime.pipeline import Row, actor_pool, connect_workers, dataset_of, pack, stream, unpack
 from unet.runtime.session import check_shared
-from unet.settings import RequestError, Window, to_mapping
+from unet.settings import ExitCode, RequestError, Window, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError
 from unet.storage.objects import join_uri
-
-FAILED = 1
 
 CHUNKS, LARGEST_CHUNK = 64, 64
 """A set is cut into about so many chunks, of so many pairs at most: enough for workers to end together."""
@@ -93,7 +91,7 @@ def evaluate(settings: EvaluateSettings) -> int:
         raise RequestError(str(error)) from None
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return ExitCode.UNEXPECTED
     matrix = ConfusionMatrix(scored.counts)
     print(f"mIoU {matrix.mean_iou:.4f}  pixel accuracy {matrix.pixel_accuracy:.4f}  {len(scored.images):,} images")
     print(f"scores: {join_uri(settings.output, SCORES)}\nreport: {join_uri(settings.output, 'index.html')}")

@@ -1,4 +1,5 @@
-"""Every name of Ray that this project uses though Ray does not promise to keep it. No other file imports such a name.
+"""Every name that this project imports of Ray though Ray does not promise to keep it, and the environment variables of
+Ray that it sets. No other file imports such a name.
 
 Each stands here with the reason for it, what was measured without it, and what would replace it.
 tests/runtime/test_ray_internals.py fails where Ray has renamed one.
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 
 __all__ = [
+    "ELASTIC_ENVIRONMENT",
     "LOCAL_ENVIRONMENT",
+    "TRAIN_ENVIRONMENT",
     "ControllerCallback",
     "DefaultFailurePolicy",
     "FailureDecision",
@@ -43,6 +46,13 @@ worker_niceness: Ray starts its workers at nice 15. Beside the user's other prog
 would then give training next to nothing of its processors instead of its share.
 BACKEND_LOG_LEVEL: else errors of Ray's own core, which no user can act on, stand between the lines of the job.
 """
+
+TRAIN_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+"""Settings of Ray Train, for the driver that starts it: with the patch every line of a worker is shown twice."""
+
+ELASTIC_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+"""The same where the number of workers may change. Ray's coordinator notices after 20 s that a machine is gone. A run
+that asks it before then waits for as many workers as there were: by default for a minute."""
 
 _EXECUTION = "ray.train.v2._internal.execution"
 _TRAIN = {

@@ -1,8 +1,8 @@
 """The segmentation job: checks its settings, runs the pipeline on Ray Data, records what was done.
 
-The steps of the pipeline: list -> fetch and decode -> predict -> encode and write. A chunk of objects travels through
-it as one row, which is neither merged with others nor cut, and the first chunks are segmented while the listing goes
-on. The driver records the settled objects, a few hundred bytes for each, in files.
+The pipeline has two steps: List, then Segment, which fetches, decodes, predicts, encodes and writes. A chunk of objects
+travels through it as one row, which is neither merged with others nor cut, and the first chunks are segmented while the
+listing goes on. The driver records the settled objects, a few hundred bytes for each, in files.
 """
 
 import hashlib
@@ -37,12 +37,10 @@ from unet.segment.run_spec import INTERNAL, LEASE_KEY, RunSpec
 from unet.segment.run_store import lookup, publish
 from unet.segment.settings import SegmentSettings
 from unet.segment.steps import List, Segment
-from unet.settings import RequestError, to_mapping
+from unet.settings import ExitCode, RequestError, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError, Unreachable
 from unet.storage.objects import join_uri
-
-EXIT_FAILED, EXIT_BAD_REQUEST, EXIT_TOO_MANY_FAILED, EXIT_OUTPUT_HELD = 1, 2, 3, 4
 
 MAX_LISTED_WITHOUT_CLUSTER = 20_000
 """Objects that are listed before the job connects to a cluster."""
@@ -62,12 +60,12 @@ def segment(settings: SegmentSettings) -> int:
     output = spec.settings.output
     try:
         lease = acquire(output, LEASE_KEY, run=spec.run, lifetime=settings.lease, fence=spec.fence)
-        code = EXIT_FAILED
+        code: int = ExitCode.UNEXPECTED
         try:
             code = _run(model, replace(spec, fence=lease.fence, conditional=lease.conditional), lease)
             return code
         except (LeaseLost, RequestError) as error:
-            code = EXIT_OUTPUT_HELD if isinstance(error, LeaseLost) else EXIT_BAD_REQUEST
+            code = ExitCode.OUTPUT_HELD if isinstance(error, LeaseLost) else ExitCode.BAD_REQUEST
             raise
         finally:
             telemetry.record_end(code, output)
@@ -75,10 +73,10 @@ def segment(settings: SegmentSettings) -> int:
                 lease.release()
     except LeaseLost as error:
         print(f"error: --output {output}: {_message(error)}; nothing more is written", file=sys.stderr)
-        return EXIT_OUTPUT_HELD
+        return ExitCode.OUTPUT_HELD
     except StorageError as error:
         print(f"error: {_message(error)}", file=sys.stderr)
-        return EXIT_FAILED
+        return ExitCode.UNEXPECTED
 
 
 def _run(model: Model, spec: RunSpec, lease: Lease) -> int:
@@ -154,7 +152,7 @@ def _end_early(recorder: Recorder, error: Exception) -> int:
     except StorageError:
         recorded = "what could not be recorded is done again"
     print(f"error: {_message(error)}; {recorded}, the same command goes on", file=sys.stderr)
-    return EXIT_FAILED
+    return ExitCode.UNEXPECTED
 
 
 def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
@@ -278,5 +276,5 @@ def _print_summary(spec: RunSpec, summary: dict[str, Any]) -> int:
     failed = counts.get("failed", 0)
     if failed > settings.failures_allowed(failed + counts.get("done", 0)):
         print(f"error: {failed} objects failed, more than --max-failed {settings.max_failed}", file=sys.stderr)
-        return EXIT_TOO_MANY_FAILED
+        return ExitCode.TOO_MANY_FAILED
     return 0

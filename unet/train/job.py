@@ -41,7 +41,7 @@ from unet.runtime import telemetry
 from unet.runtime.session import check_shared, connect, in_job_directory
 from unet.runtime.stop import shutdown_hook
 from unet.sample.write import write_sample_set
-from unet.settings import RequestError, Window, to_mapping
+from unet.settings import ExitCode, RequestError, Window, to_mapping
 from unet.storage import store
 from unet.storage.objects import join_uri
 from unet.train.checkpoint import Checkpoints
@@ -56,8 +56,6 @@ SAMPLES = 6
 
 RESTARTS = 10
 """How often workers are replaced before a run is given up; machines that were taken away with notice do not count."""
-
-FAILED = 1
 
 SETTINGS, IDENTITY, PAGE = "settings.yaml", "identity.json", "report/index.html"
 
@@ -104,7 +102,7 @@ def train(settings: TrainSettings) -> int:
         if fault is None:
             raise
         print(f"error: {fault}", file=sys.stderr)
-        return FAILED
+        return ExitCode.UNEXPECTED
     _write_report(run)
     print(f"model:  {folder}/model\nreport: {folder}/{PAGE}")
     return 0

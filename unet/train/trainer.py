@@ -15,24 +15,27 @@ import torch
 from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
-from unet.runtime.ray_internals import ControllerCallback, DefaultFailurePolicy, FailureDecision, TorchBackend
+from unet.runtime.ray_internals import (
+    ELASTIC_ENVIRONMENT,
+    TRAIN_ENVIRONMENT,
+    ControllerCallback,
+    DefaultFailurePolicy,
+    FailureDecision,
+    TorchBackend,
+)
 from unet.runtime.session import capacity
 from unet.runtime.stop import skip_destructors
 from unet.settings import RequestError
 from unet.storage.faults import Denied, NoSuchFolder
-
-START_TIMEOUT = 20
-"""Seconds until Ray's coordinator has noticed that a machine is gone. An elastic run that asks it before then waits for
-as many workers as there were, and need not wait for the minute that Ray Train would."""
 
 
 class Trainer(ray.train.torch.TorchTrainer):
     """A TorchTrainer with a failure policy of its own, whose controller ends for certain."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else every line of a worker is shown twice
-        if isinstance(self.scaling_config.num_workers, tuple):
-            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT))
+        elastic = isinstance(self.scaling_config.num_workers, tuple)
+        for name, value in (TRAIN_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})).items():
+            os.environ.setdefault(name, value)
         failures: Any = self.run_config.failure_config
         arguments["failure_policy"] = FailurePolicy(failures)
         arguments["callbacks"].append(_EndController())
