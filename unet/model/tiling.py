@@ -25,7 +25,7 @@ def round_up(length: int, multiple: int) -> int:
 
 
 def tile_spans(length: int, tile: int, multiple: int) -> Spans:
-    """Return spans of `tile` (a multiple of `multiple`, at least two) that cover `length` evenly, a quarter overlapping.
+    """Return spans of `tile`, a multiple of `multiple` and at least two, that cover `length` and overlap by a quarter.
 
     A length below `tile` is one span. The last span ends with the image: what the network pads there it would pad on
     the whole image too.
