@@ -127,6 +127,12 @@ def resize_mask(mask: Array, size: tuple[int, int]) -> Array:
     return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
+def size_within(side: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return `size` (height, width), in its proportions reduced to at most `side` pixels a side."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def preprocess_image(image: Array, geometry: Geometry) -> Array:
     """Return `image` as a model of this geometry is given it; all that follows is `network.normalise`."""
     return image if geometry.kind == "native" else resize_image(image, geometry.size)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unet.data.image import Array, encode_image, encode_indexed, resize_image, resize_mask
+from unet.data.image import Array, encode_image, encode_indexed, resize_image, resize_mask, size_within
 from unet.data.labels import IGNORE, LabelSet
 from unet.model.metrics import ConfusionMatrix
 from unet.report.page import RGB, escape_html, format_percent, image_tag, legend, take_up_to, truncate_middle
@@ -91,8 +91,7 @@ def _slider(group: str, opened: bool) -> str:
 
 def _panel_images(sample: SamplePrediction, labels: LabelSet) -> Iterable[bytes]:
     height, width = sample.truth.shape
-    scale = min(1.0, PANEL_SIDE / max(height, width))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
+    size = size_within(PANEL_SIDE, (height, width))
     image = resize_image(sample.image, size)
     truth, prediction = resize_mask(sample.truth, size), resize_mask(sample.prediction, size)
     yield encode_image(image, "JPEG")

@@ -23,6 +23,7 @@ from unet.data.image import (
     overlay,
     resize_image,
     resize_mask,
+    size_within,
     to_rgb_array,
 )
 from unet.model.artifact import Model
@@ -168,8 +169,7 @@ class Writer:
             if rank not in self._lowest_ranks:
                 return []
         height, width = mask.shape
-        scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
-        size = max(1, round(height * scale)), max(1, round(width * scale))
+        size = size_within(THUMBNAIL_SIDE, (height, width))
         picture = overlay(resize_image(image, size), resize_mask(mask, size), self.labels)
         return [(rank, item.key, encode_image(picture, "JPEG"))]
 
