@@ -81,6 +81,7 @@ def test_every_module_has_its_line() -> None:
     assert sorted(named) == sorted(there)
 
 
+@pytest.mark.slow
 def test_a_training_run_leaves_what_the_page_says(boxes: Path, tmp_path: Path, one_ray: None) -> None:
     page, left = files_below(TRAINING), all_files(train_briefly(boxes, str(tmp_path)))
     assert_named(left, page)
