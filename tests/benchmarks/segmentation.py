@@ -235,10 +235,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1, help="images per forward pass of the loop")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--sizes", type=int, nargs=2, help="images of the two buckets; default: many for small models")
     parser.add_argument("--busy", type=int, default=0, help="busy processes beside the job and the loop, in turn")
     parser.add_argument("--busy-only", action="store_true")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.sizes:
+        SIZES.update(dict.fromkeys(SIZES, tuple(given.sizes)))
     if given.part:
         print(part(*json.loads(given.part)))
         return

@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80, help="of the default model; of classic half as many")
     parser.add_argument("--busy", type=int, default=0, help="busy processes beside the job and the loop, in turn")
     parser.add_argument("--busy-only", action="store_true")
+    parser.add_argument("--loops-only", action="store_true")
     parser.add_argument("--workers-only", action="store_true")
     parser.add_argument("--data-only", action="store_true")
     parser.add_argument("--loop", nargs=5, help=argparse.SUPPRESS)
@@ -257,8 +258,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if given.data is None:
                 write_sample_set(folder)
-            only = given.busy_only or given.workers_only or given.data_only
-            if not only:
+            only = given.busy_only or given.loops_only or given.workers_only or given.data_only
+            if given.loops_only or not only:
                 compare(given.data or folder, "default", 32, given.steps, given.rounds)
                 compare(given.data or folder, "classic", 16, given.steps // 2, given.rounds)
             if given.busy and (given.busy_only or not only):
