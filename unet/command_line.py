@@ -50,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in JOBS:
         return run_job(name, flags)
     if name == "submit":
-        code: int = importlib.import_module("unet_cluster.submit").main(flags)  # cluster/submit.py
-        return code
+        return int(importlib.import_module("unet_cluster.submit").main(flags))  # cluster/submit.py
     if name in ("--help", "-h", "--version"):
         print(__version__ if name == "--version" else USAGE)
         return 0

@@ -31,7 +31,7 @@ from unet.model.predictor import Predictor
 from unet.report.comparison import SamplePrediction
 from unet.report.evaluation import evaluation_report
 from unet.runtime.memory import retain_freed_memory
-from unet.runtime.pipeline import Row, actor_pool, connect_workers, dataset_of, pack, stream, unpack
+from unet.runtime.pipeline import Row, connect_workers, dataset_of, pack, process_rows, stream, unpack
 from unet.runtime.session import check_shared
 from unet.settings import ExitCode, RequestError, Window, to_mapping
 from unet.storage import store
@@ -169,14 +169,8 @@ def _score_all(evaluation: Evaluation, pairs: tuple[Pair, ...]) -> tuple[Scored,
     masks = {} if settings.masks is None else {"--masks": settings.masks}
     check_shared({"--data": pairs[0].image} | masks, {})
     size = max(1, min(LARGEST_CHUNK, len(pairs) // CHUNKS))
-    dataset = dataset_of(pairs[start : start + size] for start in range(0, len(pairs), size)).map_batches(
-        _Worker,
-        fn_constructor_args=(ray.put(evaluation),),
-        batch_size=1,
-        compute=actor_pool(*workers),
-        num_cpus=0 if settings.gpu else 1,
-        num_gpus=1 if settings.gpu else 0,
-    )
+    chunks = dataset_of(pairs[start : start + size] for start in range(0, len(pairs), size))
+    dataset = process_rows(chunks, _Worker, (ray.put(evaluation),), workers, gpu=settings.gpu)
     parts: list[Scored] = []
     done, first, printed = 0, None, time.monotonic()
     with closing(stream(dataset)) as results:

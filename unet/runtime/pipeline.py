@@ -48,15 +48,21 @@ def dataset_of(contents: Iterable[Any]) -> ray.data.Dataset:
     return ray.data.from_items([{"content": pickle.dumps(content, protocol=5)} for content in contents])
 
 
-def actor_pool(least: int, most: int | None) -> ray.data.ActorPoolStrategy:
-    """Return a pool of workers that stay, each given the next row while it works on one."""
-    return ray.data.ActorPoolStrategy(
-        min_size=least,
-        max_size=most,
+def process_rows(
+    dataset: ray.data.Dataset, worker: type, arguments: tuple[Any, ...], workers: tuple[int, int], *, gpu: bool
+) -> ray.data.Dataset:
+    """Return `dataset` with each row processed by a pool of workers that stay: `worker(*arguments)` in least to most
+    processes, each with a GPU or a CPU. A worker is given the next row while it works on one."""
+    pool = ray.data.ActorPoolStrategy(
+        min_size=workers[0],
+        max_size=workers[1],
         max_tasks_in_flight_per_actor=2 * IN_FLIGHT,
         max_concurrent_calls_per_actor=IN_FLIGHT,
         enable_true_multi_threading=True,
     )
+    # Of a machine with GPUs each worker has its share of the CPUs.
+    resources: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1} if gpu else {"num_cpus": 1}
+    return dataset.map_batches(worker, fn_constructor_args=arguments, batch_size=1, compute=pool, **resources)
 
 
 def stream(dataset: ray.data.Dataset) -> Generator[Any, None, None]:

@@ -16,6 +16,7 @@ from ray.experimental import internal_kv, tqdm_ray
 
 if TYPE_CHECKING:
     from ray.train.torch.config import _TorchBackend as TorchBackend
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
     from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
@@ -27,6 +28,7 @@ __all__ = [
     "ControllerCallback",
     "DefaultFailurePolicy",
     "FailureDecision",
+    "PlacementGroupCleanerCallback",
     "TorchBackend",
     "delete_values",
     "get_value",
@@ -54,17 +56,24 @@ ELASTIC_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
 """The same where the number of workers may change. Ray's coordinator notices after 20 s that a machine is gone. A run
 that asks it before then waits for as many workers as there were: by default for a minute."""
 
-_EXECUTION = "ray.train.v2._internal.execution"
+_V2 = "ray.train.v2._internal"
 _TRAIN = {
-    "ControllerCallback": (f"{_EXECUTION}.callback", "ControllerCallback"),
-    "DefaultFailurePolicy": (f"{_EXECUTION}.failure_handling.default", "DefaultFailurePolicy"),
-    "FailureDecision": (f"{_EXECUTION}.failure_handling", "FailureDecision"),
+    "ControllerCallback": (f"{_V2}.execution.callback", "ControllerCallback"),
+    "DefaultFailurePolicy": (f"{_V2}.execution.failure_handling.default", "DefaultFailurePolicy"),
+    "FailureDecision": (f"{_V2}.execution.failure_handling", "FailureDecision"),
+    "PlacementGroupCleanerCallback": (
+        f"{_V2}.callbacks.placement_group_callback",
+        "PlacementGroupCleanerCallback",
+    ),
     "TorchBackend": ("ray.train.torch.config", "_TorchBackend"),
 }
 """What unet/train/trainer.py builds on, and where Ray Train keeps it.
 
 DefaultFailurePolicy, FailureDecision: Ray Train by itself retries every failure, so a fault of the data is met
 `max_failures` times. ControllerCallback: the controller's process now and then does not end by itself; 3 of 20 did not.
+PlacementGroupCleanerCallback: left out. It starts an actor that asks the dashboard once a second for the controller's
+state; where there is none, each time it prints that it failed, and training keeps 0.9 of its rate. Ray itself frees the
+resources of a driver that has died.
 TorchBackend: sets the network interface on each machine before the workers connect; without it Gloo listens where the
 machine's name points to, which on many is 127.0.1.1, and workers on several machines do not connect.
 

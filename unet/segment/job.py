@@ -24,7 +24,7 @@ from unet.model.artifact import Model
 from unet.model.predictor import Predictor
 from unet.runtime import telemetry
 from unet.runtime.background import repeat
-from unet.runtime.pipeline import actor_pool, connect_workers, dataset_of, stream
+from unet.runtime.pipeline import connect_workers, dataset_of, process_rows, stream
 from unet.runtime.session import check_shared, join_cluster
 from unet.runtime.stop import shutdown_hook, time_limit
 from unet.segment.chunk import TODO, Chunk
@@ -234,14 +234,7 @@ def _pipeline(spec: RunSpec, model: Model, workers: tuple[int, int]) -> Generato
         # On the driver's machine: with the machine that lists, the rest of the listing would be lost.
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
-    segmenting = listing.map_batches(
-        Segment,
-        fn_constructor_args=(spec, ray.put(model)),
-        batch_size=1,
-        compute=actor_pool(*workers),
-        num_cpus=0 if spec.settings.gpu else 1,  # of a machine with GPUs each worker has its share of the CPUs
-        num_gpus=1 if spec.settings.gpu else 0,
-    )
+    segmenting = process_rows(listing, Segment, (spec, ray.put(model)), workers, gpu=spec.settings.gpu)
     return stream(segmenting)
 
 

@@ -21,6 +21,7 @@ from unet.runtime.ray_internals import (
     ControllerCallback,
     DefaultFailurePolicy,
     FailureDecision,
+    PlacementGroupCleanerCallback,
     TorchBackend,
 )
 from unet.runtime.session import capacity
@@ -36,9 +37,9 @@ class Trainer(ray.train.torch.TorchTrainer):
         elastic = isinstance(self.scaling_config.num_workers, tuple)
         for name, value in (TRAIN_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})).items():
             os.environ.setdefault(name, value)
-        failures: Any = self.run_config.failure_config
-        arguments["failure_policy"] = FailurePolicy(failures)
-        arguments["callbacks"].append(_EndController())
+        arguments["failure_policy"] = FailurePolicy(self.run_config.failure_config)  # type: ignore[arg-type]
+        callbacks = [each for each in arguments["callbacks"] if not isinstance(each, PlacementGroupCleanerCallback)]
+        arguments["callbacks"] = [*callbacks, _EndController()]
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
 
