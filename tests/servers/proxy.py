@@ -16,11 +16,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import parse_qs, quote, urlsplit
 
-Action = Literal["500", "503", "403", "reset", "cut", "flip", "empty_page", "hold", "hold_answer", "denied"]
+Action = Literal[
+    "500", "503", "403", "reset", "cut", "flip", "empty_page", "hold", "hold_answer", "denied", "no_upload"
+]
 
 ERROR = "<Error><Code>{}</Code><Message>as the test wishes</Message></Error>"
-CODES = {"500": "InternalError", "503": "SlowDown", "403": "ExpiredToken", "denied": "AccessDenied"}
-STATUS = {"denied": 403}
+CODES = {
+    "500": "InternalError",
+    "503": "SlowDown",
+    "403": "ExpiredToken",
+    "denied": "AccessDenied",
+    "no_upload": "NoSuchUpload",
+}
+STATUS = {"denied": 403, "no_upload": 404}
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
 AFTER_EMPTY = "after-empty:"  # begins the token of an empty page; then the token of the page in whose place it came
 

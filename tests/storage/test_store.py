@@ -10,9 +10,9 @@ import pytest
 from tests.servers.proxy import Action, Proxy
 from unet.settings import RequestError
 from unet.storage import store
-from unet.storage.faults import Changed, Denied, NoSuchFolder, StorageError, Vanished
+from unet.storage.faults import Changed, Denied, NoSuchFolder, StorageError, Unreachable, Vanished
 from unet.storage.objects import ObjectInfo, join_uri
-from unet.storage.s3 import BODY_ATTEMPTS
+from unet.storage.s3 import BODY_ATTEMPTS, PART_BYTES
 from unet.storage.store import Store, check_writable, list_files, open_store, read
 
 ODD_KEYS = [
@@ -281,6 +281,46 @@ def test_a_write_that_fails_on_its_way_is_sent_again(bucket: str, proxy: Proxy) 
     etag = open_store(bucket).put("a", b"whole")
     assert open_store(bucket).get("a", etag) == b"whole"
     assert [verb for verb, _ in proxy.requests] == ["PUT", "PUT", "PUT", "GET"]
+
+
+def test_promise_09_a_large_file_is_uploaded_though_a_fifth_of_the_requests_fails(
+    bucket: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    data = os.urandom(40 << 20)
+    (tmp_path / "file").write_bytes(data)
+    proxy.add(verb="PUT", nth=range(4, 1000, 5), action="503")
+    open_store(bucket, retry_seconds=2).put_file("report.parquet", tmp_path / "file")
+    parts = len(data) / PART_BYTES
+    assert [verb for verb, _ in proxy.requests].count("PUT") <= parts * 5 / 4
+    assert len(proxy.requests) <= parts * 5 / 4 + 2  # an upload is begun and completed
+    assert open_store(bucket).get("report.parquet") == data
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A file of two parts."""
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(PART_BYTES + 1))
+    return path
+
+
+def test_an_upload_is_complete_though_the_answer_that_says_so_is_lost(bucket: str, proxy: Proxy, large: Path) -> None:
+    proxy.add(verb="POST", path="*uploadId=*", nth=range(1), action="cut")
+    proxy.add(verb="POST", path="*uploadId=*", action="no_upload")  # what S3 says of an upload that is complete
+    open_store(bucket).put_file("a", large)
+    assert open_store(bucket).get("a") == large.read_bytes()
+    with pytest.raises(Vanished):
+        open_store(bucket).put_file("b", large)
+
+
+@pytest.mark.parametrize("action", ["503", "denied"])
+def test_an_upload_that_fails_leaves_nothing(action: Action, bucket: str, proxy: Proxy, large: Path, s3: str) -> None:
+    proxy.add(verb="PUT", path="*partNumber=2*", action=action)
+    with pytest.raises(Unreachable if action == "503" else Denied, match=r"/a: as the test wishes"):
+        open_store(bucket, retry_seconds=0).put_file("a", large)
+    client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1")
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket.removeprefix("s3://"))
+    assert not keys(open_store(bucket))
 
 
 @pytest.mark.parametrize("action", ["500", "503", "reset"])

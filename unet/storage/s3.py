@@ -53,6 +53,9 @@ MAX_KEY_BYTES = 1024
 DELETE_BATCH = 1000
 """Keys in one request to delete, by the S3 API."""
 
+PART_BYTES = 8 << 20
+"""Size of the parts of a large upload. By the S3 API they have at least 5 MiB, and are at most 10,000: 80 GB."""
+
 
 class S3Store:
     """The objects of a bucket whose keys begin with a prefix, as `Store`."""
@@ -73,11 +76,11 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo:
         def request() -> ObjectInfo:
             try:
-                response = _client().head_object(Bucket=self.bucket, Key=self.prefix + key)
+                response = _client().head_object(**self._object(key))
             except ClientError as error:
                 # The response to HEAD has no body, and so no error code; GET tells whether the credentials are bad.
                 if error.response.get("Error", {}).get("Code") in ("400", "403"):
-                    _client().get_object(Bucket=self.bucket, Key=self.prefix + key, Range="bytes=0-0")["Body"].close()
+                    _client().get_object(**self._object(key), Range="bytes=0-0")["Body"].close()
                 raise
             etag = response["ETag"].strip('"')
             return ObjectInfo(key, response["ContentLength"], etag, response.get("StorageClass", "STANDARD"))
@@ -86,10 +89,10 @@ class S3Store:
 
     def get(self, key: str, etag: str | None = None) -> bytes:
         uri = self._uri(key)
-        condition: dict[str, Any] = {} if etag is None else {"IfMatch": f'"{etag}"'}
+        wanted = self._object(key) | ({} if etag is None else {"IfMatch": f'"{etag}"'})
 
         def request() -> bytes:
-            response = _client().get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
+            response = _client().get_object(**wanted)
             if etag is not None and response["ETag"].strip('"') != etag:  # the server does not implement If-Match
                 raise Changed(uri, "is no longer what was listed")
             try:
@@ -112,25 +115,13 @@ class S3Store:
     ) -> str:
         """As `Store.put`. Changed is also raised if this write succeeded, its response was lost and it was repeated."""
         self._check_key(key)
-        condition: dict[str, Any] = {}
+        headers = self._object(key) | _checksum(data) | {"ContentType": _content_type(key), "Metadata": metadata}
         if expected_etag is not None:
-            condition = {"IfMatch": f'"{expected_etag}"'} if expected_etag else {"IfNoneMatch": "*"}
-        # Computed here it is sent as a header, which older servers know; botocore would send a trailer.
-        checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+            headers |= {"IfMatch": f'"{expected_etag}"'} if expected_etag else {"IfNoneMatch": "*"}
 
         def request() -> str:
             guard()
-            response = _client().put_object(
-                Bucket=self.bucket,
-                Key=self.prefix + key,
-                Body=bytes(data),
-                ContentType=mimetypes.types_map.get(os.path.splitext(key)[1].lower(), "application/octet-stream"),
-                Metadata=metadata,
-                ChecksumAlgorithm="CRC32",
-                ChecksumCRC32=checksum,
-                **condition,
-            )
-            return response["ETag"].strip('"')
+            return _client().put_object(**headers, Body=bytes(data))["ETag"].strip('"')
 
         try:
             return self._retry(self._uri(key), request)
@@ -140,14 +131,29 @@ class S3Store:
             raise
 
     def put_file(self, key: str, path: Path) -> None:
-        """As `Store.put_file`, in parts where the file is large."""
+        """As `Store.put_file`; a large file in parts, each repeated by itself. One part at a time is in memory."""
+        uri, size = self._uri(key), path.stat().st_size
+        if size <= PART_BYTES:
+            self.put(key, path.read_bytes())
+            return
         self._check_key(key)
-
-        def request() -> None:
-            with path.open("rb") as file:  # opened for each attempt, since boto3 may close it
-                _client().upload_fileobj(file, self.bucket, self.prefix + key)
-
-        self._retry(self._uri(key), request)
+        begin = self._object(key) | {"ContentType": _content_type(key), "ChecksumAlgorithm": "CRC32"}
+        begun = self._retry(uri, lambda: _client().create_multipart_upload(**begin))
+        upload = self._object(key) | {"UploadId": begun["UploadId"]}
+        try:
+            with path.open("rb") as file:
+                pieces = enumerate(iter(partial(file.read, PART_BYTES), b""), 1)
+                parts = [self._retry(uri, partial(_upload_part, upload, number, data)) for number, data in pieces]
+            end = upload | {"MultipartUpload": {"Parts": parts}}
+            try:
+                self._retry(uri, lambda: _client().complete_multipart_upload(**end))
+            except Vanished:  # the upload is gone: an attempt whose response was lost may have completed it
+                if self.head(key).size != size:
+                    raise
+        except OSError:
+            with suppress(StorageError), translate_errors(uri):
+                _client().abort_multipart_upload(**upload)
+            raise
 
     def delete(self, keys: Iterable[str]) -> None:
         remaining = iter(keys)
@@ -165,10 +171,9 @@ class S3Store:
 
     def _fetch_page(self, token: str) -> tuple[Page, str | None]:
         """Return a page of the listing and the continuation token of the next one; None after the last."""
-        continuation: dict[str, Any] = {"ContinuationToken": token} if token else {}
-        response: Mapping[str, Any] = _client().list_objects_v2(
-            Bucket=self.bucket, Prefix=self.prefix, EncodingType="url", **continuation
-        )
+        request: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.prefix, "EncodingType": "url"}
+        request |= {"ContinuationToken": token} if token else {}
+        response: Mapping[str, Any] = _client().list_objects_v2(**request)
         root: ElementTree.Element = response["Root"]
         namespace = root.tag.removesuffix(LISTING_TAG)
         page = self._parse_page(root, namespace)
@@ -181,24 +186,17 @@ class S3Store:
 
     def _parse_page(self, root: ElementTree.Element, namespace: str) -> Page:
         encoded = root.findtext(f"{namespace}EncodingType") == "url"
+        names = [f"{namespace}{name}" for name in ("Key", "Size", "ETag", "StorageClass")]
         skip, page = len(self.prefix), []
         for item in root.iter(f"{namespace}Contents"):
-            key = item.findtext(f"{namespace}Key") or ""
-            page.append(
-                ObjectInfo(
-                    (unquote_plus(key) if encoded else key)[skip:],
-                    int(item.findtext(f"{namespace}Size") or 0),
-                    (item.findtext(f"{namespace}ETag") or "").strip('"'),
-                    item.findtext(f"{namespace}StorageClass") or "STANDARD",
-                )
-            )
+            key, size, etag, storage_class = (item.findtext(name) or "" for name in names)
+            key = (unquote_plus(key) if encoded else key)[skip:]
+            page.append(ObjectInfo(key, int(size or 0), etag.strip('"'), storage_class or "STANDARD"))
         return page
 
     def _delete_batch(self, batch: Sequence[Mapping[str, str]]) -> None:
-        response: Mapping[str, Any] = _client().delete_objects(
-            Bucket=self.bucket,
-            Delete={"Objects": batch, "Quiet": True},  # type: ignore[typeddict-item]
-        )
+        request: dict[str, Any] = {"Bucket": self.bucket, "Delete": {"Objects": batch, "Quiet": True}}
+        response: Mapping[str, Any] = _client().delete_objects(**request)
         for error in response.get("Errors", ()):
             if error.get("Code") != "NoSuchKey":
                 raise fault_from_code(self._uri(error.get("Key", "")[len(self.prefix) :]), 0, error)
@@ -234,8 +232,28 @@ class S3Store:
         if (reason := self.key_error(key)) is not None:
             raise StorageError(self._uri(key), reason)
 
+    def _object(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self.bucket, "Key": self.prefix + key}
+
     def _uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
+
+
+def _upload_part(upload: Mapping[str, Any], number: int, data: bytes) -> dict[str, Any]:
+    checksum = _checksum(data)
+    etag = _client().upload_part(**upload, **checksum, PartNumber=number, Body=data)["ETag"]
+    return {"PartNumber": number, "ETag": etag, "ChecksumCRC32": checksum["ChecksumCRC32"]}
+
+
+def _checksum(data: bytes) -> dict[str, Any]:
+    """Return the CRC-32 for a request. Given to botocore it is sent as a header, which older servers know; of its own
+    botocore would send a trailer."""
+    digest = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+    return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": digest}
+
+
+def _content_type(key: str) -> str:
+    return mimetypes.types_map.get(os.path.splitext(key)[1].lower(), "application/octet-stream")
 
 
 _LOCK = threading.Lock()

@@ -9,17 +9,7 @@ from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from unet.storage.faults import (
-    BadCredentials,
-    Changed,
-    Denied,
-    Full,
-    NoSuchFolder,
-    StorageError,
-    Unreachable,
-    Unsupported,
-    Vanished,
-)
+from unet.storage import faults
 
 BAD_CREDENTIALS = {
     "ExpiredToken",
@@ -38,11 +28,7 @@ TRANSIENT = {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnav
 NO_SPACE = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
 """Error codes of servers whose storage is full."""
 
-CONNECTION_LOST = (
-    exceptions.ConnectionClosedError,
-    exceptions.ReadTimeoutError,
-    exceptions.ResponseStreamingError,
-)
+CONNECTION_LOST = (exceptions.ConnectionClosedError, exceptions.ReadTimeoutError, exceptions.ResponseStreamingError)
 """Kinds of HTTPClientError where the server closed the connection or did not answer in time. The other kinds, as an
 invalid header, would come again with every repetition."""
 
@@ -59,12 +45,7 @@ NO_CREDENTIALS = (
 )
 """What botocore raises where it finds no usable credentials."""
 
-BODY_ERRORS = (
-    exceptions.FlexibleChecksumError,
-    exceptions.HTTPClientError,
-    exceptions.IncompleteReadError,
-    HTTPError,
-)
+BODY_ERRORS = (exceptions.FlexibleChecksumError, exceptions.HTTPClientError, exceptions.IncompleteReadError, HTTPError)
 """What is raised while the body of a response is read, after the point up to which botocore repeats a request."""
 
 
@@ -73,46 +54,46 @@ def translate_errors(uri: str) -> Iterator[None]:
     """Raise a StorageError about `uri` in place of what boto3 raises inside."""
     try:
         yield
-    except StorageError:
+    except faults.StorageError:
         raise
     except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         raise fault_from_code(uri, status, error.response.get("Error", {})) from None
     except NO_CREDENTIALS as error:
-        raise BadCredentials(uri, f"no usable AWS credentials ({type(error).__name__})") from None
+        raise faults.BadCredentials(uri, f"no usable AWS credentials ({type(error).__name__})") from None
     except exceptions.HTTPClientError as error:
         # The message of this error can quote a header, and with it a session token.
-        kind = Unreachable if isinstance(error, CONNECTION_LOST) else StorageError
+        kind = faults.Unreachable if isinstance(error, CONNECTION_LOST) else faults.StorageError
         raise kind(uri, f"the request could not be sent, or its answer not read ({type(error).__name__})") from None
     except (exceptions.ConnectionError, HTTPError) as error:
-        raise Unreachable(uri, f"no answer from the storage server ({type(error).__name__})") from None
+        raise faults.Unreachable(uri, f"no answer from the storage server ({type(error).__name__})") from None
     except (ElementTree.ParseError, ResponseParserError, KeyError, AttributeError) as error:
         # AttributeError: botocore on a response with a status from 500 on and the header of a checksum, as of rclone.
-        raise Unreachable(uri, f"the storage server's answer is not readable ({type(error).__name__})") from None
+        raise faults.Unreachable(uri, f"the storage server's answer is not readable ({type(error).__name__})") from None
     except exceptions.BotoCoreError as error:
-        raise StorageError(uri, " ".join(str(error).split())) from None
+        raise faults.StorageError(uri, " ".join(str(error).split())) from None
 
 
-def fault_from_code(uri: str, status: int, error: Mapping[str, Any]) -> StorageError:
+def fault_from_code(uri: str, status: int, error: Mapping[str, Any]) -> faults.StorageError:
     """Return the exception for an error response of S3. `status`: of HTTP; `error`: its Code and Message."""
     code = str(error.get("Code", status))
     if code == "NoSuchBucket":
-        return NoSuchFolder(uri, "there is no such bucket")
+        return faults.NoSuchFolder(uri, "there is no such bucket")
     if status == 404 or code == "NoSuchKey":
-        return Vanished(uri, "there is no such object")
+        return faults.Vanished(uri, "there is no such object")
     if code in NO_SPACE or status == 507:
-        return Full(uri, "there is no room left on the storage server")
+        return faults.Full(uri, "there is no room left on the storage server")
     if code == "NotImplemented" or status == 501:  # the response of servers without conditional writes
-        return Unsupported(uri, "the storage server cannot do this")
+        return faults.Unsupported(uri, "the storage server cannot do this")
     if code == "ConditionalRequestConflict":  # another write to the key is in progress
-        return Unreachable(uri, "was written at the same time")
+        return faults.Unreachable(uri, "was written at the same time")
     if status == 412:
-        return Changed(uri, "is no longer what was listed")
+        return faults.Changed(uri, "is no longer what was listed")
     reason = f"{' '.join(str(error.get('Message', '')).split())} ({code})".lstrip()
     if code == "InvalidObjectState":  # status 403, though it means that the object is archived
-        return StorageError(uri, reason)
+        return faults.StorageError(uri, reason)
     if code in BAD_CREDENTIALS:
-        return BadCredentials(uri, reason)
+        return faults.BadCredentials(uri, reason)
     if code in TRANSIENT or status == 429 or status >= 500:
-        return Unreachable(uri, reason)
-    return (Denied if status in (401, 403) or code == "AccessDenied" else StorageError)(uri, reason)
+        return faults.Unreachable(uri, reason)
+    return (faults.Denied if status in (401, 403) or code == "AccessDenied" else faults.StorageError)(uri, reason)
