@@ -1,5 +1,6 @@
 """Storage: the same promises of a local folder and of a bucket, and what a bucket alone can do wrong."""
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tests.servers.proxy import Action, Proxy
 from unet.settings import RequestError
 from unet.storage import store
-from unet.storage.faults import Changed, Denied, NoSuchFolder, StorageError, Unreachable, Vanished
+from unet.storage.faults import Changed, Denied, Full, NoSuchFolder, StorageError, Unreachable, Vanished
 from unet.storage.objects import ObjectInfo, join_uri
 from unet.storage.s3 import BODY_ATTEMPTS, PART_BYTES
 from unet.storage.store import Store, check_writable, list_files, open_store, read
@@ -184,6 +185,54 @@ def test_a_file_being_written_is_not_listed_and_a_failed_write_leaves_nothing(tm
         store.put("taken", b"")
     assert not keys(store)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is sent to the disk, and when files get their names."""
+    happened: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        happened.append("folder" if os.path.isdir(path) else f"{os.path.getsize(path)} bytes")
+
+    def record_replace(source: str, target: str) -> None:
+        replace(source, target)
+        happened.append("name")
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    return happened
+
+
+def test_a_file_is_on_the_disk_before_its_name_so_that_a_power_cut_leaves_no_empty_one(
+    tmp_path: Path, disk: list[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"whole")
+    store = open_store(str(tmp_path / "folder"))
+    store.put("a", b"whole")
+    store.put_file("b/c", tmp_path / "file")
+    assert disk == 2 * ["5 bytes", "name", "folder"]
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_disk_that_takes_no_file_is_an_error_and_one_that_knows_no_folders_is_not(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}") == (what == "folder"):
+            raise OSError(errno.ENOSPC if what == "file" else errno.EINVAL, "as the test wishes")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    store = open_store(str(tmp_path))
+    if what == "file":
+        with pytest.raises(Full):
+            store.put("a", b"whole")
+        assert not list(tmp_path.iterdir())
+    else:
+        assert store.get("a", store.put("a", b"whole")) == b"whole"
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

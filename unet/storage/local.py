@@ -125,7 +125,10 @@ class LocalStore:
                 yield prefix + name
 
     def _replace(self, key: str, write: Callable[[BinaryIO], object]) -> str:
-        """Make or replace a file atomically, with what `write` writes; return its etag."""
+        """Make or replace a file atomically, with what `write` writes; return its etag.
+
+        The bytes are on the disk before the name is: a power cut leaves the file of before or the whole new one.
+        """
         target = self._path(key)
         parent = os.path.dirname(target)
         temporary = os.path.join(parent, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
@@ -134,11 +137,14 @@ class LocalStore:
             try:
                 with open(temporary, "xb") as file:
                     write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
                 info = self._info(key, os.stat(temporary))
                 os.replace(temporary, target)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
+        _sync_folder(parent)
         return info.etag
 
     def _path(self, key: str) -> str:
@@ -160,6 +166,16 @@ class LocalStore:
 
 def _is_temporary(name: str) -> bool:
     return name.startswith(TEMPORARY_PREFIX) and name.endswith(TEMPORARY_SUFFIX)
+
+
+def _sync_folder(path: str) -> None:
+    """Write the names in a folder to the disk, where its file system can."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
