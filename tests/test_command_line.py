@@ -8,10 +8,14 @@ import pytest
 import yaml
 
 import unet
-from unet.command_line import JOBS, main, parse, run
+from tests.jobs.bench import save_model
+from tests.servers.proxy import Proxy
+from unet.command_line import JOBS, main, parse, run, run_job
 from unet.segment.settings import SegmentSettings
 from unet.settings import RequestError, to_mapping
+from unet.storage import store
 from unet.storage.faults import Unreachable
+from unet.storage.s3 import S3Store
 from unet.train.settings import TrainSettings
 
 
@@ -24,6 +28,46 @@ def test_what_storage_does_not_answer_is_one_line_and_may_be_tried_again(
     flags = ["--input", "a", "--output", "b", "--model", "c"]
     assert run(job, SegmentSettings, flags) == 1
     assert capsys.readouterr().err == "error: s3://bucket/key: no answer, 3 times\n"
+
+
+@pytest.mark.parametrize(
+    ("job", "flag"),
+    [
+        ("train", "--output"),
+        ("train", "--data"),
+        ("train", "--init-from"),
+        ("segment", "--model"),
+        ("segment", "--input"),
+        ("segment", "--output"),
+        ("evaluate", "--model"),
+        ("evaluate", "--data"),
+        ("evaluate", "--output"),
+    ],
+)
+def test_promise_33_a_server_that_is_away_before_a_job_starts_is_exit_1_and_one_line(
+    job: str,
+    flag: str,
+    boxes: Path,
+    tmp_path: Path,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(store, "CHECK_SECONDS", 0)
+    monkeypatch.setattr(S3Store.__init__, "__kwdefaults__", {"retry_seconds": 0})
+    proxy.add(action="503")
+    model, output = save_model(str(tmp_path / "model")), str(tmp_path / "output")
+    labelled = {"--data": str(boxes), "--classes": str(boxes / "classes.csv"), "--output": output}
+    given = {
+        "train": labelled | {"--batch-size": "4"},
+        "segment": {"--input": str(boxes), "--output": output, "--model": model},
+        "evaluate": labelled | {"--model": model},
+    }[job] | {flag: "s3://bucket/there"}
+    assert run_job(job, [part for pair in given.items() for part in pair]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"error: {flag} s3://bucket/there: cannot be ")
+    assert "SlowDown" in said
 
 
 def test_flags_of_every_group_are_flat() -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -420,10 +421,15 @@ def test_a_malformed_secret_is_not_quoted(bucket: str, monkeypatch: pytest.Monke
     assert "canary" not in str(caught.value)
 
 
-def test_a_server_that_cannot_be_reached_is_said_to_be(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(RequestError, match=r"no answer from the storage server.*; check .*AWS_ENDPOINT_URL"):
-        store.check_readable(bucket, "--input")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no.such.host.invalid"])
+@pytest.mark.parametrize("check", [store.check_readable, check_writable])
+def test_a_server_that_cannot_be_reached_may_be_mistyped_and_may_be_away(
+    check: Callable[[str, str], None], url: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "CHECK_SECONDS", 0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with pytest.raises(Unreachable, match=rf"^--flag {bucket}: .*no answer from .*; check .*AWS_ENDPOINT_URL$"):
+        check(bucket, "--flag")
 
 
 def test_an_archived_object_does_not_look_like_a_refused_credential(bucket: str, s3: str) -> None:

@@ -94,8 +94,10 @@ class Model:
                 digest=digest,
                 window=None if window is None else (int(window[0]), int(window[1])),
             )
-        except (RequestError, Unreachable):
+        except RequestError:
             raise
+        except Unreachable as error:
+            raise store.check_error(folder, flag, "read", error) from None
         except OSError as error:
             raise RequestError(
                 f"{flag} {folder}: is no model folder ({error.strerror}: {DESCRIPTION} and {WEIGHTS}); "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from unet.settings import RequestError
-from unet.storage.faults import Denied, NoSuchFolder, StorageError, Vanished
+from unet.storage.faults import Denied, NoSuchFolder, StorageError, Unreachable, Vanished
 from unet.storage.local import LocalStore
 from unet.storage.objects import Guard, ObjectInfo, Page, no_guard, split_uri
 from unet.storage.s3 import RETRY_SECONDS, S3Store
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
-CHECK_SECONDS = 5.0
+CHECK_SECONDS = 30.0
 """Seconds for which a request that fails is repeated while the settings of a job are checked."""
 
 
@@ -137,36 +137,41 @@ def contains(outer: str, inner: str) -> bool:
 
 
 def check_readable(folder: str, flag: str) -> None:
-    """Raise RequestError, naming `flag`, unless `folder` can be listed; it may be empty."""
+    """Raise as `check_error`, naming `flag`, unless `folder` can be listed; it may be empty."""
     store = open_store(folder, retry_seconds=CHECK_SECONDS)
     try:
         if isinstance(store, LocalStore) and not os.path.isdir(folder):
             raise NoSuchFolder(folder, "there is no such folder")
         next(store.list(), None)
     except StorageError as error:
-        raise _request_error(folder, flag, "read", error) from None
+        raise check_error(folder, flag, "read", error) from None
 
 
 def check_writable(folder: str, flag: str) -> None:
-    """Raise RequestError, naming `flag`, unless a file can be made in `folder`; make the folder if it is local."""
+    """Raise as `check_error`, naming `flag`, unless a file can be made in `folder`; make the folder if it is local."""
     store = open_store(folder, retry_seconds=CHECK_SECONDS)
     try:
         store.put(".writable", b"")
         with suppress(Denied):  # no job needs the permission to delete
             store.delete([".writable"])
     except StorageError as error:
-        raise _request_error(folder, flag, "written", error) from None
+        raise check_error(folder, flag, "written", error) from None
 
 
-def _request_error(folder: str, flag: str, verb: str, error: StorageError) -> RequestError:
-    remedy = f"name a folder that {'exists and ' * (verb == 'read')}you may {'read' if verb == 'read' else 'write to'}"
-    if folder.startswith("s3://"):
-        remedy = "check the name, the network and AWS_ENDPOINT_URL"
-        if isinstance(error, NoSuchFolder):
-            remedy = "create it, or correct the name"
-        elif isinstance(error, Denied):
-            remedy = "check the AWS credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret) and what they allow"
-    return RequestError(f"{flag} {folder}: cannot be {verb} ({error.strerror}); {remedy}")
+def check_error(folder: str, flag: str, verb: str, error: StorageError) -> RequestError | Unreachable:
+    """Return what a check raises, naming `flag`, where `folder` cannot be read or written (`verb`): Unreachable where
+    the same request may succeed later, else RequestError."""
+    remedy = "check the name, the network and AWS_ENDPOINT_URL"
+    if not folder.startswith("s3://"):
+        remedy = "name a folder that " + ("exists and you may read" if verb == "read" else "you may write to")
+    elif isinstance(error, NoSuchFolder):
+        remedy = "create it, or correct the name"
+    elif isinstance(error, Denied):
+        remedy = "check the AWS credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret) and what they allow"
+    reason = f"cannot be {verb} ({error.strerror}); {remedy}"
+    if isinstance(error, Unreachable):
+        return Unreachable(f"{flag} {folder}", reason)
+    return RequestError(f"{flag} {folder}: {reason}")
 
 
 def _locate(uri: str) -> tuple[Store, str]:
