@@ -55,7 +55,6 @@ class Checkpoints:
         """
         self._wait()
         torch.serialization.set_crc32_options(False)  # the digest is check enough, and training waits for this
-        torch.serialization.set_crc32_options(False)  # the digest is check enough, and training waits for this
         file = io.BytesIO()
         torch.save(state, file)
         self._writing = self._pool.submit(self._write, step, file.getvalue())
