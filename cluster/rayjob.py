@@ -5,6 +5,7 @@ a pod that takes another's place finds the run and waits for it, and with the Jo
 driver's, which KubeRay only passes on in a message, so that the Job can tell what is worth another attempt.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,9 @@ PATIENCE_SECONDS = 600.0
 """How long Kubernetes may not answer."""
 
 UNEXPECTED, FAULTY_REQUEST, STOPPED = 1, 2, 143
+
+MAX_NAME, NAME = 47, re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+"""Length and form of a RayJob's name: KubeRay names services after it. A Job's may be longer, and of another form."""
 
 ENDED = ("Complete", "Failed", "ValidationFailed")
 """What KubeRay says of the deployment of a job that is over."""
@@ -74,6 +78,14 @@ class Kubernetes:
             time.sleep(POLL_SECONDS)
 
 
+def name_of(owner: str, attempt: int) -> str:
+    """Return the name of an attempt: that of its Job and a number. A long one is cut, and a digest tells it apart."""
+    ending = f"-{attempt}"
+    if len(owner + ending) > MAX_NAME:
+        ending = f"-{hashlib.sha256(owner.encode()).hexdigest()[:8]}{ending}"
+    return owner[: MAX_NAME - len(ending)] + ending
+
+
 def run_of(pattern: Mapping[str, Any], name: str, owner: str, uid: str) -> dict[str, Any]:
     """Return the pattern as a run that begins at once."""
     labels = pattern["metadata"].get("labels", {})
@@ -107,8 +119,14 @@ def run(kubernetes: Kubernetes, pattern: str, owner: str, uid: str) -> int:
     if made is None:
         print(f"error: there is no RayJob {pattern}; apply the manifests", file=sys.stderr)
         return FAULTY_REQUEST
+    if not NAME.fullmatch(owner):
+        remedy = "give the Job a name of small letters, digits and '-' that begins with a letter"
+        print(f"error: Job {owner}: KubeRay takes no RayJob of this name; {remedy}", file=sys.stderr)
+        return FAULTY_REQUEST
     attempt = 1
-    while (before := kubernetes.get(name := f"{owner}-{attempt}")) and exit_code(before.get("status", {})) is not None:
+    while before := kubernetes.get(name := name_of(owner, attempt)):
+        if exit_code(before.get("status", {})) is None:
+            break
         attempt += 1
     if before is None:
         kubernetes.create(run_of(made, name, owner, uid))

@@ -113,6 +113,32 @@ def test_a_pod_in_anothers_place_waits_for_the_run_and_one_after_a_failure_makes
         assert "night-1-2" in jobs
 
 
+def test_a_long_name_is_cut_and_still_the_same_for_every_pod(tmp_path: Path) -> None:
+    owners = ["unet-segment-" + 40 * "x" + ending for ending in ("a", "b")]
+    with kubernetes(tmp_path, failed(1)) as (api, jobs):
+        for owner in owners:
+            api.create(rayjob.run_of(PATTERN, rayjob.name_of(owner, 1), owner, "uid-1"))
+            assert rayjob.run(api, "unet-segment", owner, "uid-1") == 1
+    runs = jobs.keys() - {"unet-segment"}
+    assert len(runs) == 2
+    assert all(len(name) <= 47 and name.startswith("unet-segment-xxx") and name.endswith("-1") for name in runs)
+    assert rayjob.name_of("n" * 45, 9) == "n" * 45 + "-9"
+    assert len(rayjob.name_of("n" * 45, 10)) == 47
+
+
+@pytest.mark.parametrize("owner", ["2026-street", "street.night", "Street"])
+def test_a_name_that_kuberay_refuses_is_refused_before_anything_is_made(
+    owner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with kubernetes(tmp_path, failed(1)) as (api, jobs):
+        assert rayjob.run(api, "unet-segment", owner, "uid-1") == 2
+    assert jobs.keys() == {"unet-segment"}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"Job {owner}: " in said
+    assert "begins with a letter" in said
+
+
 def test_without_a_pattern_the_request_is_faulty(tmp_path: Path) -> None:
     with kubernetes(tmp_path, failed(1)) as (api, _):
         assert rayjob.run(api, "unet-sgement", "night-1", "uid-1") == 2
