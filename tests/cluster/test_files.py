@@ -260,6 +260,8 @@ def test_the_unit_submits_a_command_that_parses() -> None:
     (line,) = re.findall(r"^ExecStart=(.*)$", text, re.M)
     command = line.split(" -- ")[1]
     parsed("python " + re.sub(r"\$\{(\w+)\}", r"s3://\1/x", command))
+    assert "--time-limit" in command
+    assert "SuccessExitStatus=143" in text.splitlines(), "a run that its time limit ends has not failed"
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
