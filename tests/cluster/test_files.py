@@ -218,6 +218,15 @@ def test_nothing_is_reachable_but_what_a_policy_names(name: str) -> None:
         assert all(rule["from"] for rule in spec.get("ingress", ()))
 
 
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_names_are_asked_of_the_cluster_and_of_the_cache_of_the_node(name: str) -> None:
+    (policy,) = [item for item in overlay(name) if item["metadata"]["name"] == "names"]
+    (rule,) = policy["spec"]["egress"]
+    assert {port["port"] for port in rule["ports"]} == {53}
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"]  # NodeLocal DNSCache is no pod to a policy
+    assert all(rule["to"])
+
+
 def opens(rule: Document, port: int) -> bool:
     if "ports" not in rule:
         return True
