@@ -5,6 +5,7 @@ is at hand a test compares the two.
 """
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,9 @@ CLUSTER_WIDE = ("Namespace",)
 
 
 def documents(file: Path) -> list[Document]:
-    """Return every document of a YAML file."""
+    """Return every document of a YAML file. What stands at an anchor and at its alias is not the same object."""
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [document for document in yaml.load_all(file.read_text(), fast) if document]
+    return [json.loads(json.dumps(document)) for document in yaml.load_all(file.read_text(), fast) if document]
 
 
 def resolved(folder: Path, found: list[Document] | None = None) -> list[Document]:
@@ -96,6 +97,9 @@ def _replace(found: list[Document], replacement: Document) -> None:
                 places = list(_places(item, way))
                 assert places, path
                 for place in places:
+                    if isinstance(place, list):
+                        place[int(last)] = value
+                        continue
                     assert last in place or options.get("create"), path
                     place[last] = _value(place.get(last), value, options)
 
@@ -110,6 +114,8 @@ def _places(place: Any, way: list[str]) -> Iterator[Any]:
     elif way[0] == "*":
         for item in place:
             yield from _places(item, way[1:])
+    elif isinstance(place, list):
+        yield from _places(place[int(way[0])], way[1:])
     elif way[0] in place:
         yield from _places(place[way[0]], way[1:])
 
