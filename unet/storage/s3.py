@@ -26,7 +26,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from unet.storage.faults import BadCredentials, Changed, Damaged, StorageError, Unreachable, Vanished
+from unet.storage.faults import BadCredentials, Changed, Damaged, StorageError, Unreachable, Unsupported, Vanished
 from unet.storage.objects import Guard, ObjectInfo, Page, no_guard, split_uri
 from unet.storage.s3_faults import BODY_ERRORS, fault_from_code, translate_errors
 
@@ -62,6 +62,9 @@ class S3Store:
         self.bucket, self.prefix = split_uri(uri)
         if self.prefix and not self.prefix.endswith("/"):
             self.prefix += "/"
+        self._if_match: tuple[str, ...] = ('"{}"', "{}")
+        """Forms of If-Match that the server may know in a write. Ceph's radosgw 16 knows the bare etag alone, which
+        elsewhere is an error of syntax or no condition at all."""
 
     def list(self) -> Iterator[Page]:
         token: str | None = ""
@@ -112,13 +115,10 @@ class S3Store:
     ) -> str:
         """As `Store.put`. Changed is also raised if this write succeeded, its response was lost and it was repeated."""
         self._check_key(key)
-        condition: dict[str, Any] = {}
-        if expected_etag is not None:
-            condition = {"IfMatch": f'"{expected_etag}"'} if expected_etag else {"IfNoneMatch": "*"}
         # Computed here it is sent as a header, which older servers know; botocore would send a trailer.
         checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
 
-        def request() -> str:
+        def request(**condition: Any) -> str:
             guard()
             response = _client().put_object(
                 Bucket=self.bucket,
@@ -132,12 +132,26 @@ class S3Store:
             )
             return response["ETag"].strip('"')
 
+        if expected_etag:
+            return self._replace(key, expected_etag, request)
+        condition = {} if expected_etag is None else {"IfNoneMatch": "*"}
+        return self._retry(self._uri(key), partial(request, **condition))
+
+    def _replace(self, key: str, expected_etag: str, request: Callable[..., str]) -> str:
+        """Make a request on condition of an etag. Raise Unsupported if the server refuses the etag that it names."""
+        uri, forms = self._uri(key), self._if_match
         try:
-            return self._retry(self._uri(key), request)
+            for form in forms:
+                try:
+                    etag = self._retry(uri, partial(request, IfMatch=form.format(expected_etag)))
+                    self._if_match = (form,)
+                    return etag
+                except Changed:
+                    if len(forms) == 1 or self.head(key).etag != expected_etag:
+                        raise
         except Vanished:
-            if expected_etag:
-                raise Changed(self._uri(key), "is no longer there") from None
-            raise
+            raise Changed(uri, "is no longer there") from None
+        raise Unsupported(uri, "the storage server cannot replace an object on condition of its etag")
 
     def put_file(self, key: str, path: Path) -> None:
         """As `Store.put_file`, in parts where the file is large."""
