@@ -37,6 +37,8 @@ osd pool default pg num = 4
 osd pool default pgp num = 4
 osd pool default pg autoscale mode = off
 osd crush chooseleaf type = 0
+osd crush update on start = false
+osd class update on start = false
 rgw frontends = beast endpoint={here}:{port}
 
 [osd]
@@ -62,6 +64,8 @@ def radosgw(folder: Path, environment: MutableMapping[str, str]) -> Iterator[str
         start.run("ceph-mon", "--mkfs", "-i", "a", "--fsid", fsid)
         start.serve("ceph-mon", "-i", "a")
         start.run("ceph", "osd", "new", fsid)
+        # By itself an OSD tries that once as it starts, and ends where the monitor is not ready to listen.
+        start.run("ceph", "osd", "crush", "add", "osd.0", "1", "host=here", "root=default")
         start.run("ceph-osd", "--mkfs", "-i", "0", "--osd-uuid", fsid)
         start.serve("ceph-osd", "-i", "0")
         start.serve("radosgw", "-n", "client.radosgw")
