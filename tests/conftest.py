@@ -87,7 +87,8 @@ def bucket(s3: str) -> str:
 def new_bucket(url: str) -> str:
     """Make a bucket on the server of the AWS environment, whose URL is this; return its URI."""
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket=name)
+    session = boto3.Session()  # that of boto3.client keeps the credentials of the first server
+    session.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket=name)
     return f"s3://{name}"
 
 
