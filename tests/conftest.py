@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from tests.servers.proxy import Proxy
+from tests.servers.radosgw import missing_programs, radosgw
 from tests.servers.s3 import moto
 from unet.data.image import Array, encode_image
 
@@ -80,9 +81,25 @@ def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 @pytest.fixture
 def bucket(s3: str) -> str:
     """The URI of a fresh bucket."""
+    return new_bucket(s3)
+
+
+def new_bucket(url: str) -> str:
+    """Make a bucket on the server of the AWS environment, whose URL is this; return its URI."""
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=s3, region_name="us-east-1").create_bucket(Bucket=name)
+    session = boto3.Session()  # that of boto3.client keeps the credentials of the first server
+    session.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def radosgw_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The AWS environment of a server of Ceph."""
+    if missing := missing_programs():
+        pytest.skip(f"no {', '.join(missing)}; Debian has them in ceph-common, ceph-mon, ceph-osd and radosgw")
+    environment: dict[str, str] = {}
+    with radosgw(tmp_path_factory.mktemp("ceph"), environment):
+        yield environment
 
 
 @pytest.fixture(scope="session")

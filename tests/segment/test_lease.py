@@ -1,5 +1,6 @@
 """One run at a time holds an output."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,14 +8,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, new_bucket
+from tests.jobs.bench import Bench, fill, save_model
+from tests.servers.conditions import ConditionProxy, Knowledge
 from tests.servers.proxy import Action, Proxy
 from tests.servers.s3 import rclone
-from unet.segment.lease import Lease, LeaseLost, LeaseUnconfirmed, acquire, is_holder
+from unet.segment.job import _prepare
+from unet.segment.lease import UNUSED_ETAG, Lease, LeaseLost, LeaseUnconfirmed, acquire, is_holder
+from unet.segment.listing import list_chunks
+from unet.segment.segmenter import Segmenter
+from unet.storage.faults import Changed
 from unet.storage.store import open_store
 
 LIFETIME = 2.0
@@ -132,8 +140,140 @@ def test_a_server_without_conditional_writes_is_warned_of(tmp_path: Path, capsys
     with rclone(tmp_path):
         lease = take("s3://bucket/masks")
         assert not lease.conditional
-        assert "does not know conditional writes" in capsys.readouterr().out
+        assert "does not know If-Match and If-None-Match" in capsys.readouterr().out
         with pytest.raises(LeaseLost, match=f"process {os.getpid()}"):
             take("s3://bucket/masks", "second")
         lease.release()
         take("s3://bucket/masks", "third").release()
+
+
+@pytest.fixture(
+    params=[
+        ("bare", "known"),
+        ("refused", "known"),
+        ("ignored", "ignored"),
+        ("501", "501"),
+        pytest.param(("radosgw", ""), marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+    """The URI of a bucket whose server knows conditions in its own way, and those that it does not know."""
+    if_match, if_none_match = request.param
+    if if_match == "radosgw":
+        for name, value in request.getfixturevalue("radosgw_environment").items():
+            monkeypatch.setenv(name, value)
+        yield new_bucket(os.environ["AWS_ENDPOINT_URL"]), ""
+        return
+    with ConditionProxy(request.getfixturevalue("s3"), if_match, if_none_match) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+        yield request.getfixturevalue("bucket"), unknown(if_match, if_none_match)
+
+
+def unknown(if_match: Knowledge, if_none_match: Knowledge) -> str:
+    known = {"If-Match": if_match in ("known", "bare"), "If-None-Match": if_none_match == "known"}
+    return " and ".join(name for name in known if not known[name])
+
+
+def test_promise_08_run_after_run_holds_the_output_whatever_conditions_the_server_knows(
+    server: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, unknown_conditions = server
+    first = take(output, "first")
+    assert first.conditional == (not unknown_conditions)
+    assert capsys.readouterr().out.count("warning") == bool(unknown_conditions)
+    with pytest.raises(LeaseLost, match="another run holds it"):
+        take(output, "second")
+    time.sleep(LIFETIME)
+    assert first.seconds_left() > 0  # renewed meanwhile
+    began = time.monotonic()
+    first.release()
+    third = take(output, "third")
+    assert time.monotonic() - began < LIFETIME
+    assert third.fence > first.fence
+    third.release()
+
+
+def test_promise_08_a_lease_that_was_never_released_is_taken_over_whatever_conditions_the_server_knows(
+    server: tuple[str, str],
+) -> None:
+    output, _ = server
+    earlier = {"format": 1, "run": "earlier", "fence": 6, "lifetime": 1.0, "host": "a", "released": False, "beat": "b"}
+    open_store(output).put("lease", json.dumps(earlier).encode())
+    lease = take(output)
+    assert lease.fence == 7
+    assert lease.seconds_left() > 0
+    lease.release()
+    assert json.loads(open_store(output).get("lease"))["released"]
+
+
+@pytest.mark.parametrize("if_none_match", ["known", "ignored", "501"])
+@pytest.mark.parametrize("if_match", ["known", "bare", "bare_unread", "refused", "ignored", "501"])
+def test_conditions_that_the_server_does_not_know_are_named_once(
+    bucket: str,
+    s3: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    if_match: Knowledge,
+    if_none_match: Knowledge,
+) -> None:
+    with ConditionProxy(s3, if_match, if_none_match) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+        lease = take(bucket)
+        lease.release()
+    names = unknown(if_match, if_none_match)
+    said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(said) == bool(names)
+    assert all(f"does not know {names};" in line for line in said)
+    assert lease.conditional == (not names)
+
+
+def test_an_etag_goes_without_quotes_only_where_the_right_one_was_refused_with_them(
+    bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etags = {}
+    for if_match in ("known", "bare"):
+        with ConditionProxy(s3, if_match) as between:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+            store = open_store(bucket)
+            first = store.put(if_match, b"first")
+            with pytest.raises(Changed):
+                store.put(if_match, b"of another", expected_etag=UNUSED_ETAG)
+            second = store.put(if_match, b"second", expected_etag=first)
+            third = store.put(if_match, b"third", expected_etag=second)
+            with pytest.raises(Changed):
+                store.put(if_match, b"of another", expected_etag=second)
+            assert store.get(if_match, third) == b"third"
+            etags[if_match] = between.etags
+    quoted = [f'"{etag}"' for etag in (UNUSED_ETAG, first, second, second)]
+    assert etags == {"known": quoted, "bare": [*quoted[:2], first, second, second]}
+
+
+@pytest.mark.parametrize(
+    "server", [("bare", "known"), pytest.param(("radosgw", ""), marks=pytest.mark.slow)], indirect=True
+)
+def test_promise_08_masks_are_replaced_on_condition_where_etags_are_known_without_quotes(
+    server: tuple[str, str],
+) -> None:
+    bench = Bench(server[0])
+    save_model(bench.model)
+    fill(bench.images, ["a.png"])
+    output, others = open_store(bench.masks), list[bytes]()
+
+    def write_between() -> None:
+        if others:
+            others.append(os.urandom(8))
+            output.put("a.png.png", others[-1])
+
+    model, spec = _prepare(bench.settings())
+    segmenter = Segmenter(replace(spec, conditional=True), model, guard=write_between)
+
+    def statuses() -> list[str]:
+        return [row["status"] for chunk in list_chunks(spec) for row in segmenter(chunk).rows.to_pylist()]
+
+    output.put("a.png.png", b"of a run that was killed")
+    assert statuses() == ["done"]
+    assert bench.mask("a.png") != b"of a run that was killed"
+    others.append(b"another program writes from now on")
+    assert statuses() == ["failed"]
+    assert bench.mask("a.png") == others[-1]

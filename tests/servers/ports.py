@@ -12,9 +12,9 @@ def free_port(address: str = "127.0.0.1") -> int:
         return int(free.getsockname()[1])
 
 
-def wait_for_port(port: int, address: str = "127.0.0.1") -> None:
-    """Wait until something listens on a port. Raise TimeoutError after 10 seconds."""
-    for _ in range(100):
+def wait_for_port(port: int, address: str = "127.0.0.1", seconds: float = 10) -> None:
+    """Wait until something listens on a port. Raise TimeoutError after so many seconds."""
+    for _ in range(round(10 * seconds)):
         with suppress(OSError), socket.create_connection((address, port), 1):
             return
         time.sleep(0.1)

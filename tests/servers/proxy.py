@@ -17,12 +17,13 @@ from typing import Literal
 from urllib.parse import parse_qs, quote, urlsplit
 
 Action = Literal[
-    "500", "503", "403", "reset", "cut", "flip", "empty_page", "hold", "hold_answer", "denied", "no_upload"
+    "500", "501", "503", "403", "reset", "cut", "flip", "empty_page", "hold", "hold_answer", "denied", "no_upload"
 ]
 
 ERROR = "<Error><Code>{}</Code><Message>as the test wishes</Message></Error>"
 CODES = {
     "500": "InternalError",
+    "501": "NotImplemented",
     "503": "SlowDown",
     "403": "ExpiredToken",
     "denied": "AccessDenied",
@@ -79,6 +80,10 @@ class Proxy(ThreadingHTTPServer):
                 return "403"
             return next((rule.action for rule in self.rules if rule.means(verb, path)), None)
 
+    def answer_to_condition(self, headers: dict[str, str]) -> Action | None:
+        """Called with the headers of a write, which it may change; names what happens in place of the write."""
+        return None
+
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
@@ -94,17 +99,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
         action = self.server.action(self.command, self.path, self.headers.get("Authorization", ""), body)
+        if self.command == "PUT":
+            action = action or self.server.answer_to_condition(headers)
         if action == "reset":
             self.hang_up()
         elif action == "hold":
             self.hold()
         elif action in CODES:
             error = b"" if self.command == "HEAD" else ERROR.format(CODES[action]).encode()
-            headers = {"Content-Length": "0"}
+            answered = {"Content-Length": "0"}
             if action == "500":  # a header that botocore stumbles over, and rclone sends
-                headers["x-amz-checksum-crc32"] = "AAAAAA=="
-            self.reply(STATUS.get(action) or int(action), headers, error)
+                answered["x-amz-checksum-crc32"] = "AAAAAA=="
+            self.reply(STATUS.get(action) or int(action), answered, error)
         elif action == "empty_page":
             token = AFTER_EMPTY + parse_qs(urlsplit(self.path).query).get("continuation-token", [""])[0]
             page = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
@@ -112,7 +120,6 @@ class Handler(BaseHTTPRequestHandler):
         else:
             path = self.path.replace(quote(AFTER_EMPTY, safe=""), "")
             path = re.sub("&continuation-token=(?=&|$)", "", path)
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
             with closing(http.client.HTTPConnection(self.server.target)) as upstream:
                 upstream.request(self.command, path, body or None, headers)
                 answer = upstream.getresponse()

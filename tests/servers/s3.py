@@ -25,7 +25,7 @@ def moto(address: str = HERE, environment: Environment = os.environ) -> Iterator
     server.start()
     try:
         url = f"http://{address}:{server.get_host_and_port()[1]}"
-        with _aws(environment, url, "the-tests-key", f"the-tests-secret-{secrets.token_hex(8)}"):
+        with aws(environment, url, "the-tests-key", f"the-tests-secret-{secrets.token_hex(8)}"):
             yield url
     finally:
         server.stop()
@@ -37,7 +37,7 @@ def rclone(folder: Path, address: str = HERE) -> Iterator[str]:
     port, key, secret = free_port(address), "local-server-key", "local-server-secret"
     command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--auth-key", f"{key},{secret}"]
     options = ["--addr", f"{address}:{port}", "--vfs-cache-mode", "off", "--log-level", "ERROR", str(folder)]
-    with _process([*command, *options], address, port), _aws(os.environ, f"http://{address}:{port}", key, secret):
+    with _process([*command, *options], address, port), aws(os.environ, f"http://{address}:{port}", key, secret):
         yield f"http://{address}:{port}"
 
 
@@ -46,7 +46,7 @@ def stub(keys: int) -> Iterator[str]:
     """Serve so many images that nobody stored, as tests/servers/stub.py says; yield the URL."""
     port = free_port()
     command = [sys.executable, "-m", "tests.servers.stub", "--port", str(port), "--keys", str(keys)]
-    with _process(command, HERE, port), _aws(os.environ, f"http://{HERE}:{port}", "key", "secret"):
+    with _process(command, HERE, port), aws(os.environ, f"http://{HERE}:{port}", "key", "secret"):
         yield f"http://{HERE}:{port}"
 
 
@@ -62,7 +62,7 @@ def _process(command: list[str], address: str, port: int) -> Iterator[None]:
 
 
 @contextmanager
-def _aws(environment: Environment, url: str, key: str, secret: str) -> Iterator[None]:
+def aws(environment: Environment, url: str, key: str, secret: str) -> Iterator[None]:
     """Set the AWS settings of `environment` within the block, and those alone."""
     before = {name: value for name, value in environment.items() if name.startswith("AWS_")}
     for name in before:

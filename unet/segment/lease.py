@@ -1,10 +1,11 @@
 """The lease of an output: one run at a time may write to it.
 
-On S3 the lease is an object that its holder rewrites every few seconds, on condition that nobody else has. A run that
-finds an object of another holder watches it for one lifetime, on its own clock: if the object changes the holder lives,
-if not the lease is taken over. So a holder that could not renew its lease for a lifetime must not write; at the next
-renewal it learns whether it still holds it. In a local folder the lease is a lock of the kernel on a file, which ends
-with the process. The clocks of two machines are never compared.
+On S3 the lease is an object that its holder rewrites every few seconds, on condition that nobody else has; a server
+that does not know such conditions is found out at the beginning. A run that finds an object of another holder watches
+it for one lifetime, on its own clock: if the object changes the holder lives, if not the lease is taken over. So a
+holder that could not renew its lease for a lifetime must not write; at the next renewal it learns whether it still
+holds it. In a local folder the lease is a lock of the kernel on a file, which ends with the process. The clocks of two
+machines are never compared.
 """
 
 import fcntl
@@ -33,6 +34,9 @@ POLLS = 12
 
 UNUSED_ETAG = "0" * 32
 """An etag that no lease has."""
+
+WARNING = "warning: the server of {} does not know {}; two runs that begin within moments of each other may both write"
+"""About an output and the conditions of writes that its server ignores or refuses."""
 
 
 class LeaseLost(Exception):  # noqa: N818
@@ -112,7 +116,7 @@ class _LeaseRecord:
 class BucketLease:
     """An object, and the thread that renews it.
 
-    `conditional`: whether the output supports writes on condition of an etag.
+    `conditional`: whether the server writes on condition of an etag, and of there being no object.
     """
 
     def __init__(self, output: str, key: str, record: _LeaseRecord) -> None:
@@ -123,9 +127,11 @@ class BucketLease:
         self._lost, self._released = "", False
         self._fault: StorageError | None = None
         """Of the last renewal."""
-        self.conditional = True
-        self._etag = self._acquire()
-        self._detect_conditional_writes()
+        self._missing: set[str] = set()
+        """Conditions of writes that the server ignores or refuses."""
+        self._acquire()
+        self._probe()
+        self.conditional = not self._missing
         self._thread = threading.Thread(target=self._heartbeat, daemon=True)
         self._thread.start()
 
@@ -166,31 +172,24 @@ class BucketLease:
         if self._lost:
             return
         self._record = replace(self._record, released=True)
-        with suppress(LeaseLost):  # another run has taken it over already
-            if not self._renew():  # the response to the renewal before was lost, and with it the etag
-                self._renew()
+        with suppress(LeaseLost, Changed):  # another run has taken it over already, or a response was lost
+            self._renew()
 
-    def _acquire(self) -> str:
-        """Write the object, if no other holder lives; return its etag."""
+    def _acquire(self) -> None:
+        """Write the object, if no other holder lives."""
         earlier, etag = self._read()
-        if earlier is not None and not earlier.get("released"):
+        if etag and not earlier.get("released"):
             earlier, etag = self._wait_for_expiry(earlier, etag)
-        fence = int(earlier.get("fence", 0)) + 1 if earlier is not None else 0
-        self._record = replace(self._record, fence=max(self._record.fence, fence))
+        self._record = replace(self._record, fence=max(self._record.fence, int(earlier.get("fence", -1)) + 1))
         began = boot_time()
         try:
-            new_etag = self._write(etag)
-        except Unsupported:
-            self.conditional = False
-            new_etag = self._write(None)
+            self._write(etag)
         except Changed:  # written by another run, or by this one if the response to its first attempt was lost
-            current, new_etag = self._read()
-            if current is None or current.get("run") != self._record.run:
+            if self._read()[0].get("run") != self._record.run:
                 raise LeaseLost("another run has just begun") from None
         self._deadline = began + self._record.lifetime
-        return new_etag
 
-    def _wait_for_expiry(self, record: Mapping[str, Any], etag: str) -> tuple[Mapping[str, Any] | None, str]:
+    def _wait_for_expiry(self, record: Mapping[str, Any], etag: str) -> tuple[Mapping[str, Any], str]:
         """Wait until the holder has released the lease or has not renewed it for a lifetime; return as `_read`."""
         lifetime = float(record.get("lifetime", self._record.lifetime))
         holder = f"{record.get('run')} on {record.get('host')}"
@@ -201,27 +200,22 @@ class BucketLease:
             current, current_etag = self._read()
             if current_etag == etag:
                 continue
-            if current is None or current.get("released"):
+            if not current_etag or current.get("released"):
                 return current, current_etag
             raise LeaseLost(f"another run holds it ({holder})")
         print(f"{self._uri}: shows no sign of life; taking over", flush=True)
         return record, etag
 
-    def _detect_conditional_writes(self) -> None:
-        """Try a write that must be refused, since some servers ignore conditions."""
-        if self.conditional:
-            try:
-                self._etag = self._write(UNUSED_ETAG)
-            except Changed:
-                return
-            except Unsupported:
-                pass
-        self.conditional = False
-        print(
-            f"warning: the server of {self._uri} does not know conditional writes; two runs that begin within moments "
-            "of each other may both write",
-            flush=True,
-        )
+    def _probe(self) -> None:
+        """Find out whether the server writes where a condition is met, and there alone: some ignore conditions."""
+        with suppress(Changed):  # by this run: a response was lost
+            self._renew()
+        for condition, wrong_etag in (("If-None-Match", ""), ("If-Match", UNUSED_ETAG)):
+            with suppress(Changed):
+                self._write(wrong_etag)
+                self._missing.add(condition)
+        if self._missing:
+            print(WARNING.format(self._uri, " and ".join(sorted(self._missing))), flush=True)
 
     def _heartbeat(self) -> None:
         """Renew the lease again and again, until it is released or lost."""
@@ -234,46 +228,47 @@ class BucketLease:
                     self._lost = str(error)
                     self._state.notify_all()
                 return
-            except StorageError as error:  # the next renewal may succeed
-                fault = error
-            except Exception as error:  # reported by `failure`, by its type alone: its text could hold a secret
-                fault = StorageError(self._uri, type(error).__name__)
+            except Exception as error:  # the next renewal may succeed; only a StorageError has a text without secrets
+                fault = error if isinstance(error, StorageError) else StorageError(self._uri, type(error).__name__)
             with self._state:
                 self._fault = fault
 
-    def _renew(self) -> bool:
-        """Rewrite the object; return False if another version of it was found, of this run. Raise LeaseLost."""
+    def _renew(self) -> None:
+        """Rewrite the object. Raise LeaseLost if another run has, or Changed if this one has without a response."""
         began = boot_time()
-        if not self.conditional:
-            self._check_holder()
         try:
-            self._etag = self._write(self._etag if self.conditional else None)
+            self._write(self._check_holder())
         except Changed:
             self._check_holder()
-            return False
+            raise
         with self._state:
             self._deadline = began + self._record.lifetime
             self._state.notify_all()
-        return True
 
-    def _check_holder(self) -> None:
-        """Read the object and its etag. Raise LeaseLost if it is not of this run."""
+    def _check_holder(self) -> str:
+        """Return the etag of the object. Raise LeaseLost if it is not of this run."""
         current, etag = self._read()
-        if current is None or (current.get("run"), current.get("fence")) != (self._record.run, self._record.fence):
-            holder = "nobody" if current is None else f"{current.get('run')} on {current.get('host')}"
+        if (current.get("run"), current.get("fence")) != (self._record.run, self._record.fence):
+            holder = f"{current.get('run')} on {current.get('host')}" if etag else "nobody"
             raise LeaseLost(f"this run was not seen for {self._record.lifetime:g} s, and {holder} has taken it over")
-        self._etag = etag
+        return etag
 
-    def _write(self, expected_etag: str | None) -> str:
-        return self._store.put(self._key, self._record.to_bytes(), expected_etag=expected_etag)
+    def _write(self, expected_etag: str) -> None:
+        """Write the object as `Store.put`, without a condition if the server does not know it."""
+        data = self._record.to_bytes()
+        try:
+            self._store.put(self._key, data, expected_etag=expected_etag)
+        except Unsupported:
+            self._missing.add("If-Match" if expected_etag else "If-None-Match")
+            self._store.put(self._key, data)
 
-    def _read(self) -> tuple[Mapping[str, Any] | None, str]:
-        """Return content and etag of the object: {} if it cannot be parsed, None and "" if there is none."""
+    def _read(self) -> tuple[Mapping[str, Any], str]:
+        """Return content and etag of the object: {} if it cannot be parsed, {} and "" if there is none."""
         try:
             info = self._store.head(self._key)
             content = json.loads(self._store.get(self._key, info.etag))
         except Vanished:
-            return None, ""
+            return {}, ""
         except Changed:
             return self._read()
         except ValueError:
