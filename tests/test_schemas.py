@@ -58,8 +58,8 @@ def all_files(folder: str) -> dict[str, bytes]:
 
 
 def the_file(files: dict[str, bytes], end: str) -> bytes:
-    (data,) = [data for key, data in files.items() if key.endswith(end)]
-    return data
+    """The last of this name."""
+    return files[max(key for key in files if key.endswith(end))]
 
 
 def columns(data: bytes) -> list[str]:
@@ -98,15 +98,19 @@ def test_a_training_run_leaves_what_the_page_says(boxes: Path, tmp_path: Path, o
 def test_a_segmentation_leaves_what_the_page_says(tmp_path: Path, one_ray: None) -> None:
     bench = Bench(str(tmp_path))
     save_model(bench.model)
+    Path(bench.images).mkdir()
+    assert segment(bench.settings(allow_empty=True)) == 0
     fill(bench.images, ["a.png"])
-    assert segment(bench.settings(write="mask,overlay")) == 0
+    assert segment(bench.settings(write="mask,overlay", force=True)) == 0
     page, left = files_below(SEGMENTATION), all_files(bench.masks)
     assert_named(left, page)
     assert_named(columns(the_file(left, "report.parquet")), page["_segment/runs/ID/report.parquet"])
     assert_named(json.loads(the_file(left, "summary.json")), page["_segment/runs/ID/summary.json"])
-    (part,) = [data for key, data in left.items() if key.startswith("_segment/ledger/")]
+    ledger = {key: data for key, data in left.items() if key.startswith("_segment/ledger/")}
+    part, index = the_file(ledger, ".parquet"), the_file(ledger, ".index.json")
     assert_named(columns(part), page["_segment/ledger/FENCE-RANDOM.parquet"])
-    assert pq.read_schema(io.BytesIO(part)).metadata[b"format"] == b"1"
+    assert pq.read_schema(io.BytesIO(part)).metadata[b"format"] == b"2"
+    assert_named(json.loads(index), page["_segment/ledger/FENCE-NUMBER.index.json"])
 
 
 def test_a_lease_on_s3_says_what_the_page_says(bucket: str) -> None:

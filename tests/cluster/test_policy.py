@@ -19,6 +19,7 @@ from tests.jobs.bench import Bench, fill, save_model
 from tests.jobs.training import training_flags
 from tests.servers.proxy import Action, Proxy
 from unet.segment.lease import acquire
+from unet.segment.ledger import Ledger
 from unet.segment.run_spec import LEASE_KEY
 from unet.settings import RequestError
 from unet.storage import store
@@ -108,6 +109,8 @@ def segmented(bench: Bench) -> None:
     lease = acquire(bench.masks, LEASE_KEY, run="tried", lifetime=5, fence=1)
     try:
         assert set(bench.statuses(retry_for=0, force=True, verify=True, write="mask,overlay").values()) == {"done"}
+        ledger = Ledger(f"{bench.masks}/_segment/ledger", retry_seconds=0)
+        assert ledger.contents().replaced == [], "what is merged piles up"
     finally:
         lease.release()
 

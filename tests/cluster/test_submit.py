@@ -298,7 +298,7 @@ def test_a_stopped_segmentation_is_recorded_and_leaves_nothing_behind(by: str, b
         unrecorded = {key.removesuffix(".png") for key in bench.mask_keys()} - bench.recorded_keys()
         assert len(unrecorded) <= 2 * 2 * 9  # of the chunks under way: two workers, two each, a 32nd of what is listed
         deadline = time.monotonic() + 30
-        while [one for one in processes_naming(cluster.folder) if b"MapWorker" in command_line(one)]:
+        while [one for one in processes_naming(cluster.folder) if b"SegmentWorker" in command_line(one)]:
             assert time.monotonic() < deadline, "an actor is left"
             time.sleep(0.5)
     assert set(bench.statuses().values()) == {"done", "unchanged"}

@@ -1,7 +1,11 @@
 """Segmentation runs in tests: a place with images, a model and masks, and the job's steps over it."""
 
 import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pyarrow.parquet as pq
 import torch
@@ -11,11 +15,12 @@ from unet.data.image import encode_image
 from unet.data.labels import Label, LabelSet
 from unet.model.artifact import Model
 from unet.model.network import UNet
-from unet.segment.job import _prepare
+from unet.runtime.pool import TaskQueue
+from unet.segment import job
+from unet.segment.item import Item, Outcome
 from unet.segment.ledger import Ledger
-from unet.segment.listing import list_chunks
 from unet.segment.recorder import Recorder
-from unet.segment.run_spec import INTERNAL
+from unet.segment.run_spec import INTERNAL, RunSpec
 from unet.segment.segmenter import Segmenter
 from unet.segment.settings import SegmentSettings
 from unet.settings import Geometry
@@ -24,14 +29,16 @@ from unet.storage.store import open_store
 
 LABELS = LabelSet((Label(value=0, name="ground", color=(0, 0, 0)), Label(value=255, name="box", color=(255, 0, 0))))
 
+NATIVE = Geometry("native", (32, 32))
+
 Rows = dict[str, dict[str, Any]]
 
 
-def save_model(uri: str, seed: int = 0, width: int = 4) -> str:
+def save_model(uri: str, seed: int = 0, width: int = 4, geometry: Geometry = NATIVE) -> str:
     """Save a model with random weights; return `uri`."""
     torch.manual_seed(seed)
     network = UNet(classes=2, width=width, depth=2, norm="batch", dropout=0.0).eval()
-    Model(network=network, labels=LABELS, geometry=Geometry("native", (32, 32))).save(uri)
+    Model(network=network, labels=LABELS, geometry=geometry).save(uri)
     return uri
 
 
@@ -46,6 +53,40 @@ def fill(uri: str, keys: list[str]) -> None:
         store.put(key, image_bytes(seed))
 
 
+def outcomes_of(segmenter: Segmenter, items: Iterable[Item]) -> list[Outcome]:
+    return [future.result() for future in [segmenter.submit(item) for item in items]]
+
+
+class LocalPool:
+    """What the job's pool of workers does, in this process."""
+
+    def __init__(self, _: type, arguments: tuple[RunSpec, Model], workers: object, **more: object) -> None:
+        self.segmenter = Segmenter(*arguments)
+
+    def kill(self) -> None:
+        """There is nobody to end."""
+
+    def process(self, queue: TaskQueue) -> Iterator[list[tuple[Item, Outcome]]]:
+        while not queue.ended:
+            queue.wait()
+            begun = [(item, self.segmenter.submit(item)) for item in queue.take(32, 1)]
+            for item, future in begun:
+                yield [(item, future.result())]
+
+
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Let the job have its workers in this process."""
+    with (
+        mock.patch.object(job, "WorkerPool", LocalPool),
+        mock.patch.object(job, "connect_workers"),
+        mock.patch.object(job, "check_shared"),
+        mock.patch.object(job, "join_cluster"),
+        mock.patch("ray.put", lambda model: model),
+    ):
+        yield
+
+
 class Bench:
     """A place with images, a model and masks, and the job's steps run over it in this process."""
 
@@ -56,11 +97,12 @@ class Bench:
         return SegmentSettings(**({"input": self.images, "output": self.masks, "model": self.model} | given))
 
     def run(self, **given: Any) -> Rows:
-        """Run the steps without Ray; return the rows of the report by key."""
-        model, spec = _prepare(self.settings(**given))
-        recorder, segmenter = Recorder(spec, model.labels), Segmenter(spec, model)
-        for chunk in list_chunks(spec):
-            recorder.add_chunk(segmenter(chunk))
+        """Run the job in this process, without Ray; return the rows of the report by key."""
+        model, spec = job._prepare(self.settings(**{"max_failed": "100%"} | given))
+        spec = replace(spec, forced_since=job._forced_since(spec))
+        recorder = Recorder(spec, model.labels)
+        with without_ray():
+            self.refused = job._process(model, spec, recorder, mock.Mock())
         self.summary = recorder.finish(complete=True)
         return self.rows(spec.run)
 
@@ -86,5 +128,6 @@ class Bench:
 
     def recorded_keys(self) -> set[str]:
         """Return the keys that the ledger has."""
-        ledger = Ledger(join_uri(self.masks, f"{INTERNAL}ledger"))
-        return {key for keys in ledger.find_keys(ledger.load()._columns["key_hash"]) for key in keys}
+        return {
+            key for rows in Ledger(join_uri(self.masks, f"{INTERNAL}ledger")).rows() for key in rows["key"].to_pylist()
+        }

@@ -1,8 +1,12 @@
-"""What training holds in memory does not grow with the labelled set."""
+"""What training holds in memory does not grow with the labelled set, and what a worker of segmentation does not with
+its images."""
 
+import io
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,8 +15,11 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.jobs.bench import NATIVE, Bench, image_bytes, save_model
+from tests.jobs.job_process import JobProcess
 from tests.jobs.training import training_flags
-from tests.processes import descendants
+from tests.processes import command_line, descendants
+from unet.settings import Geometry
 from unet.train.journal import read_entries
 
 STORE = 80 << 20
@@ -80,3 +87,52 @@ def test_a_set_ten_times_the_object_store_trains_at_a_flat_resident_size(tmp_pat
     assert job.returncode == 0, (tmp_path / "log").read_text()
     print("peaks by epoch:", ", ".join(f"{peak / 1e6:.0f} MB" for peak in peaks))
     assert max(peaks[2:EPOCHS]) < 1.1 * max(peaks[:2])
+
+
+MAX_WORKER = 3e9
+"""Bytes of a worker of segmentation, at most."""
+
+
+def write_blank(folder: Path) -> None:
+    """148 images of 19 million pixels each, in 60 kB."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4400, 4400)).save(buffer, "PNG")
+    for number in range(148):
+        (folder / f"large-{number:03}.png").write_bytes(buffer.getvalue())
+
+
+def write_heavy(folder: Path) -> None:
+    """16 files of 192 MB."""
+    first = folder / "large-00.ppm"
+    Image.new("RGB", (8000, 8000)).save(first)
+    for number in range(1, 16):
+        os.link(first, folder / f"large-{number:02}.ppm")
+
+
+def write_wide(folder: Path) -> None:
+    """A photograph of 108 million pixels."""
+    Image.new("RGB", (12_000, 9_000), (90, 120, 60)).save(folder / "large.jpg")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [write_blank, write_heavy, write_wide])
+def test_promise_36_a_worker_takes_at_most_3_gb(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    bench = Bench(str(tmp_path))
+    # Tiles of an image take the same memory, whatever it is; of many images they take hours.
+    save_model(bench.model, geometry=NATIVE if write is write_wide else Geometry("resize", (64, 64)))
+    Path(bench.images).mkdir()
+    for number in range(1000):
+        Path(bench.images, f"{number:04}.png").write_bytes(image_bytes(number))
+    write(Path(bench.images))
+    flags = ["--input", bench.images, "--output", bench.masks, "--model", bench.model, "--workers", "1"]
+    job, peak = JobProcess("segment.py", flags, tmp_path / "log", RAY_ADDRESS="local"), 0
+    while job.process.poll() is None:
+        for process in descendants(job.process.pid):
+            with suppress(OSError):
+                if b"SegmentWorker" in command_line(process):
+                    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+                    peak = max(peak, next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")))
+        time.sleep(0.05)
+    assert job.end() == 0, (tmp_path / "log").read_text()  # no object has failed
+    print(f"{write.__name__}: {peak / 1e9:.2f} GB")
+    assert 0 < peak <= MAX_WORKER

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from unet.runtime import ray_internals
-from unet.runtime.ray_internals import delete_values, get_value, max_resources, progress_bar, put_value
+from unet.runtime.ray_internals import max_resources, progress_bar
 
 
 @pytest.mark.parametrize("name", ray_internals.__all__)
@@ -39,17 +38,6 @@ def test_ray_train_asks_our_failure_policy_and_controller_callback() -> None:
         "worker_group",
         "backend_config",
     ]
-
-
-@pytest.mark.usefixtures("one_ray")
-def test_values_are_shared_by_all_processes_of_a_cluster() -> None:
-    put_value("test/a", "1")
-    put_value("test/b", b"2")
-    assert ray.get(ray.remote(num_cpus=0)(get_value).remote("test/a")) == b"1"
-    delete_values("test/a")
-    assert get_value("test/a") is None
-    delete_values("test/", by_prefix=True)
-    assert get_value("test/b") is None
 
 
 @pytest.mark.usefixtures("one_ray")

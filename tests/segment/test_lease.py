@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, new_bucket
-from tests.jobs.bench import Bench, fill, save_model
+from tests.jobs.bench import Bench, fill, outcomes_of, save_model
 from tests.servers.conditions import ConditionProxy, Knowledge
 from tests.servers.proxy import Action, Proxy
 from tests.servers.s3 import rclone
 from unet.segment.job import _prepare
 from unet.segment.lease import UNUSED_ETAG, Lease, LeaseLost, LeaseUnconfirmed, acquire, is_holder
-from unet.segment.listing import list_chunks
+from unet.segment.listing import Listing, items_of
 from unet.segment.segmenter import Segmenter
 from unet.storage.faults import Changed
 from unet.storage.store import open_store
@@ -267,9 +267,10 @@ def test_promise_08_masks_are_replaced_on_condition_where_etags_are_known_withou
 
     model, spec = _prepare(bench.settings())
     segmenter = Segmenter(replace(spec, conditional=True), model, guard=write_between)
+    items = [item for rows in Listing(spec).tables() for item in items_of(rows)]
 
     def statuses() -> list[str]:
-        return [row["status"] for chunk in list_chunks(spec) for row in segmenter(chunk).rows.to_pylist()]
+        return [outcome.status for outcome in outcomes_of(segmenter, items)]
 
     output.put("a.png.png", b"of a run that was killed")
     assert statuses() == ["done"]

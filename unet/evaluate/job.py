@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -31,7 +32,7 @@ from unet.model.predictor import Predictor
 from unet.report.comparison import SamplePrediction
 from unet.report.evaluation import evaluation_report
 from unet.runtime.memory import retain_freed_memory
-from unet.runtime.pipeline import Row, connect_workers, dataset_of, pack, process_rows, stream, unpack
+from unet.runtime.pool import TaskQueue, Worker, WorkerPool, connect_workers
 from unet.runtime.session import check_shared
 from unet.settings import ExitCode, RequestError, Window, to_mapping
 from unet.storage import store
@@ -147,19 +148,17 @@ def _written_masks(folder: str, data: str, pairs: tuple[Pair, ...]) -> dict[str,
     return written
 
 
-class _Worker:
-    """A worker of the pool: a chunk of pairs in, what they score out, or the fault that ends the job."""
+class EvaluateWorker(Worker):
+    """Scores chunks of pairs, one while another is read."""
 
-    def __init__(self, evaluation: Any) -> None:
+    def __init__(self, evaluation: Evaluation) -> None:
+        super().__init__()
         retain_freed_memory()
-        given: Evaluation = ray.get(evaluation)
-        self.scorer = given.scorer(gpu=given.settings.gpu)
+        self.scorer = evaluation.scorer(gpu=evaluation.settings.gpu)
+        self.threads = ThreadPoolExecutor(2)
 
-    def __call__(self, row: Row) -> Row:
-        try:
-            return pack(self.scorer(unpack(row)))
-        except (ImageError, StorageError) as error:
-            return pack(error)
+    def submit(self, task: tuple[Pair, ...]) -> "Future[Scored]":
+        return self.threads.submit(self.scorer, task)
 
 
 def _score_all(evaluation: Evaluation, pairs: tuple[Pair, ...]) -> tuple[Scored, float]:
@@ -169,22 +168,23 @@ def _score_all(evaluation: Evaluation, pairs: tuple[Pair, ...]) -> tuple[Scored,
     masks = {} if settings.masks is None else {"--masks": settings.masks}
     check_shared({"--data": pairs[0].image} | masks, {})
     size = max(1, min(LARGEST_CHUNK, len(pairs) // CHUNKS))
-    chunks = dataset_of(pairs[start : start + size] for start in range(0, len(pairs), size))
-    dataset = process_rows(chunks, _Worker, (ray.put(evaluation),), workers, gpu=settings.gpu)
+    chunks = TaskQueue(len(pairs))
+    chunks.put([pairs[start : start + size] for start in range(0, len(pairs), size)])
+    chunks.close()
     parts: list[Scored] = []
     done, first, printed = 0, None, time.monotonic()
-    with closing(stream(dataset)) as results:
-        for scored in results:
-            if isinstance(scored, Exception):
-                raise scored
+    with closing(
+        WorkerPool(EvaluateWorker, (ray.put(evaluation),), workers, gpu=settings.gpu).process(chunks)
+    ) as results:
+        for chunk, scored in (pair for pairs_of_results in results for pair in pairs_of_results):
+            if scored is None:
+                raise StorageError(chunk[0].image, f"this or one of {len(chunk) - 1} others ends its worker each time")
             parts.append(scored)
             done += len(scored.images)
             first = first or (time.monotonic(), done)
             if time.monotonic() - printed > SECONDS_PER_LINE:
                 printed = time.monotonic()
                 print(f"scored {done:,} of {len(pairs):,}  {_rate(first, done):.1f} images/s", flush=True)
-    if done != len(pairs):
-        raise StorageError(settings.data, f"{len(pairs) - done} images were lost with a process; run it again")
     return Scored.joined(parts), _rate(first, done)
 
 

@@ -6,6 +6,7 @@ failed, it stays below 5 MB.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ STATUS_MEANINGS = {
 
 MAX_FAILURES, KEY_LENGTH, REASON_LENGTH = 200, 1024, 300
 """Rows of the table of failures, and how much of a key and of a reason it shows."""
+MAX_ENDINGS = 5
+"""Endings of names that are not looked at, on the terminal and on the page."""
 MAX_INTERVALS = 60
 """Most bars in the plot of throughput."""
 
@@ -146,3 +149,24 @@ def _format_rate(images_per_second: float | None) -> str:
     if images_per_second is None:
         return "n/a"
     return f"{images_per_second:,.1f}" if images_per_second >= 10 else f"{images_per_second:.2f}"
+
+
+def facts_of(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the page says of a run, from its summary.json."""
+    return {
+        "Input": summary["input"],
+        "Output": summary["output"],
+        "Model": summary["model"],
+        "Listed": f"{summary['listed']:,}",
+        "Not looked at": describe_endings(summary["not_matched"], summary["not_looked_at"]),
+        "Masks without an image": f"{summary['orphaned']:,}",
+        "Masks removed": f"{summary['removed']:,}",
+        "Read": f"{summary['bytes'] / 1e6:,.1f} MB",
+        "Time": f"{summary['seconds']:,.1f} s",
+    }
+
+
+def describe_endings(count: int, endings: Mapping[str, int]) -> str:
+    """Return how many files were not looked at, and how the names of most of them end."""
+    most = sorted(endings.items(), key=lambda entry: -entry[1])[:MAX_ENDINGS]
+    return f"{count:,}" + (f" ({', '.join(f'{ending} {number:,}' for ending, number in most)})" if most else "")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray._private.authentication.authentication_token_setup import _enable_token_auth
 from ray._private.state import state
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # not in its stub
-from ray.experimental import internal_kv, tqdm_ray
+from ray.experimental import tqdm_ray
 
 if TYPE_CHECKING:
     from ray.train.torch.config import _TorchBackend as TorchBackend
@@ -30,11 +30,8 @@ __all__ = [
     "FailureDecision",
     "PlacementGroupCleanerCallback",
     "TorchBackend",
-    "delete_values",
-    "get_value",
     "max_resources",
     "progress_bar",
-    "put_value",
     "use_token_if_found",
 ]
 
@@ -93,25 +90,6 @@ def max_resources() -> dict[str, int]:
     Ray's public calls tell what is there now: with them alone a GPU that the autoscaler would bring is refused.
     """
     return state.get_max_resources_from_cluster_config() or {}
-
-
-def put_value(key: str, value: bytes | str) -> None:
-    """Store a value under `key` for all processes of the cluster, in the key-value store of Ray's head.
-
-    An actor would do the same with one process more, which takes a second to start and 100 MB.
-    """
-    internal_kv._internal_kv_put(key, value)
-
-
-def get_value(key: str) -> bytes | None:
-    """Return the value under `key`, None if there is none."""
-    value: bytes | None = internal_kv._internal_kv_get(key)
-    return value
-
-
-def delete_values(key: str, *, by_prefix: bool = False) -> None:
-    """Remove the value under `key`, or of all keys that begin with it."""
-    internal_kv._internal_kv_del(key, del_by_prefix=by_prefix)
 
 
 def progress_bar(description: str, total: int) -> Any:

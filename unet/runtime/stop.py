@@ -19,7 +19,7 @@ HOOK_SECONDS = 1.6
 """Seconds that all shutdown hooks together may take: `ray job stop` sends SIGKILL soon after."""
 
 _hooks: list[Callable[[], None]] = []
-"""What is called before this process ends early, in order."""
+"""What is called before this process ends early, the last one first."""
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def _end(message: str, code: int) -> None:
 
     try:
         deadline = time.monotonic() + HOOK_SECONDS
-        for hook in (announce, *_hooks):
+        for hook in (announce, *reversed(_hooks)):
             thread = threading.Thread(target=hook, daemon=True)  # it may wait, for a reader or a storage server
             thread.start()
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -2,7 +2,7 @@
 
 Every measure is declared in `MEASURES`; rules and dashboards in cluster/observability/ are checked against them. Ray
 exports a measure under `ray_NAME`, a counter with `_total`, a histogram with `_bucket`, `_sum` and `_count`. They are
-recorded by the driver for each chunk of objects, and by the first training worker every few seconds, never by image.
+recorded by the driver for a few objects at a time, and by the first training worker every few seconds, never by image.
 """
 
 import time
@@ -44,7 +44,7 @@ BYTES = Measure("unet_segment_bytes", "counter", "Bytes of the images that were 
 STAGE = Measure(
     "unet_segment_stage_seconds",
     "histogram",
-    "Seconds that an image spends in a stage; one observation for each chunk, its mean.",
+    "Seconds that an image spends in a stage; one observation for some images, their mean.",
     ("output", "stage"),
     SECONDS,
 )

@@ -1,17 +1,18 @@
-"""The segmentation job: checks its settings, runs the pipeline on Ray Data, records what was done.
+"""The segmentation job: checks its settings, lists the input, has workers segment what is new, records what was done.
 
-The pipeline has two steps: List, then Segment, which fetches, decodes, predicts, encodes and writes. A chunk of objects
-travels through it as one row, which is neither merged with others nor cut, and the first chunks are segmented while the
-listing goes on. The driver records the settled objects, a few hundred bytes for each, in files.
+A thread of the driver lists; what the ledger settles goes from there to the recorder. Only what is to be segmented
+meets workers: a run with nothing to do starts none.
 """
 
+import gc
 import hashlib
 import json
 import secrets
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
@@ -21,39 +22,44 @@ import ray
 import yaml
 
 from unet.model.artifact import Model
-from unet.model.predictor import Predictor
+from unet.model.predictor import GPU_BATCH_SIZE, Predictor
+from unet.report.segmentation import describe_endings
 from unet.runtime import telemetry
 from unet.runtime.background import repeat
-from unet.runtime.pipeline import connect_workers, dataset_of, process_rows, stream
+from unet.runtime.pool import TaskQueue, WorkerPool, connect_workers
 from unet.runtime.session import check_shared, join_cluster
 from unet.runtime.stop import shutdown_hook, time_limit
-from unet.segment.chunk import TODO, Chunk
+from unet.segment.deletion import delete_masks, refusal
+from unet.segment.item import STAGES, Item, Outcome
 from unet.segment.lease import Lease, LeaseLost, acquire
-from unet.segment.lease_guard import publish_lease
-from unet.segment.listing import MAX_CHUNK, list_chunks
+from unet.segment.listing import TODO, Listing, items_of
 from unet.segment.manifest import check_manifest
 from unet.segment.recorder import Recorder
-from unet.segment.run_spec import INTERNAL, LEASE_KEY, RunSpec
-from unet.segment.run_store import lookup, publish
+from unet.segment.run_spec import FORCE_KEY, INTERNAL, KNOWN_OUTPUTS, LEASE_KEY, RunSpec
 from unet.segment.settings import SegmentSettings
-from unet.segment.steps import List, Segment
+from unet.segment.verdict import FaultCounter, TooManyLost, check_listed, check_lost
+from unet.segment.worker import SegmentWorker
 from unet.settings import ExitCode, RequestError, to_mapping
 from unet.storage import store
-from unet.storage.faults import StorageError, Unreachable
+from unet.storage.faults import StorageError, Unreachable, Vanished
 from unet.storage.objects import join_uri
 
-MAX_LISTED_WITHOUT_CLUSTER = 20_000
-"""Objects that are listed before the job connects to a cluster."""
+MAX_WAITING = 20_000
+"""Objects that are listed before the first of them is done: they wait in the driver's memory."""
 
-LOOKAHEAD = 8 * MAX_CHUNK
-"""Objects for each worker that are listed before the first of them is done: they wait in the driver's memory."""
+CRASHED = "ended its worker each time, alone too: it crashes the decoder, or its memory does not suffice"
 
 PROGRESS_SECONDS = 5.0
 """Seconds between two lines about the progress."""
 
 
 def segment(settings: SegmentSettings) -> int:
-    """Run the job; return its exit code. Raise RequestError before a worker starts if the settings cannot be right."""
+    """Run the job; return its exit code.
+
+    Raises:
+        RequestError: the settings cannot be right; before a worker starts.
+        StorageError: before the run began, or of the driver's own temporary files.
+    """
     model, spec = _prepare(settings)
     if settings.dry_run:
         return _dry_run(spec)
@@ -62,7 +68,8 @@ def segment(settings: SegmentSettings) -> int:
         lease = acquire(output, LEASE_KEY, run=spec.run, lifetime=settings.lease, fence=spec.fence)
         code: int = ExitCode.UNEXPECTED
         try:
-            code = _run(model, replace(spec, fence=lease.fence, conditional=lease.conditional), lease)
+            fence = max(lease.fence, spec.ledger.next_fence())  # a run may have ended since it was first looked up
+            code = _run(model, replace(spec, fence=fence, conditional=lease.conditional), lease)
             return code
         except (LeaseLost, RequestError) as error:
             code = ExitCode.OUTPUT_HELD if isinstance(error, LeaseLost) else ExitCode.BAD_REQUEST
@@ -72,11 +79,8 @@ def segment(settings: SegmentSettings) -> int:
             with suppress(StorageError):  # it expires by itself
                 lease.release()
     except LeaseLost as error:
-        print(f"error: --output {output}: {_message(error)}; nothing more is written", file=sys.stderr)
+        print(f"error: --output {output}: {error}; nothing more is written", file=sys.stderr)
         return ExitCode.OUTPUT_HELD
-    except StorageError as error:
-        print(f"error: {_message(error)}", file=sys.stderr)
-        return ExitCode.UNEXPECTED
 
 
 def _run(model: Model, spec: RunSpec, lease: Lease) -> int:
@@ -90,69 +94,112 @@ def _run(model: Model, spec: RunSpec, lease: Lease) -> int:
         recorder.discard()
 
     with shutdown_hook(record_and_release), time_limit(spec.settings.time_limit, "--time-limit"):
-        idle = _list_without_cluster(spec, lease)
-        workers = _connect(spec.settings) if idle is None else (0, 0)
-        join_cluster()  # for the metrics of a run that has nothing to do
-        settled = _process(spec, model, workers, recorder, lease) if idle is None else (chunk for chunk in idle)
         try:
-            _write_settings(spec)
-            with closing(settled):
-                for chunk in settled:
-                    lease.confirm()
-                    recorder.add_chunk(chunk)
-                    _record_metrics(chunk, spec.settings.output)
+            refused = _process(model, replace(spec, forced_since=_forced_since(spec)), recorder, lease)
             summary = recorder.finish(complete=True)
-        except (StorageError, RequestError) as error:
+        except (StorageError, RequestError, TooManyLost) as error:
             return _end_early(recorder, error)
-        except ray.exceptions.RayError:
-            recorder.flush_ledger()
+        except Exception:
+            with suppress(StorageError, LeaseLost):
+                recorder.flush_ledger()
             raise
-    return _print_summary(spec, summary)
+    return _print_summary(spec, summary, refused)
 
 
-def _record_metrics(chunk: Chunk, output: str) -> None:
-    """Export the metrics of a settled chunk."""
-    done = chunk.rows.filter(pc.equal(chunk.rows["status"], "done"))
-    counts = {count["values"]: count["counts"] for count in chunk.rows["status"].value_counts().to_pylist()}
-    seconds = {stage: total / len(done) for stage, total in chunk.stage_seconds.items()} if len(done) else {}
-    telemetry.record_objects(counts, pc.sum(done["size"]).as_py() or 0, seconds, output)
+def _process(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease) -> str | None:
+    """Settle every object of the input. Return why masks that were to be deleted were not, if so.
+
+    Raises:
+        StorageError, RequestError, TooManyLost: the run ends early.
+    """
+    settings = spec.settings
+    recorder.compact_ledger()  # what interrupted runs have left
+    lease.confirm()
+    described = yaml.safe_dump(to_mapping(settings), sort_keys=False)
+    store.write(join_uri(settings.output, f"{spec.folder}settings.yaml"), described.encode())
+    listing, queue = Listing(spec), TaskQueue(MAX_WAITING)
+    threading.Thread(target=_list, args=(listing, recorder, queue), daemon=True).start()
+    with repeat(_Progress(recorder, listing, queue).print_line, PROGRESS_SECONDS):
+        try:
+            queue.wait()
+            if not queue.ended:
+                _segment_all(model, spec, recorder, lease, queue)
+        finally:
+            queue.close()
+    join_cluster()  # for the metrics of a run that has nothing to do
+    telemetry.record_objects(recorder.listed_counts, 0, {}, settings.output)
+    recorder.facts |= listing.facts
+    check_listed(spec, listing, recorder)
+    check_lost(spec, recorder, ended=True)
+    lease.confirm()
+    if settings.force and listing.ended:
+        store.write(join_uri(settings.output, FORCE_KEY), json.dumps({"since": None}).encode())
+    if not settings.prune or (refused := refusal(spec, listing)) is not None:
+        return refused if settings.prune else None
+    recorder.facts |= {"orphaned": 0, "removed": delete_masks(spec, listing.orphans(), lease.confirm)}
+    return None
 
 
-def _connect(settings: SegmentSettings) -> tuple[int, int]:
-    """As `connect_workers`. Raise RequestError if a machine does not see a local folder."""
+def _list(listing: Listing, recorder: Recorder, queue: TaskQueue) -> None:
+    """Record what the listing settles, and queue the other objects: a thread of the driver."""
+    gc.freeze()  # collections would go through all loaded modules, again and again
+    try:
+        for rows in listing.tables():
+            todo = pc.equal(rows["status"], TODO)
+            recorder.add_listed(rows.filter(pc.invert(todo)))
+            queue.put(items_of(rows.filter(todo)))
+    except BaseException as error:  # raised where tasks are taken
+        queue.close(error)
+    else:
+        queue.close()
+
+
+def _segment_all(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease, queue: TaskQueue) -> None:
+    """Have workers segment what is queued. Raise as `_process`."""
+    settings = spec.settings
     workers = connect_workers(settings)
     check_shared({"--input": settings.input}, {"--output": join_uri(settings.output, INTERNAL)})
-    return workers
-
-
-def _process(
-    spec: RunSpec, model: Model, workers: tuple[int, int], recorder: Recorder, lease: Lease
-) -> Generator[Chunk, None, None]:
-    """Yield the chunks as workers settle them. Raise StorageError if some that were listed have not come."""
+    held = 2 * (settings.batch_size or (GPU_BATCH_SIZE if settings.gpu else 1))
+    arguments = spec, ray.put(model)
+    pool = WorkerPool(SegmentWorker, arguments, workers, gpu=settings.gpu, least_held=held, message=lease.seconds_left)
+    faults = FaultCounter(spec)
     with (
-        repeat(_Progress(recorder, spec).print_line, PROGRESS_SECONDS),
-        publish_lease(spec, lease),
-        telemetry.running_gauge(telemetry.SEGMENTING, output=spec.settings.output),
-        closing(_pipeline(spec, model, workers)) as settled,
+        shutdown_hook(pool.kill),  # before the lease is released
+        telemetry.running_gauge(telemetry.SEGMENTING, output=settings.output),
+        closing(pool.process(queue)) as results,
     ):
-        for chunk in settled:
-            yield chunk
-            publish(spec, "processed", recorder.processed)
-        # Where Ray restarts a process that died, the stream may end early without an error.
-        listed, ended = lookup(spec, "listed", (0, False))
-        if not ended or listed != sum(recorder.counts.values()):
-            raise StorageError(spec.settings.input, "a process of the run was killed, not all has been done")
+        for settled in results:
+            lease.confirm()
+            outcomes = [(item, result or Outcome("failed", CRASHED, permanent=True)) for item, result in settled]
+            recorder.add_outcomes(outcomes)
+            record_metrics(outcomes, settings.output)
+            faults.add(outcomes)
+            check_lost(spec, recorder, ended=False)
+    faults.check(max(1, recorder.lost + recorder.counts["done"]))  # as all that there are have met it
+
+
+def record_metrics(outcomes: Sequence[tuple[Item, Outcome]], output: str) -> None:
+    """Export the metrics of settled objects."""
+    done = [(item, outcome) for item, outcome in outcomes if outcome.status == "done"]
+    seconds = {
+        stage: sum(outcome.stage_seconds.get(stage, 0.0) for _, outcome in done) / len(done) for stage in STAGES if done
+    }
+    counts = Counter(outcome.status for _, outcome in outcomes)
+    telemetry.record_objects(counts, sum(item.size for item, _ in done), seconds, output)
 
 
 def _end_early(recorder: Recorder, error: Exception) -> int:
-    """Record what is finished, and print why the run ends early."""
+    """Record what is finished, and print why the run ends early; return its exit code."""
     recorded = "what is finished is recorded"
     try:
         recorder.finish(complete=False)
     except StorageError:
         recorded = "what could not be recorded is done again"
-    print(f"error: {_message(error)}; {recorded}, the same command goes on", file=sys.stderr)
-    return ExitCode.UNEXPECTED
+    again = "" if isinstance(error, RequestError) else ", the same command goes on"
+    print(f"error: {error}; {recorded}{again}", file=sys.stderr)
+    if isinstance(error, TooManyLost):
+        return ExitCode.TOO_MANY_FAILED
+    return ExitCode.BAD_REQUEST if isinstance(error, RequestError) else ExitCode.UNEXPECTED
 
 
 def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
@@ -164,6 +211,7 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
                 f"--output {settings.output} and --input {settings.input} lie in each other; masks would be taken for "
                 "images: name folders beside each other"
             )
+    store.check_readable(settings.model, "--model")  # which does not wait as long for a server
     model = Model.load(settings.model)
     store.check_readable(settings.input, "--input")
     if settings.manifest is not None:
@@ -171,7 +219,8 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
     if not settings.dry_run:
         store.check_writable(settings.output, "--output")
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
-    spec = RunSpec(settings, _fingerprint(settings, model), run, fence=0, window=model.window)
+    fingerprint, earlier = _fingerprints(settings, model)
+    spec = RunSpec(settings, fingerprint, run, fence=0, window=model.window, earlier=earlier)
     try:
         return model, replace(spec, fence=spec.ledger.next_fence())
     except Unreachable:
@@ -182,92 +231,73 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
         ) from None
 
 
-def _write_settings(spec: RunSpec) -> None:
-    uri = join_uri(spec.settings.output, f"{spec.folder}settings.yaml")
-    store.write(uri, yaml.safe_dump(to_mapping(spec.settings), sort_keys=False).encode())
+def _forced_since(spec: RunSpec) -> int | None:
+    """With --force: return the fence of the run that began to segment everything anew, and make it known."""
+    if not spec.settings.force:
+        return None
+    uri, since = join_uri(spec.settings.output, FORCE_KEY), None
+    with suppress(Vanished, ValueError, KeyError):
+        since = json.loads(store.read(uri))["since"]
+    if since is None and not spec.settings.dry_run:
+        store.write(uri, json.dumps({"since": spec.fence}).encode())
+    return spec.fence if since is None else int(since)
 
 
-def _fingerprint(settings: SegmentSettings, model: Model) -> str:
+def _fingerprints(settings: SegmentSettings, model: Model) -> tuple[str, dict[str, str]]:
+    """Return the fingerprint of the model and of all settings that change a mask; and `RunSpec.earlier`."""
     predictor = Predictor(model, precision=settings.precision, tile=settings.tile, tta=settings.tta)
-    decisive = predictor.fingerprint | {"outputs": settings.outputs}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+    def digest(**more: list[str]) -> str:
+        return hashlib.sha256(json.dumps(predictor.fingerprint | more, sort_keys=True).encode()).hexdigest()[:16]
+
+    return digest(), {digest(outputs=outputs.split(",")): outputs for outputs in KNOWN_OUTPUTS}
 
 
 def _dry_run(spec: RunSpec) -> int:
     """Print how many objects a run would segment, and why."""
     counts: Counter[str] = Counter()
-    for chunk in list_chunks(spec):
-        statuses = pc.binary_join_element_wise(chunk.rows["status"], pc.coalesce(chunk.rows["error"], ""), ": ")
+    listing = Listing(replace(spec, forced_since=_forced_since(spec)))
+    for rows in listing.tables():
+        statuses = pc.binary_join_element_wise(rows["status"], pc.coalesce(rows["error"], ""), ": ")
         for count in statuses.value_counts().to_pylist():
             counts[count["values"].removesuffix(": ")] += count["counts"]
-        counts.update(chunk.totals)
+    counts.update({name: number for name, number in listing.facts.items() if number and isinstance(number, int)})
     print("nothing is changed; a run would take")
     for status, number in sorted(counts.items()):
         print(f"{number:>12,}  {status.replace(TODO, 'segment')}")
     return 0
 
 
-def _message(error: Exception) -> str:
-    """Return the message of an error without what Ray adds to it."""
-    cause = getattr(error, "cause", error)
-    subject = str(cause.args[0]).splitlines()[0]
-    return f"{subject}: {cause.strerror}" if isinstance(cause, StorageError) else subject
-
-
-def _list_without_cluster(spec: RunSpec, lease: Lease) -> list[Chunk] | None:
-    """Return all chunks if the listing is short and nothing is to be segmented; else None."""
-    chunks: list[Chunk] = []
-    for chunk in list_chunks(spec, lease.confirm):
-        chunks.append(chunk)
-        listed = sum(len(chunk.rows) for chunk in chunks)
-        if listed > MAX_LISTED_WITHOUT_CLUSTER or pc.any(pc.equal(chunk.rows["status"], TODO)).as_py():
-            return None
-    return chunks
-
-
-def _pipeline(spec: RunSpec, model: Model, workers: tuple[int, int]) -> Generator[Chunk, None, None]:
-    """Yield settled chunks as they come."""
-    listing = dataset_of([None]).map_batches(
-        List(spec, LOOKAHEAD * workers[1]),
-        batch_size=None,
-        num_cpus=0,
-        # On the driver's machine: with the machine that lists, the rest of the listing would be lost.
-        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
-    )
-    segmenting = process_rows(listing, Segment, (spec, ray.put(model)), workers, gpu=spec.settings.gpu)
-    return stream(segmenting)
-
-
 class _Progress:
     """Prints how far the run is. Rates count from the first line with images done on."""
 
-    def __init__(self, recorder: Recorder, spec: RunSpec) -> None:
-        self.recorder, self.spec = recorder, spec
+    def __init__(self, recorder: Recorder, listing: Listing, queue: TaskQueue) -> None:
+        self.recorder, self.listing, self.queue = recorder, listing, queue
         self._first: tuple[float, int] | None = None
 
     def print_line(self) -> None:
         counts, now = dict(self.recorder.counts), time.monotonic()
-        settled, done = sum(counts.values()), counts.get("done", 0)
-        listed, ended = lookup(self.spec, "listed", (0, False))
+        listed, done = self.listing.listed, counts.get("done", 0)
         text = f"listed {listed:,}  done {done:,}  failed {counts.get('failed', 0):,}"
         if self._first is not None and done > self._first[1]:
             rate = (done - self._first[1]) / (now - self._first[0])
             text += f"  {rate:.1f} images/s"
-            if ended:
-                text += f"  {(listed - settled) / rate / 60:.1f} minutes left"
+            if self.queue.closed:
+                text += f"  {(listed - sum(counts.values())) / rate / 60:.1f} minutes left"
         elif done:
             self._first = now, done
         print(text, flush=True)
 
 
-def _print_summary(spec: RunSpec, summary: dict[str, Any]) -> int:
+def _print_summary(spec: RunSpec, summary: dict[str, Any], refused: str | None) -> int:
     """Print how the run ended; return its exit code."""
     settings, counts = spec.settings, summary["counts"]
     text = ", ".join(f"{number:,} {status.replace('_', ' ')}" for status, number in counts.items()) or "nothing listed"
     print(f"{text} in {summary['seconds']:.1f} s")
+    if summary["not_looked_at"]:
+        print(f"files not looked at: {describe_endings(summary['not_matched'], summary['not_looked_at'])}")
     print(f"report: {join_uri(settings.output, spec.folder)}index.html")
-    failed = counts.get("failed", 0)
-    if failed > settings.failures_allowed(failed + counts.get("done", 0)):
-        print(f"error: {failed} objects failed, more than --max-failed {settings.max_failed}", file=sys.stderr)
-        return ExitCode.TOO_MANY_FAILED
+    if refused is not None:
+        print(f"error: {refused}", file=sys.stderr)
+        return ExitCode.BAD_REQUEST
     return 0

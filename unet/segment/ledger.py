@@ -1,17 +1,23 @@
 """The ledger: what has been segmented, from which bytes, by which model. Parquet files ("parts") in one folder.
 
-Parts are named `{fence}-{uuid}.parquet` and never changed. Of the rows of one key, the one with the highest fence
-counts, then the latest `time`. Keys are looked up in a LedgerIndex, which holds 64-bit hashes only, 26 bytes a row
-(n: keys asked, N: keys recorded). Recorded keys are valid Unicode, since Arrow stores no others; any other key is NEW.
+A part is sorted by key and never changed. Of the rows of one key, the one with the highest fence counts, then the
+latest `time`. Most rows lie in *ranges*, parts whose spans of keys do not overlap. An *index* (JSON) names them, and
+the parts that they have replaced, which count no more, whether they could be deleted or not. All other parts are
+*recent*: runs append them, and compaction.py merges them into the ranges.
+
+Keys are looked up by merging two sorted streams, in constant memory. Recorded keys are valid Unicode, which sorts as
+its UTF-8 does.
 """
 
-import contextlib
-import io
+import json
 import re
+import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
-from itertools import chain, pairwise
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -19,22 +25,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from unet.settings import RequestError
-from unet.storage.faults import Vanished
-from unet.storage.objects import ObjectInfo
+from unet.storage.faults import StorageError, Vanished
+from unet.storage.local import translate_errors
+from unet.storage.objects import Guard, no_guard
 from unet.storage.s3 import RETRY_SECONDS
 from unet.storage.store import open_store
 
-NEW, CHANGED, MODEL_CHANGED, DONE, FAILED = range(5)
-"""What the ledger says of an object: nothing; recorded with another etag or size; with the same bytes, but another
-fingerprint; done and unchanged; failed before, with the same bytes and settings."""
+FORMAT = 2
+"""Format version of a part; parts of a newer one are refused. Those of format 1 are neither sorted nor know `outputs`
+and `input`."""
 
-FORMAT = 1
-"""Format version of a part; parts of a newer one are refused."""
-
-COLUMNS = pa.schema(
+GIVEN_COLUMNS = pa.schema(
     [
         ("key", pa.string()),
         ("etag", pa.string()),
@@ -43,278 +46,246 @@ COLUMNS = pa.schema(
         ("status", pa.string()),
         ("error", pa.string()),
         ("mask_etag", pa.string()),
-        ("time", pa.float64()),
+        ("outputs", pa.string()),
+        ("input", pa.string()),
     ]
 )
+COLUMNS = pa.schema([*GIVEN_COLUMNS, ("time", pa.float64()), ("fence", pa.int64())])
 """Columns of a row. `status`: done, failed or removed; `fingerprint`: of the model and the settings that decide the
-mask (done) or the failure (failed); `time`: seconds since the epoch."""
+mask (done) or the failure (failed); `mask_etag`: of the mask that is there, of an earlier run if the object failed
+since; `outputs`: what was written, with commas; `input`: where the object lies; `time`: seconds since the epoch."""
 
-Hashes = NDArray[np.uint64]
-Columns = dict[str, NDArray[Any]]
+RUN_ROWS = 250_000
+"""Rows of recent parts that are sorted at a time, in memory."""
 
-_HASHES = ("key_hash", "object_hash", "state_hash", "mask_hash")
-_SCHEMA = pa.schema(
-    [*COLUMNS, ("fence", pa.int64()), *((name, pa.uint64()) for name in _HASHES)], metadata={"format": str(FORMAT)}
-)
-_VERSION_COLUMNS = ("key_hash", "fence", "time", "status")
-"""The columns that decide which row of a key counts, and whether it says that the key was removed."""
-
-_INDEX_COLUMNS = (*_VERSION_COLUMNS, "object_hash", "state_hash")
-
-_STATUSES = ("done", "failed", "removed")
-_STATUS_DONE, _STATUS_FAILED, _STATUS_REMOVED = range(3)
+BATCH_ROWS = 16_384
+"""Rows that are read of each sorted stream at a time."""
 
 _PART_NAME = re.compile(r"(\d{12,})-[0-9a-f]{32}\.parquet")
-_SMALL_PART, _MERGED_PART = 4 << 20, 8 << 20
-"""Bytes below which parts are merged, and about which they are merged to."""
+_INDEX_NAME = re.compile(r"(\d{12,})-[0-9a-f]{32}\.index\.json")
+_CONCURRENT_READS = 16
+_SCHEMA = COLUMNS.with_metadata({"format": str(FORMAT)})
 
-_READ_ATTEMPTS = 5
+
+@dataclass(frozen=True)
+class Range:
+    """A part that no other range overlaps, and its first and last key."""
+
+    name: str
+    first: str
+    last: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The parts that count at some moment."""
+
+    ranges: list[Range]
+    """Sorted."""
+    recent: list[str]
+    replaced: list[str]
+    """Parts and indexes that count no more and are still there."""
 
 
 class Ledger:
-    """The parts in the folder `uri`; other files in it are ignored. `retry_seconds`: as for `open_store`."""
+    """The parts in the folder `uri`; other files in it are ignored. `retry_seconds`: as for `open_store`.
+
+    All methods that read raise RequestError if a part is damaged or was written by a newer version.
+    """
 
     def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
-        self._uri = uri
-        self._store = open_store(uri, retry_seconds=retry_seconds)
+        self.uri = uri
+        self.store = open_store(uri, retry_seconds=retry_seconds)
 
     def next_fence(self) -> int:
         """Return one more than the highest fence of all parts; 1 if there are none."""
-        return 1 + max((int(part.key.partition("-")[0]) for part in self._parts()), default=0)
+        names = (_PART_NAME.fullmatch(name) or _INDEX_NAME.fullmatch(name) for name in self._names())
+        return 1 + max((int(match[1]) for match in names if match), default=0)
 
-    def append(self, rows: pa.Table, fence: int) -> None:
-        """Write one part. `rows` have columns of COLUMNS; those left out are null, and `time` is now."""
-        self._write([_with_all_columns(rows, fence)], fence)
+    def append(self, rows: pa.Table, fence: int, guard: Guard = no_guard) -> None:
+        """Write one part. `rows` have columns of COLUMNS; those left out are null, `fence` this one, `time` now.
+        `guard` is called before each attempt to write, as for all that writes here."""
+        table = _with_all_columns(rows, fence=fence, time=time.time())
+        self.write(latest_rows(table), fence, guard)
 
-    def load(self, *, masks: bool = False) -> "LedgerIndex":
-        """Return the index over all parts, which are read one by one. `masks`: for `mask_hashes`, 8 bytes a row more.
+    def contents(self) -> Contents:
+        """Return what is there now."""
+        names = self._names()
+        indexes = sorted(name for name in names if _INDEX_NAME.fullmatch(name))
+        read = self._read_index(indexes[-1]) if indexes else {"ranges": [], "replaced": []}
+        ranges = [Range(**given) for given in read["ranges"] if given["name"] in names]
+        parts = {name for name in names if _PART_NAME.fullmatch(name)} - {item.name for item in ranges}
+        # A part with an older fence than the index was written late, by a run that another had taken over from.
+        late = {name for name in parts if indexes and name[:12] < indexes[-1][:12]}
+        replaced = names & set(read["replaced"]) | set(indexes[:-1]) | late
+        recent = parts - replaced
+        return Contents(ranges, sorted(recent), sorted(replaced))
 
-        Raise RequestError if a part is damaged or was written by a newer version.
+    def rows(self, first: str = "", before: str | None = None) -> Iterator[pa.Table]:
+        """Yield the rows that count, each key once, in order of key, without those `removed`.
+
+        `first`, `before`: bounds of the keys that are wanted; others may come too.
         """
-        names = (*_INDEX_COLUMNS, "mask_hash") if masks else _INDEX_COLUMNS
-        for _ in range(_READ_ATTEMPTS):
-            with contextlib.suppress(Vanished):  # a part was merged meanwhile: its rows are in another
-                return LedgerIndex(self._tables(names), names)
-        raise self._vanishing_error()
-
-    def find_keys(self, hashes: Hashes) -> Iterator[list[str]]:
-        """Yield the recorded keys with these key hashes, each once, part by part. Raise RequestError as `load`."""
-        wanted = np.unique(hashes)
-        for _ in range(_READ_ATTEMPTS):
-            with contextlib.suppress(Vanished):
-                for table in self._tables(("key", "key_hash")):
-                    found, places, _ = np.intersect1d(table["key_hash"].to_numpy(), wanted, return_indices=True)
-                    wanted = np.setdiff1d(wanted, found, assume_unique=True)
-                    if len(places):
-                        yield table["key"].take(places).to_pylist()
-                    if not len(wanted):
-                        break
-                return
-        raise self._vanishing_error()
-
-    def compact(self, fence: int) -> None:
-        """Merge small parts, and drop rows that no longer count.
-
-        A merged part is written before those that it replaces are deleted; a crash between the two changes no answer.
-        Rows `removed` are dropped only when one part is left, since they hide older rows of their keys in other parts.
-        """
-        with contextlib.suppress(Vanished):  # another process compacts at the same time
-            removed = False
-            for group in _merge_groups([part for part in self._parts() if part.size < _SMALL_PART]):
-                removed = self._merge(group, fence)
-            if removed and len(parts := self._parts()) == 1:
-                self._merge(parts, fence, drop_removed=True)
-
-    def _merge(self, parts: Sequence[ObjectInfo], fence: int, *, drop_removed: bool = False) -> bool:
-        """Replace `parts` by one; return whether it has rows `removed`.
-
-        Takes the memory of their bytes, of one decoded part, and 25 bytes a row (twice that while they are sorted).
-        """
-        bodies = {part.key: self._store.get(part.key) for part in parts}
-        names = list(bodies)
-        columns = _concatenate((self._parse(name, bodies[name], _VERSION_COLUMNS) for name in names), _VERSION_COLUMNS)
-        keep = np.zeros(len(columns["key_hash"]), bool)
-        keep[_latest_rows(columns)] = True
-        removed = keep & (columns["status"] == _STATUS_REMOVED)
-        if drop_removed:
-            keep &= ~removed
-        del columns
-
-        def kept() -> Iterator[pa.Table]:
-            first = 0
-            for name in names:
-                table = self._parse(name, bodies.pop(name), _SCHEMA.names)
-                yield table.filter(pa.array(keep[first : first + table.num_rows]))
-                first += table.num_rows
-
-        self._write(kept(), fence)
-        self._store.delete(names)
-        return bool(removed.any())
-
-    def _parts(self) -> list[ObjectInfo]:
-        return [part for page in self._store.list() for part in page if _PART_NAME.fullmatch(part.key)]
-
-    def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        for part in self._parts():
-            yield self._parse(part.key, self._store.get(part.key), columns)
-
-    def _parse(self, name: str, body: bytes, columns: Sequence[str]) -> pa.Table:
-        pa.default_memory_pool().release_unused()  # memory of the part before, which Arrow would keep
+        contents = self.contents()
+        ranges = [item for item in contents.ranges if item.last >= first and (before is None or item.first < before)]
+        streams = [chain.from_iterable(map(self.read_range, ranges)), self.recent_rows(contents.recent)]
         try:
-            file = pq.ParquetFile(pa.BufferReader(body), page_checksum_verification=True)
+            for table in merge_sorted(streams):
+                yield table.filter(pc.not_equal(table["status"], "removed"))
+        except Vanished:
+            raise StorageError(self.uri, "was compacted by another run while it was read; run it again") from None
+
+    def read_range(self, item: Range) -> Iterator[pa.Table]:
+        """Yield the rows of a range."""
+        return self._tables(item.name, BATCH_ROWS)
+
+    def recent_rows(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the rows of unsorted or overlapping parts, each key once, in order of key.
+
+        Where they are more than RUN_ROWS, sorted runs of them go to temporary files and are merged from there.
+        """
+        with tempfile.TemporaryDirectory(prefix="unet-ledger-") as folder:
+            runs, waiting = list[Iterator[pa.Table]](), list[pa.Table]()
+            for table in self._read_all(names):
+                waiting.append(table)
+                if sum(map(len, waiting)) >= RUN_ROWS:
+                    runs.append(_spilled(latest_rows(pa.concat_tables(waiting)), f"{folder}/{len(runs)}"))
+                    waiting = []
+            rest = latest_rows(pa.concat_tables([COLUMNS.empty_table(), *waiting]))
+            yield from merge_sorted([*runs, iter([rest])])
+
+    def write(self, table: pa.Table, fence: int, guard: Guard = no_guard) -> str:
+        """Write rows that are sorted by key as one part; return its name."""
+        sink = pa.BufferOutputStream()
+        repeated = ["fingerprint", "status", "error", "outputs", "input", "fence", "size"]
+        pq.write_table(
+            table.cast(_SCHEMA),
+            sink,
+            compression="zstd",
+            use_dictionary=repeated,
+            column_encoding={"key": "DELTA_BYTE_ARRAY"},
+            row_group_size=4 * BATCH_ROWS,
+            write_page_checksum=True,
+        )
+        name = f"{fence:012d}-{uuid4().hex}.parquet"
+        self.store.put(name, sink.getvalue().to_pybytes(), guard=guard)
+        return name
+
+    def write_index(self, ranges: Sequence[Range], replaced: Sequence[str], fence: int, guard: Guard) -> None:
+        """Make `ranges` those that count, in one step."""
+        name = f"{fence:012d}-{time.time_ns():016x}{uuid4().hex[:16]}.index.json"  # one run may write several
+        content = {"format": FORMAT, "ranges": [asdict(item) for item in ranges], "replaced": list(replaced)}
+        self.store.put(name, json.dumps(content).encode(), guard=guard)
+
+    def _names(self) -> set[str]:
+        return {item.key for page in self.store.list() for item in page}
+
+    def _read_all(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the tables of parts, of any format."""
+        with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+            for start in range(0, len(names), _CONCURRENT_READS):
+                yield from pool.map(self._read, names[start : start + _CONCURRENT_READS])
+
+    def _read(self, name: str) -> pa.Table:
+        return pa.concat_tables([COLUMNS.empty_table(), *self._tables(name, RUN_ROWS)])
+
+    def _read_index(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads(self.store.get(name))
+            if content["format"] <= FORMAT:
+                return dict(content)
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(f"{self.uri}/{name}: is damaged; delete it, the parts beside it say the same") from None
+        raise self._newer(name)
+
+    def _tables(self, name: str, size: int) -> Iterator[pa.Table]:
+        """Yield the rows of a part of any format, up to `size` at a time."""
+        body = pa.BufferReader(self.store.get(name))
+        try:
+            file = pq.ParquetFile(body, page_checksum_verification=True)
             version = int(file.schema_arrow.metadata[b"format"])
-            if version <= FORMAT:
-                return file.read(list(columns)).select(columns)
+            for batch in file.iter_batches(size) if version <= FORMAT else ():
+                yield _with_all_columns(batch)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise RequestError(
-                f"{self._uri}/{name}: is damaged; delete it, and what it records is segmented again"
+                f"{self.uri}/{name}: is damaged; delete it, and what it records is segmented again"
             ) from error
-        raise RequestError(f"{self._uri}/{name}: was written by a newer version; update this one")
+        if version > FORMAT:
+            raise self._newer(name)
 
-    def _write(self, tables: Iterable[pa.Table], fence: int) -> None:
-        sink = io.BytesIO()
-        repeated = ["fingerprint", "status", "error", "fence"]
-        with pq.ParquetWriter(
-            sink, _SCHEMA, compression="zstd", use_dictionary=repeated, write_page_checksum=True
-        ) as writer:
-            for table in tables:
-                writer.write_table(table)
-        self._store.put(f"{fence:012d}-{uuid4().hex}.parquet", sink.getvalue())
-
-    def _vanishing_error(self) -> RequestError:
-        return RequestError(f"{self._uri}: parts vanish while they are read; let no other program delete in there")
+    def _newer(self, name: str) -> RequestError:
+        return RequestError(f"{self.uri}/{name}: was written by a newer version; update this one")
 
 
-class LedgerIndex:
-    """Sorted key hashes, each with the columns of the row that counts. Keys whose row is `removed` are left out."""
+class LedgerCursor:
+    """Takes rows from a stream that is sorted by key, once each."""
 
-    def __init__(self, tables: Iterable[pa.Table], names: Sequence[str]) -> None:
-        columns = _concatenate(tables, names)
-        newest = _latest_rows(columns)
-        del columns["fence"], columns["time"]
-        newest = newest[columns["status"][newest] != _STATUS_REMOVED]
-        self._columns = {name: columns.pop(name)[newest] for name in list(columns)}
-        self._seen = np.zeros(len(newest), bool)
-        pa.default_memory_pool().release_unused()
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables = tables
+        self._head = COLUMNS.empty_table()
 
-    def __len__(self) -> int:
-        return len(self._seen)
+    def before(self, key: str | None) -> Iterator[pa.Table]:
+        """Yield the rows not taken yet whose keys come before `key`; None: all."""
+        while True:
+            taken, self._head = _split(self._head, key)
+            if len(taken):
+                yield taken
+            if len(self._head) or (following := next(self._tables, None)) is None:
+                return
+            self._head = following
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return sum(column.nbytes for column in (self._seen, *self._columns.values()))
-
-    def lookup(
-        self,
-        keys: Sequence[str],
-        etags: Sequence[str],
-        sizes: Sequence[int],
-        fingerprint: str,
-        failed_fingerprint: str,
-    ) -> NDArray[np.uint8]:
-        """Return NEW, CHANGED, ... for each object (n uint8), and mark its key as seen.
-
-        Rows `done` are compared with `fingerprint`, rows `failed` with `failed_fingerprint`.
-        """
-        if not len(self):
-            return np.full(len(keys), NEW, np.uint8)
-        places, known = self._find(keys)
-        self._seen[places[known]] = True
-        objects = _object_hashes(etags, sizes)
-        failed = self._columns["status"][places] == _STATUS_FAILED
-        states = objects ^ np.array([hash64(fingerprint), hash64(failed_fingerprint)], np.uint64)[failed.astype(int)]
-        changed = self._columns["object_hash"][places] != objects
-        other_model = self._columns["state_hash"][places] != states
-        answers = (NEW, CHANGED, MODEL_CHANGED, FAILED)
-        return np.select((~known, changed, other_model, failed), answers, DONE).astype(np.uint8)
-
-    def mask_hashes(self, keys: Sequence[str]) -> Hashes:
-        """Return `hash64` of the recorded etag of each key's mask (n uint64), 0 where there is none.
-
-        Only for an index from `load(masks=True)`.
-        """
-        if not len(self):
-            return np.zeros(len(keys), np.uint64)
-        places, known = self._find(keys)
-        hashes: Hashes = np.where(known, self._columns["mask_hash"][places], np.uint64(0))
-        return hashes
-
-    def mark_seen(self, keys: Sequence[str]) -> None:
-        """Mark keys as seen that are not looked up."""
-        if len(self) and len(keys):
-            places, known = self._find(keys)
-            self._seen[places[known]] = True
-
-    def unseen(self) -> Hashes:
-        """Return the key hashes of the rows `done` whose keys were not seen."""
-        hashes: Hashes = self._columns["key_hash"][~self._seen & (self._columns["status"] == _STATUS_DONE)]
-        return hashes
-
-    def _find(self, keys: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Return the row of each key (any row if it has none), and whether it has one. Only for N > 0."""
-        hashes = _hash_all(keys)
-        places = np.minimum(np.searchsorted(self._columns["key_hash"], hashes), len(self) - 1)
-        return places, self._columns["key_hash"][places] == hashes
+    def up_to(self, key: str) -> pa.Table:
+        """Return the rows not taken yet with keys up to `key`."""
+        return pa.concat_tables([COLUMNS.empty_table(), *self.before(key + "\0")])  # the string that comes next
 
 
-def hash64(*parts: str | int) -> int:
-    """Return 64 bits of BLAKE2b over the parts, joined by NUL."""
-    return int.from_bytes(_digest("\0".join(map(str, parts))), "little")
+def merge_sorted(streams: Iterable[Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    """Yield the rows of streams that are sorted by key: in order of key, of each key the row that counts."""
+    heads = [(table, stream) for stream in streams if (table := _next_table(stream)) is not None]
+    while heads:
+        bound = min(table["key"][-1].as_py() for table, _ in heads) + "\0"
+        parts = [(*_split(table, bound), stream) for table, stream in heads]
+        taken = [part for part, _, _ in parts if len(part)]
+        yield taken[0] if len(taken) == 1 else latest_rows(pa.concat_tables(taken))
+        heads = [
+            (head, stream)
+            for _, rest, stream in parts
+            if (head := rest if len(rest) else _next_table(stream)) is not None
+        ]
 
 
-def _digest(text: str) -> bytes:
-    # surrogatepass gives a file name that is no valid Unicode a hash too, which no other name has.
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def latest_rows(table: pa.Table) -> pa.Table:
+    """Return the rows that count, sorted by key."""
+    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in ("key", "fence", "time")])
+    keys = table["key"].take(order).combine_chunks()
+    last = np.ones(len(table), bool)
+    last[:-1] = pc.not_equal(keys.slice(1), keys.slice(0, max(0, len(keys) - 1))).to_numpy(zero_copy_only=False)
+    return table.take(order.filter(pa.array(last)))
 
 
-def _hash_all(texts: Iterable[str | None]) -> Hashes:
-    """Return `hash64` of each text (n uint64), and 0 for None."""
-    return np.frombuffer(b"".join([bytes(8) if text is None else _digest(text) for text in texts]), "<u8")
+def _with_all_columns(rows: pa.Table | pa.RecordBatch, **defaults: float) -> pa.Table:
+    """Return `rows` with all columns of COLUMNS; those left out are null, or have a default."""
+    columns = {name: pa.nulls(len(rows)) for name in COLUMNS.names}
+    columns |= {name: pa.repeat(value, len(rows)) for name, value in defaults.items()}
+    columns |= dict(zip(rows.schema.names, rows.columns, strict=True))
+    return pa.table({name: columns[name] for name in COLUMNS.names}).cast(COLUMNS)
 
 
-def _object_hashes(etags: Iterable[str], sizes: Iterable[int]) -> Hashes:
-    return _hash_all(map("{}\0{}".format, etags, sizes))
+def _next_table(stream: Iterator[pa.Table]) -> pa.Table | None:
+    return next((table for table in stream if len(table)), None)
 
 
-def _with_all_columns(rows: pa.Table, fence: int) -> pa.Table:
-    """Return `rows` with all columns of _SCHEMA. `state_hash` is `object_hash` XOR the hash of the fingerprint."""
-    columns: dict[str, Any] = dict.fromkeys(COLUMNS.names, [None] * len(rows))
-    columns |= {"time": [time.time()] * len(rows), "fence": [fence] * len(rows)} | rows.to_pydict()
-    assert set(columns["status"]) <= set(_STATUSES), "rows with an unknown status"
-    objects = _object_hashes(columns["etag"], columns["size"])
-    columns |= {
-        "key_hash": _hash_all(columns["key"]),
-        "object_hash": objects,
-        "state_hash": objects ^ _hash_all(columns["fingerprint"]),
-        "mask_hash": _hash_all(columns["mask_etag"]),
-    }
-    return pa.table(columns, schema=_SCHEMA)
+def _split(table: pa.Table, key: str | None) -> tuple[pa.Table, pa.Table]:
+    """Return the rows with keys before `key`, and the others."""
+    keys, count = table["key"], len(table)
+    if key is not None and count and keys[-1].as_py() >= key:
+        count = bisect_left(range(count), key, key=lambda place: keys[place].as_py())
+    return table.slice(0, count), table.slice(count)
 
 
-def _concatenate(tables: Iterable[pa.Table], names: Sequence[str]) -> Columns:
-    """Return the columns of all tables, concatenated; `status` as its index in _STATUSES (uint8)."""
-    pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-    for table in chain([_SCHEMA.empty_table()], tables):
-        for name in names:
-            column = table[name]
-            if name == "status":
-                column = pc.index_in(column, pa.array(_STATUSES)).cast(pa.uint8())
-            pieces[name].append(column.to_numpy())
-    return {name: np.concatenate(pieces.pop(name)) for name in names}  # pop frees the pieces
-
-
-def _latest_rows(columns: Columns) -> NDArray[np.intp]:
-    """Return the indices of the rows that count, sorted by key hash."""
-    order = np.lexsort((columns["time"], columns["fence"], columns["key_hash"]))
-    keys = columns["key_hash"][order]
-    last = np.ones(len(keys), bool)
-    last[:-1] = keys[1:] != keys[:-1]
-    return order[last]
-
-
-def _merge_groups(parts: Sequence[ObjectInfo]) -> list[Sequence[ObjectInfo]]:
-    """Return groups of neighbouring parts, of two parts or more and about _MERGED_PART bytes at most."""
-    ends = np.cumsum([part.size for part in parts])
-    cuts = [0, *(np.flatnonzero(np.diff(ends // _MERGED_PART)) + 1), len(parts)]
-    return [parts[first:end] for first, end in pairwise(cuts) if end - first > 1]
+def _spilled(table: pa.Table, path: str) -> Iterator[pa.Table]:
+    """Write a sorted table to a temporary file; return what reads it in pieces."""
+    with translate_errors(path):
+        pq.write_table(table, path, compression="zstd", row_group_size=BATCH_ROWS)
+    return (pa.Table.from_batches([batch]) for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS))

@@ -2,15 +2,15 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from unet.segment.ledger import hash64
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.faults import Unreachable, Vanished
@@ -25,12 +25,11 @@ PAGE_SIZE = 1000
 
 
 def manifest_keys(uri: str) -> Iterator[list[str]]:
-    """Yield the keys of a manifest, each once, in pages. Raise RequestError if it cannot be read."""
-    seen: set[int] = set()  # hashes, which take less memory than keys
-    for page in _pages(uri):
-        new = {digest: key for key in page if (digest := hash64(key)) not in seen}
-        seen |= new.keys()
-        yield list(new.values())
+    """Yield the keys of a manifest, each once, sorted, in pages. Raise RequestError if it cannot be read."""
+    keys = pc.unique(pa.chunked_array([pa.array([], pa.string()), *map(pa.array, _pages(uri))]))
+    keys = keys.take(pc.sort_indices(keys))
+    for start in range(0, len(keys), PAGE_SIZE):
+        yield keys.slice(start, PAGE_SIZE).to_pylist()
 
 
 def _pages(uri: str) -> Iterator[list[str]]:
@@ -59,8 +58,8 @@ def check_manifest(uri: str) -> None:
     next(_pages(uri), None)
 
 
-def head_objects(pages: Iterable[list[str]], images: Store) -> Iterator[list[ObjectInfo]]:
-    """Yield what a listing would show of the objects with these keys; size -1 where there is none."""
+def head_objects(keys: list[str], images: Store) -> list[ObjectInfo]:
+    """Return what a listing would show of the objects with these keys; size -1 where there is none."""
 
     def head(key: str) -> ObjectInfo:
         with suppress(Vanished):
@@ -69,6 +68,4 @@ def head_objects(pages: Iterable[list[str]], images: Store) -> Iterator[list[Obj
         return ObjectInfo(key, -1, "")
 
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-        for page in pages:
-            if page:
-                yield list(pool.map(head, page))
+        return list(pool.map(head, keys))

@@ -1,6 +1,6 @@
 """Records a segmentation run: ledger parts while it goes on, then report.parquet, index.html and summary.json.
 
-Settled rows arrive in chunks, in any order, each object once. Memory does not grow with their number: rows go to files,
+Settled rows arrive in any order, each object once. Memory does not grow with their number: rows go to files,
 and of all else a bounded sample is kept. summary.json is written last; `complete` in it says that all was listed and
 settled.
 """
@@ -10,6 +10,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unet.data.labels import LabelSet
-from unet.report.segmentation import Thumbnail, segmentation_report
-from unet.segment.chunk import Chunk
-from unet.segment.run_spec import RunSpec, mask_key
-from unet.segment.segmenter import THUMBNAILS
+from unet.report.segmentation import Thumbnail, facts_of, segmentation_report
+from unet.segment.compaction import compact
+from unet.segment.item import Item, Outcome
+from unet.segment.lease import LeaseUnconfirmed
+from unet.segment.ledger import GIVEN_COLUMNS
+from unet.segment.run_spec import MASK_SUFFIX, RunSpec
+from unet.segment.writer import THUMBNAILS
+from unet.settings import RequestError
+from unet.storage.faults import StorageError
 from unet.storage.local import translate_errors
 from unet.storage.objects import Guard, no_guard
 
-PART_SECONDS, PART_SHARE, PART_ROWS = (1.0, 5.0), 0.02, 50_000
+PART_SECONDS, PART_SHARE, PART_ROWS = (1.0, 3.0), 0.02, 50_000
 """A ledger part is written when PART_SHARE of the run's time has passed since the one before, within the bounds of
 PART_SECONDS, or when there are PART_ROWS rows: a kill loses little, and a long run writes parts less often."""
 
@@ -39,7 +46,7 @@ MAX_FAILURES_SHOWN = 200
 CURVE_POINTS = 500
 """Points of the throughput curve; up to twice as many."""
 
-NOT_DONE = pa.array(["failed", "changed", "vanished"])
+LOST = ("failed", "changed", "vanished")
 """Statuses of objects that were to be segmented and have no mask."""
 
 REPORT_SCHEMA = pa.schema(
@@ -57,7 +64,7 @@ REPORT_SCHEMA = pa.schema(
 
 
 class Recorder:
-    """Call `add_chunk` with every chunk, then `finish`. Other threads may call `flush_ledger` at any time.
+    """Call `add_listed` and `add_outcomes` with every object, then `finish`. Safe to share between threads.
 
     `guard` is called before each write, and waits until this run may write.
     """
@@ -67,7 +74,10 @@ class Recorder:
         self._lock = threading.RLock()
         self.output = spec.output_store
         self.counts: Counter[str] = Counter()
-        self.totals: Counter[str] = Counter()
+        self.listed_counts: Counter[str] = Counter()
+        """Of the objects that the listing has settled."""
+        self.facts: dict[str, Any] = {"not_matched": 0, "not_looked_at": {}, "orphaned": 0, "removed": 0}
+        """What summary.json says besides."""
         self.bytes = 0
         self._class_pixels = np.zeros(len(labels.classes), np.int64)
         self._thumbnails: list[tuple[int, str, bytes]] = []
@@ -75,9 +85,10 @@ class Recorder:
         self._curve: list[tuple[float, int]] = []
         """Seconds, and objects done by then."""
         self._began = time.time()
-        self._ledger_rows: list[pa.Table] = []
+        self._ledger_rows: list[dict[str, Any]] = []
         self._report_rows: list[pa.Table] = []
         self._last_flush = time.monotonic()
+        self._closed = False
         self._folder = tempfile.TemporaryDirectory(prefix="unet-report-")
         self._report_path = Path(self._folder.name) / "report.parquet"
         with translate_errors(str(self._report_path)):
@@ -89,56 +100,61 @@ class Recorder:
         return time.time() - self._began
 
     @property
-    def processed(self) -> int:
-        """Objects that workers have settled."""
-        return sum(self.counts[status] for status in ("done", "failed", "changed", "vanished"))
+    def lost(self) -> int:
+        """Objects that were to be segmented and have no mask."""
+        return sum(self.counts[status] for status in LOST)
 
-    def add_chunk(self, chunk: Chunk) -> None:
-        """Record a settled chunk."""
+    def add_listed(self, rows: pa.Table) -> None:
+        """Record objects that the listing has settled: rows of its ROW_SCHEMA."""
         with self._lock:
-            rows = chunk.rows
-            done = pc.equal(rows["status"], "done")
-            self.totals += chunk.totals
+            if self._closed:
+                return  # the run has ended early, and what lists does not know yet
             for count in rows["status"].value_counts().to_pylist():
                 self.counts[count["values"]] += count["counts"]
-            self.bytes += pc.sum(rows.filter(done)["size"]).as_py() or 0
-            if chunk.class_pixels is not None:
-                self._class_pixels += chunk.class_pixels
-            self._thumbnails = sorted(self._thumbnails + chunk.thumbnails)[:THUMBNAILS]
-            self._add_failures(rows)
-            self._curve.append((self.seconds, self.counts["done"]))
+                self.listed_counts[count["values"]] += count["counts"]
+            self._add_failures(rows.filter(pc.equal(rows["status"], "vanished")).to_pylist())
+            self._add_report(rows.drop_columns(["outputs", "there"]))
+
+    def add_outcomes(self, outcomes: Sequence[tuple[Item, Outcome]]) -> None:
+        """Record objects that workers have settled; of none now and then, or what came last waits for the next."""
+        with self._lock:
+            rows = [self._row(item, outcome) for item, outcome in outcomes]
+            for item, outcome in outcomes:
+                self.counts[outcome.status] += 1
+                self.bytes += item.size * (outcome.status == "done")
+                self._class_pixels += 0 if outcome.class_pixels is None else outcome.class_pixels
+                self._thumbnails += [] if outcome.thumbnail is None else [outcome.thumbnail]
+            self._thumbnails = sorted(self._thumbnails)[:THUMBNAILS]
+            self._add_failures([row for row in rows if row["status"] in LOST])
+            if rows:
+                self._curve.append((self.seconds, self.counts["done"]))
+                self._add_report(pa.Table.from_pylist(rows, schema=REPORT_SCHEMA))
             if len(self._curve) > 2 * CURVE_POINTS:
                 self._curve = self._curve[::2]
-            self._report_rows.append(rows)
-            if sum(map(len, self._report_rows)) > ROW_GROUP:
-                self._flush_report()
-            self._ledger_rows.append(rows.filter(pc.or_kleene(done, rows["permanent"])))
+            kept = (outcome.status == "done" or outcome.permanent for _, outcome in outcomes)
+            self._ledger_rows += compress(rows, kept)
             least, most = PART_SECONDS
             due = time.monotonic() - self._last_flush > min(most, max(least, PART_SHARE * self.seconds))
-            if due or sum(map(len, self._ledger_rows)) > PART_ROWS:
+            if due or len(self._ledger_rows) > PART_ROWS:
                 self.flush_ledger()
 
     def flush_ledger(self) -> None:
         """Write the rows that the ledger has not yet."""
         with self._lock:
-            if any(map(len, self._ledger_rows)):
-                spec, rows = self.spec, pa.concat_tables(self._ledger_rows)
-                done = pc.equal(rows["status"], "done")
-                fingerprints = pc.if_else(done, pa.scalar(spec.fingerprint), pa.scalar(spec.failed_fingerprint))
-                part = rows.select(["key", "etag", "size", "status", "error", "mask_etag"])
-                self.guard()
-                spec.ledger.append(part.append_column("fingerprint", fingerprints), spec.fence)
+            if self._ledger_rows:
+                rows = pa.Table.from_pylist(self._ledger_rows, schema=GIVEN_COLUMNS)
+                self.spec.ledger.append(rows, self.spec.fence, self.guard)
             self._ledger_rows, self._last_flush = [], time.monotonic()
 
     def finish(self, *, complete: bool) -> dict[str, Any]:
         """Write the report and return the summary. `complete`: all was listed and settled."""
-        self.flush_ledger()
-        self._flush_report()
-        with translate_errors(str(self._report_path)):
+        with self._lock, translate_errors(str(self._report_path)):
+            self.flush_ledger()
+            self._flush_report()
             self._report.close()
+            self._closed = True
+        self.compact_ledger()
         self.guard()
-        if complete:
-            self.spec.ledger.compact(self.spec.fence)
         self.output.put_file(f"{self.spec.folder}report.parquet", self._report_path)
         summary = self._summary(complete)
         files = {"index.html": self._page(summary), "summary.json": json.dumps(summary, indent=1).encode()}
@@ -148,20 +164,51 @@ class Recorder:
         self.discard()
         return summary
 
+    def compact_ledger(self) -> None:
+        """Compact the ledger; say if that is not possible now."""
+        try:
+            compact(self.spec.ledger, self.spec.fence, self.guard)
+        except LeaseUnconfirmed:
+            raise
+        except RequestError:  # of a damaged part, which the listing names
+            pass
+        except StorageError as error:
+            print(f"warning: the ledger could not be compacted ({error}); the next run does it", flush=True)
+
     def discard(self) -> None:
         """Delete the temporary files."""
         self._folder.cleanup()
 
+    def _add_report(self, rows: pa.Table) -> None:
+        self._report_rows.append(rows)
+        if sum(map(len, self._report_rows)) > ROW_GROUP:
+            self._flush_report()
+
     def _flush_report(self) -> None:
         if self._report_rows:
             with translate_errors(str(self._report_path)):
-                self._report.write_table(_report_table(pa.concat_tables(self._report_rows)))
+                self._report.write_table(_report_table(self._report_rows))
         self._report_rows = []
 
-    def _add_failures(self, rows: pa.Table) -> None:
-        if (room := MAX_FAILURES_SHOWN - len(self._failures)) > 0:
-            failures = rows.filter(pc.is_in(rows["status"], NOT_DONE)).slice(0, room).to_pylist()
-            self._failures += [(row["key"], row["status"], row["error"] or "") for row in failures]
+    def _add_failures(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        room = MAX_FAILURES_SHOWN - len(self._failures)
+        self._failures += [(row["key"], row["status"], row["error"] or "") for row in rows[:room]]
+
+    def _row(self, item: Item, outcome: Outcome) -> dict[str, Any]:
+        """Return what the report and the ledger say of an object."""
+        written = {*item.outputs.split(","), *item.there.split(",")} - {""}
+        return {
+            "key": item.key,
+            "etag": item.etag,
+            "size": item.size,
+            "status": outcome.status,
+            "error": outcome.error,
+            "mask_etag": outcome.mask_etag or item.mask_etag,
+            "seconds": outcome.seconds,
+            "fingerprint": self.spec.fingerprint if outcome.status == "done" else self.spec.failed_fingerprints[0],
+            "outputs": ",".join(sorted(written)),
+            "input": self.spec.input,
+        }
 
     def _summary(self, complete: bool) -> dict[str, Any]:
         seconds = self.seconds
@@ -176,9 +223,7 @@ class Recorder:
             "fingerprint": self.spec.fingerprint,
             "listed": sum(self.counts.values()),
             "counts": dict(sorted(self.counts.items())),
-            "not_matched": self.totals["not_matched"],
-            "orphaned": self.totals["orphaned"],
-            "removed": self.totals["removed"],
+            **self.facts,
             "bytes": self.bytes,
             "seconds": round(seconds, 3),
             "images_per_second": self.counts["done"] / seconds,
@@ -189,20 +234,9 @@ class Recorder:
         }
 
     def _page(self, summary: dict[str, Any]) -> bytes:
-        facts = {
-            "Input": summary["input"],
-            "Output": summary["output"],
-            "Model": summary["model"],
-            "Listed": f"{summary['listed']:,}",
-            "Names that do not match": f"{summary['not_matched']:,}",
-            "Masks without an image": f"{summary['orphaned']:,}",
-            "Masks removed": f"{summary['removed']:,}",
-            "Read": f"{self.bytes / 1e6:,.1f} MB",
-            "Time": f"{summary['seconds']:,.1f} s",
-        }
         return segmentation_report(
             title=self.spec.run,
-            facts=facts,
+            facts=facts_of(summary),
             counts=summary["counts"],
             images_per_second=summary["images_per_second"] if self.counts["done"] else None,
             labels=self.labels,
@@ -210,12 +244,15 @@ class Recorder:
             throughput=self._curve,
             thumbnails=[Thumbnail(key=key, jpeg=jpeg) for _, key, jpeg in self._thumbnails],
             failures=self._failures,
-            failures_total=sum(self.counts[status] for status in NOT_DONE.to_pylist()),
+            failures_total=self.lost,
         )
 
 
-def _report_table(rows: pa.Table) -> pa.Table:
-    keys = rows["key"].to_pylist()
+def _report_table(tables: Sequence[pa.Table]) -> pa.Table:
+    rows = pa.concat_tables(tables, promote_options="default")
     has_mask = pc.is_in(rows["status"], pa.array(["done", "unchanged"]))
-    masks = pc.if_else(has_mask, pa.array([mask_key(key) for key in keys], pa.string()), pa.scalar(None, pa.string()))
-    return rows.append_column("mask_key", masks).select(REPORT_SCHEMA.names).cast(REPORT_SCHEMA)
+    masks = pc.binary_join_element_wise(rows["key"], MASK_SUFFIX, "")
+    masks = pc.if_else(has_mask, masks, pa.scalar(None, pa.string()))
+    columns = {name: rows[name] for name in rows.column_names} | {"mask_key": masks}
+    nulls = pa.nulls(len(rows))
+    return pa.table({name: columns.get(name, nulls) for name in REPORT_SCHEMA.names}).cast(REPORT_SCHEMA)

@@ -1,9 +1,10 @@
 """What the driver has decided for a run, and where things lie in its output."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
-from unet.segment.ledger import Ledger, hash64
+from unet.segment.ledger import Ledger
 from unet.segment.settings import SegmentSettings
 from unet.settings import Window
 from unet.storage.objects import join_uri
@@ -14,14 +15,36 @@ INTERNAL = "_segment/"
 
 LEASE_KEY = f"{INTERNAL}lease"
 
+FORCE_KEY = f"{INTERNAL}force"
+"""Holds the fence from which on rows count for a run with --force that has not come to its end."""
+
+EMPTY_KEY = f"{INTERNAL}empty"
+"""Names the input that was empty when a run with --allow-empty last looked."""
+
+OUTPUTS = ("confidence", "mask", "overlay")
+"""What can be written for an image."""
+
+KNOWN_OUTPUTS = ("mask", "confidence,mask", "mask,overlay", "confidence,mask,overlay")
+"""What can be written for an image together."""
+
+
+def hash64(*parts: str | int) -> int:
+    """Return 64 bits of BLAKE2b over the parts, joined by NUL."""
+    # surrogatepass gives a file name that is no valid Unicode a hash too, which no other name has.
+    text = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+MASK_SUFFIX = ".png"
+
 
 def mask_key(key: str) -> str:
     """Return the key in the output of the mask of an image: the whole key and a suffix, so that no two are the same."""
-    return f"{key}.png"
+    return f"{key}{MASK_SUFFIX}"
 
 
 def output_keys(key: str, outputs: Iterable[str]) -> list[str]:
-    """Return the keys in the output of all that is written for an image. `outputs`: mask, overlay, confidence."""
+    """Return the keys in the output of what is written for an image. `outputs`: of OUTPUTS."""
     return [mask_key(key) if name == "mask" else f"{INTERNAL}{name}/{mask_key(key)}" for name in outputs]
 
 
@@ -40,6 +63,11 @@ class RunSpec:
     """Whether the output supports writes on condition of an etag."""
     window: Window | None = None
     """The window of the model for 16-bit images."""
+    earlier: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints by which versions before 0.2 knew the same model and settings, and the outputs that each stands for:
+    these were a part of it."""
+    forced_since: int | None = None
+    """With --force: the fence of the first run that is to segment everything anew."""
 
     @property
     def folder(self) -> str:
@@ -47,10 +75,15 @@ class RunSpec:
         return f"{INTERNAL}runs/{self.run}/"
 
     @property
-    def failed_fingerprint(self) -> str:
-        """Digest of all that decides whether an object fails."""
+    def input(self) -> str:
+        """Where the images lie, in one way of writing it."""
+        return self.settings.input.rstrip("/")
+
+    @property
+    def failed_fingerprints(self) -> list[str]:
+        """Digests of all that decides whether an object fails: today's, and those of earlier versions."""
         limits = self.settings.max_pixels, self.settings.max_bytes
-        return f"{hash64(self.fingerprint, *limits):016x}"
+        return [f"{hash64(fingerprint, *limits):016x}" for fingerprint in (self.fingerprint, *self.earlier)]
 
     @property
     def ledger(self) -> Ledger:

@@ -1,242 +1,187 @@
-"""Segments the objects of a chunk: fetch and decode, predict, encode and write, each in threads of its own.
+"""Segments objects: fetch and decode, predict, encode and write, each in threads of its own.
 
-Reading and writing overlap the forward passes, and decoded pixels never leave the process. An object that cannot be
-segmented becomes a row with a reason, and never stops the others.
+Reading and writing overlap the forward passes, and decoded pixels never leave the process. Memory is bounded by bytes
+before an object is fetched, and by pixels before it is decoded. Whatever happens to one object becomes its outcome, and
+never stops the others.
 """
 
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from unet.data.image import (
-    Array,
-    ImageError,
-    TooLargeError,
-    encode_image,
-    encode_mask,
-    open_image,
-    overlay,
-    resize_image,
-    resize_mask,
-    size_within,
-    to_rgb_array,
-)
+from unet.data.image import Array, ImageError, TooLargeError, open_image, to_rgb_array
 from unet.model.artifact import Model
-from unet.model.predictor import Predictor
-from unet.segment.chunk import Chunk
-from unet.segment.item import Item, append_items, pop_items
-from unet.segment.lease import LeaseUnconfirmed
-from unet.segment.ledger import NEW, hash64
-from unet.segment.listing import TODO_REASONS
-from unet.segment.run_spec import RunSpec, output_keys
-from unet.segment.semaphore import WeightedSemaphore
-from unet.storage.faults import BadCredentials, Changed, Full, StorageError, Vanished
+from unet.model.predictor import Prediction, Predictor
+from unet.runtime.semaphore import WeightedSemaphore
+from unet.segment.item import Item, Outcome
+from unet.segment.lease import LeaseLost
+from unet.segment.run_spec import RunSpec
+from unet.segment.writer import Writer
+from unet.storage.faults import BadCredentials, Changed, Damaged, Denied, Full, NoSuchFolder, StorageError, Vanished
 from unet.storage.objects import Guard, no_guard
 
 IO_THREADS = 16
 """Requests at a time, of reading and of writing each."""
 
-MAX_DECODED_PIXELS = 1 << 26
-"""Decoded pixels that wait for their forward pass, at most (a larger image waits alone)."""
+MAX_ENCODED_BYTES, MAX_DECODED_PIXELS = 1 << 28, 1 << 26
+"""Bytes of files being read, and pixels from before they are decoded until their mask is written, at most. A larger
+image goes alone."""
 
-THUMBNAILS, THUMBNAIL_SIDE = 24, 320
-"""Images of the contact sheet, and their longest side in pixels."""
-
-MASK_ATTEMPTS = 3
-"""Attempts to write a mask where another object is than the one that was seen."""
-
-SHARED_FAULTS = (BadCredentials, Full, LeaseUnconfirmed)
-"""Faults that every other object would meet as well: they end the run."""
+SHARED_FAULTS = (BadCredentials, Full, LeaseLost)
+"""Faults that every other object meets as well: they end the run."""
 
 
-class Fetcher:
-    """Fetches and decodes. `pixels` is acquired for each image that is returned."""
+@dataclass(eq=False)
+class _Work:
+    """An object on its way."""
 
-    def __init__(self, spec: RunSpec, pixels: WeightedSemaphore) -> None:
-        self.settings, self.input, self.window = spec.settings, spec.input_store, spec.window
-        self.pixels = pixels
-
-    def __call__(self, item: Item) -> Item:
-        """Return `item` with its image, or settled."""
-        item.started = time.time()
-        try:
-            data = self.input.get(item.key, item.etag)
-            picture = open_image(data, max_pixels=self.settings.max_pixels)
-            count = picture.height * picture.width
-            item.stage_seconds["fetch"] = time.time() - item.started
-            self.pixels.acquire(count)
-            started = time.time()
-            try:
-                item.image = to_rgb_array(picture, self.window)
-                item.stage_seconds["decode"] = time.time() - started
-            finally:
-                if item.image is None:
-                    self.pixels.release(count)
-        except Vanished:
-            return item.settle("vanished", "was deleted after it was listed")
-        except Changed:
-            return item.settle("changed", "was replaced after it was listed; the next run takes it")
-        except TooLargeError as error:
-            return item.settle("failed", f"{error}; lower --max-pixels, or add memory")
-        except ImageError as error:
-            return item.settle("failed", str(error), permanent=True)
-        except SHARED_FAULTS:
-            raise
-        except StorageError as error:
-            return item.settle("failed", str(error))
-        return item
-
-
-class Writer:
-    """Encodes and writes. `guard` is called before each attempt to write, and waits until this run may write."""
-
-    def __init__(self, spec: RunSpec, model: Model, guard: Guard = no_guard) -> None:
-        self.settings, self.labels, self.digest = spec.settings, model.labels, model.digest
-        self.output, self.conditional, self.guard = spec.output_store, spec.conditional, guard
-        self._lock = threading.Lock()
-        self._lowest_ranks: list[int] = []
-        """Of the thumbnails so far. Ranks are hashes, so that the images of the lowest are a random sample."""
-
-    def __call__(self, item: Item, chunk: Chunk) -> Item:
-        """Return `item`, settled. Add its class pixels, and its thumbnail if it has one, to `chunk`."""
-        image, mask = item.image, item.mask
-        assert image is not None
-        assert mask is not None
-        started = time.time()
-        metadata = {"model-digest": self.digest, "image-etag": item.etag}
-        pixels = np.bincount(mask.reshape(-1), minlength=len(self.labels.classes))
-        try:
-            for key, kind in zip(output_keys(item.key, self.settings.outputs), self.settings.outputs, strict=True):
-                data = self._encode(kind, image, mask, item.confidence)
-                if kind == "mask":
-                    item.mask_etag = self._put_mask(key, data, metadata, new=item.reason == TODO_REASONS[NEW])
-                else:
-                    self.output.put(key, data, metadata=metadata, guard=self.guard)
-        except SHARED_FAULTS:
-            raise
-        except StorageError as error:
-            return item.settle("failed", str(error))
-        item.stage_seconds["write"] = time.time() - started
-        thumbnails = self._thumbnails(item, image, mask)
-        with self._lock:
-            chunk.class_pixels = pixels if chunk.class_pixels is None else chunk.class_pixels + pixels
-            chunk.thumbnails += thumbnails
-        return item.settle("done")
-
-    def _put_mask(self, key: str, data: bytes, metadata: Mapping[str, str], *, new: bool) -> str:
-        """Write a mask over the one that is seen there, and never over one that another run writes in between.
-
-        `new`: the image is new, so none is expected there, and the first attempt is made without a look.
-        """
-        expected_etag = "" if new or not self.conditional else self._etag_of(key)
-        for _ in range(MASK_ATTEMPTS):
-            try:
-                return self.output.put(
-                    key,
-                    data,
-                    metadata=metadata,
-                    expected_etag=expected_etag if self.conditional else None,
-                    guard=self.guard,
-                )
-            except Changed:  # by an earlier run that did not record it, or by the lost first attempt of this write
-                expected_etag = self._etag_of(key)
-        raise Changed(key, "is written by another program at the same time")
-
-    def _etag_of(self, key: str) -> str:
-        try:
-            return self.output.head(key).etag
-        except Vanished:
-            return ""
-
-    def _encode(self, kind: str, image: Array, mask: Array, confidence: Array | None) -> bytes:
-        if kind == "mask":
-            return encode_mask(mask, self.labels)
-        if kind == "overlay":
-            return encode_image(overlay(image, mask, self.labels))
-        assert confidence is not None
-        return encode_image(confidence)
-
-    def _thumbnails(self, item: Item, image: Array, mask: Array) -> list[tuple[int, str, bytes]]:
-        """Return rank, key and overlay (JPEG) if the rank is among the lowest so far; else nothing."""
-        rank = hash64(item.key, item.etag)
-        with self._lock:
-            self._lowest_ranks = sorted([*self._lowest_ranks, rank])[:THUMBNAILS]
-            if rank not in self._lowest_ranks:
-                return []
-        height, width = mask.shape
-        size = size_within(THUMBNAIL_SIDE, (height, width))
-        picture = overlay(resize_image(image, size), resize_mask(mask, size), self.labels)
-        return [(rank, item.key, encode_image(picture, "JPEG"))]
+    item: Item
+    started: float = 0.0
+    future: "Future[Outcome]" = field(default_factory=Future)
+    pixels: int = 0
+    """Acquired of the budget."""
+    image: Array | None = None
+    prediction: Prediction | None = None
+    stage_seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Segmenter:
-    """All steps on one device. Where it is called from several threads, their chunks overlap."""
+    """Segments on one device. `guard` is called before each attempt to write, and waits until this run may write."""
 
     def __init__(self, spec: RunSpec, model: Model, *, device: str = "cpu", guard: Guard = no_guard) -> None:
-        settings = spec.settings
+        self.settings = settings = spec.settings
         self.predictor = Predictor(
             model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta
         )
         self.batch_size = settings.batch_size or self.predictor.default_batch_size
-        self.confidence = "confidence" in settings.outputs
-        self.pixels = WeightedSemaphore(MAX_DECODED_PIXELS)
-        self.fetch, self.write = Fetcher(spec, self.pixels), Writer(spec, model, guard)
-        self.reading, self.writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
+        self.input, self.window = spec.input_store, spec.window
+        self.writer = Writer(spec, model, guard)
+        self.bytes, self.pixels = WeightedSemaphore(MAX_ENCODED_BYTES), WeightedSemaphore(MAX_DECODED_PIXELS)
+        self._reading, self._writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
+        self._decoded: list[_Work] = []
+        self._has_decoded = threading.Condition()
         # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each thread that calls it.
-        self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        threading.Thread(target=self._predict_all, daemon=True).start()
 
-    def __call__(self, chunk: Chunk) -> Chunk:
-        """Return `chunk` with all objects settled."""
-        items = pop_items(chunk)
-        self.process(items, chunk)
-        return append_items(chunk, items)
+    def submit(self, item: Item) -> "Future[Outcome]":
+        """Begin with an object. The future raises a fault that ends the run."""
+        work = _Work(item)
+        self._reading.submit(self._attempt, self._read, work)
+        return work.future
 
-    def process(self, items: list[Item], chunk: Chunk) -> None:
-        """Settle all items; add class pixels and thumbnails to `chunk`."""
-        fetched: SimpleQueue[Future[Item]] = SimpleQueue()
-        for item in items:
-            self.reading.submit(self.fetch, item).add_done_callback(fetched.put)
-        remaining, writing = len(items), list[Future[Item]]()
-        while remaining:
-            batch = self._next_batch(fetched)
-            remaining -= len(batch)
-            writing += self.predicting.submit(self._predict, batch, chunk).result()
-        for written in writing:
-            written.result()
-
-    def _next_batch(self, fetched: "SimpleQueue[Future[Item]]") -> list[Item]:
-        """Return what has been fetched by now, at least one item. To wait for a whole batch could be for ever: its
-        pixels may be those that the next item waits for."""
-        batch = [fetched.get().result()]
-        while len(batch) < self.batch_size and not fetched.empty():
-            batch.append(fetched.get().result())
-        return batch
-
-    def _predict(self, items: list[Item], chunk: Chunk) -> list[Future[Item]]:
-        pixels = {item.key: item.image.size // 3 for item in items if item.image is not None}
-        predict(items, self.predictor, self.batch_size, confidence=self.confidence)
-        return [self.writing.submit(self._write, item, pixels[item.key], chunk) for item in items if item.key in pixels]
-
-    def _write(self, item: Item, pixels: int, chunk: Chunk) -> Item:
+    def _attempt(self, stage: Callable[[_Work], object], work: _Work) -> None:
+        """Take `work` through a stage; what it raises is what becomes of the object."""
         try:
-            return item if item.status else self.write(item, chunk)
-        finally:
-            self.pixels.release(pixels)
+            stage(work)
+        except SHARED_FAULTS as error:
+            self.pixels.release(work.pixels)
+            work.future.set_exception(error)
+        except Exception as error:  # the outcome names it
+            self._exit_if_device_is_lost()
+            self._end(work, failure(error))
+
+    def _exit_if_device_is_lost(self) -> None:
+        """After some faults every use of a GPU fails until the process ends; another worker takes its place."""
+        if self.predictor.device.type == "cuda":
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                os._exit(1)
+
+    def _end(self, work: _Work, outcome: Outcome) -> None:
+        self.pixels.release(work.pixels)
+        work.image = work.prediction = None
+        outcome.seconds, outcome.stage_seconds = time.monotonic() - work.started, work.stage_seconds
+        work.future.set_result(outcome)
+
+    def _read(self, work: _Work) -> None:
+        item, work.started = work.item, time.monotonic()
+        with self.bytes.hold(item.size):
+            began = time.monotonic()
+            try:
+                data = self.input.get(item.key, item.etag)
+            except Vanished:
+                self._end(work, Outcome("vanished", "was deleted after it was listed"))
+                return
+            except Changed:
+                self._end(work, Outcome("changed", "was replaced after it was listed; the next run takes it"))
+                return
+            picture = open_image(data, max_pixels=self.settings.max_pixels)
+            work.stage_seconds["fetch"] = time.monotonic() - began
+            self.pixels.acquire(picture.height * picture.width)
+            work.pixels, began = picture.height * picture.width, time.monotonic()
+            work.image = to_rgb_array(picture, self.window)
+            work.stage_seconds["decode"] = time.monotonic() - began
+        with self._has_decoded:
+            self._decoded.append(work)
+            self._has_decoded.notify()
+
+    def _predict_all(self) -> None:
+        torch.set_num_threads(1)
+        while True:
+            batch = self._next_batch()
+            if len(batch) > 1:
+                try:
+                    self._predict(batch)
+                except Exception:  # of one of them, which is found by itself
+                    for work in batch:
+                        self._attempt(self._predict_one, work)
+            else:
+                self._attempt(self._predict_one, batch[0])
+
+    def _next_batch(self) -> list[_Work]:
+        """Return what has been decoded by now and shares a batch with the first, at least one image. To wait for a
+        whole batch could be for ever: its pixels may be those that the next image waits for."""
+        with self._has_decoded:
+            self._has_decoded.wait_for(lambda: self._decoded)
+            first = self._input_size(self._decoded[0])
+            batch = [work for work in self._decoded if self._input_size(work) == first][: self.batch_size]
+            self._decoded = [work for work in self._decoded if work not in batch]
+            return batch
+
+    def _input_size(self, work: _Work) -> tuple[int, int]:
+        assert work.image is not None
+        return self.predictor.input_size(work.image.shape[:2])
+
+    def _predict_one(self, work: _Work) -> None:
+        self._predict([work])
+
+    def _predict(self, batch: list[_Work]) -> None:
+        began = time.monotonic()
+        images = [work.image for work in batch if work.image is not None]
+        confidence = any("confidence" in work.item.outputs for work in batch)
+        results = self.predictor.predict_many(images, self.batch_size, confidence=confidence)
+        for work, result in zip(batch, results, strict=True):
+            work.stage_seconds["predict"] = (time.monotonic() - began) / len(batch)
+            if isinstance(result, MemoryError):
+                self._end(work, failure(result))
+            else:
+                work.prediction = result
+                self._writing.submit(self._attempt, self._write, work)
+
+    def _write(self, work: _Work) -> None:
+        assert work.image is not None
+        assert work.prediction is not None
+        began = time.monotonic()
+        outcome = self.writer(work.item, work.image, work.prediction)
+        work.stage_seconds["write"] = time.monotonic() - began
+        self._end(work, outcome)
 
 
-def predict(items: list[Item], predictor: Predictor, batch_size: int | None = None, *, confidence: bool) -> None:
-    """Give each fetched item its mask, and its confidence if that is asked for; settle those that memory is too small
-    for."""
-    fetched, started = [item for item in items if item.image is not None], time.time()
-    images = [item.image for item in fetched if item.image is not None]
-    for item, result in zip(fetched, predictor.predict_many(images, batch_size, confidence=confidence), strict=True):
-        item.stage_seconds["predict"] = (time.time() - started) / len(fetched)
-        if isinstance(result, MemoryError):
-            item.settle("failed", str(result))
-        else:
-            item.mask, item.confidence = result.mask, result.confidence
+def failure(error: Exception) -> Outcome:
+    """Return the outcome of an object whose processing raised `error`."""
+    if isinstance(error, TooLargeError):
+        return Outcome("failed", f"{error}; lower --max-pixels, or add memory")
+    if isinstance(error, ImageError):
+        return Outcome("failed", str(error), permanent=True)
+    if isinstance(error, StorageError):
+        fault = "denied" if isinstance(error, Denied | NoSuchFolder) else "unreachable"
+        own = isinstance(error, Damaged | Changed | Vanished)
+        return Outcome("failed", str(error), fault=None if own else fault)
+    text = " ".join(str(error).split())
+    return Outcome("failed", text if isinstance(error, MemoryError) and text else f"{type(error).__name__}: {text}")

@@ -19,7 +19,8 @@ class SegmentSettings(PredictSettings):
     model: str
     """Model folder, local or on S3: model/ of a training run."""
     include: tuple[str, ...] = ()
-    """Patterns of the keys to segment, as in *.jpg or 2026/*. Default: names that end like an image."""
+    """Patterns of the keys to segment, as in 2026/*: names that end like an image, or have no ending. A pattern with an
+    ending, as *.bin, takes whatever it fits. Default: all names that end like an image."""
     exclude: tuple[str, ...] = ()
     """Patterns of the keys to leave out."""
     manifest: str | None = None
@@ -39,15 +40,20 @@ class SegmentSettings(PredictSettings):
     lease: float = 60.0
     """Seconds for which nothing is seen of a run on S3 before another may take its output over. At least 2."""
     max_failed: str = "0"
-    """Exit with 3 if more objects fail than this number, or share as in 5%."""
+    """Exit with 3 if more objects fail, vanish or are replaced meanwhile than this number, or share as in 5%. With a
+    number over 0 the run ends as soon as they are more, with a share once 1,000 objects were tried."""
     retry_failed: bool = False
     """Try objects again that failed before and have not changed since."""
     force: bool = False
-    """Segment everything anew."""
+    """Segment everything anew. What an interrupted run with --force has done already is not done again."""
     verify: bool = False
     """List the masks too, and make missing and altered ones again."""
     prune: bool = False
     """Delete the masks of images that are gone. Without it they are counted."""
+    max_delete: str = "10%"
+    """With --prune: delete nothing if more masks than this number, or share of all, have lost their image."""
+    allow_empty: bool = False
+    """An input without a single image is no mistake."""
     dry_run: bool = False
     """Say what would be done and why; change nothing."""
 
@@ -70,6 +76,7 @@ class SegmentSettings(PredictSettings):
         if self.prune and partial:
             raise RequestError(f"--prune needs a whole listing; leave --{' and --'.join(partial)} out")
         self.failures_allowed(0)
+        self.deletions_allowed(0)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -77,12 +84,21 @@ class SegmentSettings(PredictSettings):
         return tuple(sorted(name.strip() for name in self.write.split(",")))
 
     def failures_allowed(self, attempted: int) -> float:
-        """Return how many of `attempted` objects may fail. Raise RequestError if --max-failed is no number or share."""
-        text = self.max_failed.strip()
-        try:
-            value = float(text.rstrip("%"))
-        except ValueError:
-            value = -1.0
-        if not 0 <= value < math.inf or (text.endswith("%") and value > 100):
-            raise RequestError(f"--max-failed {self.max_failed}: give a number as in 10, or a share as in 5%")
-        return value / 100 * attempted if text.endswith("%") else value
+        """Return how many of `attempted` objects may fail."""
+        return _allowed("--max-failed", self.max_failed, attempted)
+
+    def deletions_allowed(self, recorded: int) -> float:
+        """Return how many of `recorded` masks may be deleted."""
+        return _allowed("--max-delete", self.max_delete, recorded)
+
+
+def _allowed(flag: str, text: str, total: int) -> float:
+    """Return a number, or share of `total`, that a flag gives. Raise RequestError if it is neither."""
+    try:
+        value = float(text.strip().rstrip("%"))
+    except ValueError:
+        value = -1.0
+    is_share = text.strip().endswith("%")
+    if not 0 <= value < math.inf or (is_share and value > 100):
+        raise RequestError(f"{flag} {text}: give a number as in 10, or a share as in 5%")
+    return value / 100 * total if is_share else value

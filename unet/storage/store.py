@@ -126,6 +126,14 @@ def exists(uri: str) -> bool:
         return False
 
 
+def is_object(uri: str) -> bool:
+    """Return whether there is a file of this very name."""
+    store, key = _locate(uri)
+    with suppress(Vanished):
+        return bool(key) and store.key_error(key) is None and bool(store.head(key))
+    return False
+
+
 def contains(outer: str, inner: str) -> bool:
     """Return whether `inner` is `outer` or lies inside it."""
     stores = open_store(outer), open_store(inner)

@@ -1,0 +1,90 @@
+"""Writes what is made of an image: its mask, and on request an overlay and the confidence."""
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+from unet.data.image import Array, encode_image, encode_mask, overlay, resize_image, resize_mask, size_within
+from unet.model.artifact import Model
+from unet.model.predictor import Prediction
+from unet.segment.item import Item, Outcome
+from unet.segment.run_spec import RunSpec, hash64, output_keys
+from unet.storage.faults import Changed, Vanished
+from unet.storage.objects import Guard, no_guard
+
+THUMBNAILS, THUMBNAIL_SIDE = 24, 320
+"""Images of the contact sheet, and their longest side in pixels."""
+
+MASK_ATTEMPTS = 3
+"""Attempts to write a mask where another object is than the one that was seen."""
+
+
+class Writer:
+    """Encodes and writes. `guard` is called before each attempt to write, and waits until this run may write."""
+
+    def __init__(self, spec: RunSpec, model: Model, guard: Guard = no_guard) -> None:
+        self.labels, self.digest = model.labels, model.digest
+        self.output, self.conditional, self.guard = spec.output_store, spec.conditional, guard
+        self._lock = threading.Lock()
+        self._lowest_ranks: list[int] = []
+        """Of the thumbnails so far. Ranks are hashes, so that the images of the lowest are a random sample."""
+
+    def __call__(self, item: Item, image: Array, prediction: Prediction) -> Outcome:
+        """Write what `item` asks for. Raise StorageError."""
+        mask, mask_etag = prediction.mask, item.mask_etag
+        metadata = {"model-digest": self.digest, "image-etag": item.etag}
+        kinds = item.outputs.split(",")
+        for key, kind in zip(output_keys(item.key, kinds), kinds, strict=True):
+            data = self._encode(kind, image, prediction)
+            if kind == "mask":
+                mask_etag = self._put_mask(key, data, metadata, item.mask_etag or "")
+            else:
+                self.output.put(key, data, metadata=metadata, guard=self.guard)
+        return Outcome(
+            "done",
+            mask_etag=mask_etag,
+            class_pixels=np.bincount(mask.reshape(-1), minlength=len(self.labels.classes)),
+            thumbnail=self._thumbnail(item, image, mask),
+        )
+
+    def _put_mask(self, key: str, data: bytes, metadata: Mapping[str, str], expected_etag: str) -> str:
+        """Write a mask over the one that is recorded, or seen there, and never over one that another run writes in
+        between."""
+        for _ in range(MASK_ATTEMPTS):
+            try:
+                return self.output.put(
+                    key,
+                    data,
+                    metadata=metadata,
+                    expected_etag=expected_etag if self.conditional else None,
+                    guard=self.guard,
+                )
+            except Changed:  # by an earlier run that did not record it, or by the lost first attempt of this write
+                expected_etag = self._etag_of(key)
+        raise Changed(key, "is written by another program at the same time")
+
+    def _etag_of(self, key: str) -> str:
+        try:
+            return self.output.head(key).etag
+        except Vanished:
+            return ""
+
+    def _encode(self, kind: str, image: Array, prediction: Prediction) -> bytes:
+        if kind == "mask":
+            return encode_mask(prediction.mask, self.labels)
+        if kind == "overlay":
+            return encode_image(overlay(image, prediction.mask, self.labels))
+        assert prediction.confidence is not None
+        return encode_image(prediction.confidence)
+
+    def _thumbnail(self, item: Item, image: Array, mask: Array) -> tuple[int, str, bytes] | None:
+        """Return rank, key and overlay (JPEG) if the rank is among the lowest so far."""
+        rank = hash64(item.key, item.etag)
+        with self._lock:
+            self._lowest_ranks = sorted([*self._lowest_ranks, rank])[:THUMBNAILS]
+            if rank not in self._lowest_ranks:
+                return None
+        size = size_within(THUMBNAIL_SIDE, (mask.shape[0], mask.shape[1]))
+        picture = overlay(resize_image(image, size), resize_mask(mask, size), self.labels)
+        return rank, item.key, encode_image(picture, "JPEG")
