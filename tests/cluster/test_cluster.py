@@ -42,6 +42,7 @@ def assert_no_secret(cluster: Cluster, bucket: str, ended: "subprocess.Completed
         assert CANARY.encode() not in data
 
 
+@pytest.mark.slow
 def test_a_submitted_run_trains_from_and_to_s3_and_promise_25_no_secret_is_written(
     cluster: Cluster, boxes: Path, bucket: str
 ) -> None:

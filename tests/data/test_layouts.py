@@ -333,8 +333,9 @@ def test_a_16_bit_set_is_trained_and_segmented_through_the_window_of_the_model(
         assert image.pixel_accuracy == pytest.approx((predictor.predict(np.asarray(seen)) == truth).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_ray")
-@pytest.mark.parametrize("name", ["cityscapes", *(pytest.param(n, marks=pytest.mark.slow) for n in [*WRITERS][1:])])
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_set_is_trained_on_and_scored_as_it_comes(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / "set")
     assert run(train, TrainSettings, flags_of(name, tmp_path / "set", tmp_path / "out")) == 0

@@ -123,6 +123,7 @@ def same_ray(one_ray: None) -> dict[str, str]:
     return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
+@pytest.mark.slow
 def test_promise_28_a_killed_worker_is_replaced_and_a_killed_driver_may_be_run_again(
     undisturbed: list[str], tmp_path: Path, same_ray: dict[str, str]
 ) -> None:

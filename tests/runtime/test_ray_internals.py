@@ -52,6 +52,7 @@ def test_a_progress_bar_can_be_moved() -> None:
     bar.close()
 
 
+@pytest.mark.slow
 def test_workers_of_a_ray_of_our_own_have_the_priority_of_the_users_programs() -> None:
     program = """
 import os, ray
