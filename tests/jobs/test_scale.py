@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -59,6 +60,7 @@ def summary() -> dict[str, Any]:
 def record_all(keys: int, generations: int = 1) -> None:
     """A ledger in which every image of the stub is done, by several models one after another."""
     _, spec = _prepare(settings())
+    rng = np.random.default_rng(0)
     columns: dict[str, Any] = {"etag": ETAG, "size": len(BODY), "status": "done", "outputs": "mask", "input": INPUT}
     for generation in range(generations):
         fence = spec.fence + generation
@@ -66,7 +68,7 @@ def record_all(keys: int, generations: int = 1) -> None:
         for first in range(0, keys, 100_000):
             numbers = range(first, min(first + 100_000, keys))
             rows = {name: pa.repeat(value, len(numbers)) for name, value in columns.items()}
-            masks = [f"{number * 2**64 // keys:032x}" for number in numbers]  # as random as etags are
+            masks = [rng.bytes(16).hex() for _ in numbers]  # as random as etags are
             rows |= {"key": pa.array(map(image_key, numbers)), "mask_etag": pa.array(masks)}
             spec.ledger.append(pa.table(rows), fence)
         compact(spec.ledger, fence)

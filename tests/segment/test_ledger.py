@@ -66,8 +66,8 @@ def ledger(folder: Path) -> Ledger:
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Small runs and ranges, so that a few rows make many."""
     if request.param != "in memory":
-        monkeypatch.setattr(module, "RUN_ROWS", 5)
-        monkeypatch.setattr(module, "BATCH_ROWS", 2)
+        for name, value in {"RUN_ROWS": 3, "FAN_IN": 2, "BATCH_ROWS": 2, "GROUP_ROWS": 2}.items():
+            monkeypatch.setattr(module, name, value)
     if request.param == "in many ranges":
         monkeypatch.setattr(compaction, "RANGE_ROWS", 3)
     return str(request.param)
@@ -214,6 +214,10 @@ class CrashingStore:
         guard()
         self._step()
         self._store.put(key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._step()
+        self._store.put_file(key, path)
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in sorted(keys)[:: self._order]:

@@ -5,19 +5,22 @@ then the index that makes them count in place of the old ones, which are deleted
 ledger as it was before, or as it is after.
 """
 
+import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unet.segment.ledger import COLUMNS, Contents, Ledger, LedgerCursor, Range, merge_sorted
+from unet.segment.ledger import COLUMNS, Contents, Ledger, LedgerCursor, Range, merge_sorted, spilled
 from unet.storage.faults import Denied
 from unet.storage.objects import Guard, no_guard
 
 RANGE_ROWS = 250_000
-"""Rows of a range: it has half as many to twice as many, where there are so many."""
+"""Rows of a range, at most; it has half as many at least, where there are so many."""
 
 
 def compact(ledger: Ledger, fence: int, guard: Guard = no_guard) -> None:
@@ -51,23 +54,34 @@ def _merge(ledger: Ledger, contents: Contents, fence: int, guard: Guard) -> None
             chain([] if first is None else [first], new),
             ledger.read_range(item) if item is not None else iter(()),
         ]
-        for table in _cut(merge_sorted(streams)):
-            ends_of = table["key"][0].as_py(), table["key"][-1].as_py()
-            ranges.append(Range(ledger.write(table, fence, guard), *ends_of, len(table)))
+        ranges += _write(ledger, merge_sorted(streams), fence, guard)
     kept = {item.name for item in ranges}
     replaced = contents.recent + [item.name for item in contents.ranges if item.name not in kept] + contents.replaced
     ledger.write_index(ranges, replaced, fence, guard)
 
 
-def _cut(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the rows that are not `removed`, in tables of about RANGE_ROWS."""
-    waiting = COLUMNS.empty_table()
-    for table in tables:
-        waiting = pa.concat_tables([waiting, table.filter(pc.not_equal(table["status"], "removed"))])
-        while len(waiting) >= 2 * RANGE_ROWS:
-            yield waiting.slice(0, RANGE_ROWS)
-            waiting = waiting.slice(RANGE_ROWS)
-    half = len(waiting) if len(waiting) <= RANGE_ROWS else len(waiting) // 2
-    for part in (waiting.slice(0, half), waiting.slice(half)):
-        if len(part):
-            yield part
+def _write(ledger: Ledger, tables: Iterator[pa.Table], fence: int, guard: Guard) -> Iterator[Range]:
+    """Write the rows that are not `removed`, in parts of about RANGE_ROWS. They go to a file first, to be counted."""
+    rows = 0
+
+    def kept() -> Iterator[pa.Table]:
+        nonlocal rows
+        for table in tables:
+            left = table.filter(pc.not_equal(table["status"], "removed"))
+            rows += len(left)
+            yield left
+
+    with tempfile.TemporaryDirectory(prefix="unet-ledger-") as folder:
+        merged = spilled(kept(), Path(folder, "merged"))
+        parts = math.ceil(rows / RANGE_ROWS)
+        head = COLUMNS.empty_table()
+
+        def take(count: int) -> Iterator[pa.Table]:
+            nonlocal head
+            while count and (len(head) or len(head := next(merged, head))):
+                yield (taken := head.slice(0, count))
+                head, count = head.slice(count), count - len(taken)
+
+        for _ in range(parts):
+            guard()
+            yield ledger.write_range(take(math.ceil(rows / parts)), fence)

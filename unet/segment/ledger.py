@@ -17,7 +17,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, count
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -55,15 +56,15 @@ COLUMNS = pa.schema([*GIVEN_COLUMNS, ("time", pa.float64()), ("fence", pa.int64(
 mask (done) or the failure (failed); `mask_etag`: of the mask that is there, of an earlier run if the object failed
 since; `outputs`: what was written, with commas; `input`: where the object lies; `time`: seconds since the epoch."""
 
-RUN_ROWS = 250_000
-"""Rows of recent parts that are sorted at a time, in memory."""
+RUN_ROWS, FAN_IN = 8192, 32
+"""Rows of recent parts that are sorted at a time, in memory, and sorted runs that are merged at a time."""
 
-BATCH_ROWS = 16_384
-"""Rows that are read of each sorted stream at a time."""
+BATCH_ROWS, GROUP_ROWS = 1024, 16_384
+"""Rows of a sorted run that are read at a time, and those of a row group of a part."""
 
 _PART_NAME = re.compile(r"(\d{12,})-[0-9a-f]{32}\.parquet")
 _INDEX_NAME = re.compile(r"(\d{12,})-[0-9a-f]{32}\.index\.json")
-_CONCURRENT_READS = 16
+_CONCURRENT_READS = 4
 _SCHEMA = COLUMNS.with_metadata({"format": str(FORMAT)})
 
 
@@ -107,7 +108,9 @@ class Ledger:
         """Write one part. `rows` have columns of COLUMNS; those left out are null, `fence` this one, `time` now.
         `guard` is called before each attempt to write, as for all that writes here."""
         table = _with_all_columns(rows, fence=fence, time=time.time())
-        self.write(latest_rows(table), fence, guard)
+        sink = pa.BufferOutputStream()
+        write_rows(iter([latest_rows(table)]), sink)
+        self.store.put(_part_name(fence), sink.getvalue().to_pybytes(), guard=guard)
 
     def contents(self) -> Contents:
         """Return what is there now."""
@@ -138,7 +141,7 @@ class Ledger:
 
     def read_range(self, item: Range) -> Iterator[pa.Table]:
         """Yield the rows of a range."""
-        return self._tables(item.name, BATCH_ROWS)
+        return self._tables(item.name, GROUP_ROWS)
 
     def recent_rows(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the rows of unsorted or overlapping parts, each key once, in order of key.
@@ -146,31 +149,41 @@ class Ledger:
         Where they are more than RUN_ROWS, sorted runs of them go to temporary files and are merged from there.
         """
         with tempfile.TemporaryDirectory(prefix="unet-ledger-") as folder:
-            runs, waiting = list[Iterator[pa.Table]](), list[pa.Table]()
-            for table in self._read_all(names):
-                waiting.append(table)
-                if sum(map(len, waiting)) >= RUN_ROWS:
-                    runs.append(_spilled(latest_rows(pa.concat_tables(waiting)), f"{folder}/{len(runs)}"))
-                    waiting = []
-            rest = latest_rows(pa.concat_tables([COLUMNS.empty_table(), *waiting]))
-            yield from merge_sorted([*runs, iter([rest])])
+            levels, numbers = [list[Iterator[pa.Table]]()], count()
 
-    def write(self, table: pa.Table, fence: int, guard: Guard = no_guard) -> str:
-        """Write rows that are sorted by key as one part; return its name."""
-        sink = pa.BufferOutputStream()
-        repeated = ["fingerprint", "status", "error", "outputs", "input", "fence", "size"]
-        pq.write_table(
-            table.cast(_SCHEMA),
-            sink,
-            compression="zstd",
-            use_dictionary=repeated,
-            column_encoding={"key": "DELTA_BYTE_ARRAY"},
-            row_group_size=4 * BATCH_ROWS,
-            write_page_checksum=True,
-        )
-        name = f"{fence:012d}-{uuid4().hex}.parquet"
-        self.store.put(name, sink.getvalue().to_pybytes(), guard=guard)
-        return name
+            def spill(rows: Iterator[pa.Table], level: int = 0) -> None:
+                """Write a sorted run; where there are FAN_IN of a level, merge them to one of the next."""
+                levels[level].append(spilled(rows, Path(folder, f"{next(numbers)}")))
+                if len(levels[level]) == FAN_IN:
+                    full, levels[level] = levels[level], []
+                    levels.extend([[]] * (level + 2 - len(levels)))
+                    spill(merge_sorted(full), level + 1)
+
+            waiting = COLUMNS.empty_table()
+            for table in self._read_all(names):
+                waiting = pa.concat_tables([waiting, table])
+                if len(waiting) >= RUN_ROWS:
+                    spill(iter([latest_rows(waiting)]))
+                    waiting = COLUMNS.empty_table()
+            yield from merge_sorted([*chain.from_iterable(levels), iter([latest_rows(waiting)])])
+
+    def write_range(self, tables: Iterator[pa.Table], fence: int) -> Range:
+        """Write rows that are sorted by key as one part, of any size; return what the index says of it."""
+        first, last, rows = "", "", 0
+
+        def noted() -> Iterator[pa.Table]:
+            nonlocal first, last, rows
+            for table in tables:
+                first, last = first if rows else table["key"][0].as_py(), table["key"][-1].as_py()
+                rows += len(table)
+                yield table
+
+        with tempfile.TemporaryDirectory(prefix="unet-ledger-") as folder:
+            path, name = Path(folder, "part"), _part_name(fence)
+            with translate_errors(str(path)):
+                write_rows(noted(), str(path))
+            self.store.put_file(name, path)
+        return Range(name, first, last, rows)
 
     def write_index(self, ranges: Sequence[Range], replaced: Sequence[str], fence: int, guard: Guard) -> None:
         """Make `ranges` those that count, in one step."""
@@ -203,7 +216,7 @@ class Ledger:
         """Yield the rows of a part of any format, up to `size` at a time."""
         body = pa.BufferReader(self.store.get(name))
         try:
-            file = pq.ParquetFile(body, page_checksum_verification=True)
+            file = pq.ParquetFile(body, page_checksum_verification=True, pre_buffer=False)
             version = int(file.schema_arrow.metadata[b"format"])
             for batch in file.iter_batches(size) if version <= FORMAT else ():
                 yield _with_all_columns(batch)
@@ -284,8 +297,33 @@ def _split(table: pa.Table, key: str | None) -> tuple[pa.Table, pa.Table]:
     return table.slice(0, count), table.slice(count)
 
 
-def _spilled(table: pa.Table, path: str) -> Iterator[pa.Table]:
-    """Write a sorted table to a temporary file; return what reads it in pieces."""
-    with translate_errors(path):
-        pq.write_table(table, path, compression="zstd", row_group_size=BATCH_ROWS)
-    return (pa.Table.from_batches([batch]) for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS))
+def spilled(tables: Iterator[pa.Table], path: Path) -> Iterator[pa.Table]:
+    """Write sorted rows to a temporary file; return what reads them from there."""
+    with translate_errors(str(path)):
+        write_rows(tables, str(path), BATCH_ROWS)
+    return (pa.Table.from_batches([batch]) for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(BATCH_ROWS))
+
+
+def write_rows(tables: Iterator[pa.Table], sink: Any, group: int = GROUP_ROWS) -> None:
+    """Write rows to a Parquet file, in row groups of so many, each of which is read as a whole."""
+    repeated = ["fingerprint", "status", "error", "outputs", "input", "fence", "size"]
+    with pq.ParquetWriter(
+        sink,
+        _SCHEMA,
+        compression="zstd",
+        use_dictionary=repeated,
+        column_encoding={"key": "DELTA_BYTE_ARRAY"},
+        write_page_checksum=True,
+    ) as writer:
+        waiting = COLUMNS.empty_table()
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table])
+            if len(waiting) >= group:
+                writer.write_table(waiting.cast(_SCHEMA), row_group_size=group)
+                waiting = COLUMNS.empty_table()
+                pa.default_memory_pool().release_unused()  # which Arrow would keep
+        writer.write_table(waiting.cast(_SCHEMA))
+
+
+def _part_name(fence: int) -> str:
+    return f"{fence:012d}-{uuid4().hex}.parquet"
