@@ -44,7 +44,7 @@ from unet.storage import store
 from unet.storage.faults import StorageError, Unreachable, Vanished
 from unet.storage.objects import join_uri
 
-MAX_WAITING = 20_000
+MAX_WAITING = 4_000
 """Objects that are listed before the first of them is done: they wait in the driver's memory."""
 
 CRASHED = "ended its worker each time, alone too: it crashes the decoder, or its memory does not suffice"
