@@ -199,7 +199,7 @@ def test_promise_07_sigterm_records_what_is_done_within_two_seconds(
     on_s3: Bench, one_ray: None, proxy: Proxy, tmp_path: Path
 ) -> None:
     save_model(on_s3.model, width=32)
-    fill(on_s3.images, [f"{i:03}.png" for i in range(160)])
+    fill(on_s3.images, [f"{i:03}.png" for i in range(300)])
     job = Job(on_s3, tmp_path / "log", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
     job.wait_for_masks(on_s3, 40)
     masks = {key.removesuffix(".png") for key in on_s3.all_masks()}
@@ -212,8 +212,8 @@ def test_promise_07_sigterm_records_what_is_done_within_two_seconds(
     assert len(masks - kept) <= 2 * 40  # of a second, by two workers
     proxy.requests.clear()
     statuses = on_s3.statuses()
-    assert Counter(statuses.values()) == {"unchanged": len(kept), "done": 160 - len(kept)}
-    assert len(image_gets(proxy)) == 160 - len(kept)
+    assert Counter(statuses.values()) == {"unchanged": len(kept), "done": 300 - len(kept)}
+    assert len(image_gets(proxy)) == 300 - len(kept)
 
 
 @pytest.mark.slow
