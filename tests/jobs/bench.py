@@ -63,7 +63,7 @@ class LocalPool:
     def __init__(self, _: type, arguments: tuple[RunSpec, Model], workers: object, **more: object) -> None:
         self.segmenter = Segmenter(*arguments)
 
-    def kill(self) -> None:
+    def stop(self) -> None:
         """There is nobody to end."""
 
     def process(self, queue: TaskQueue) -> Iterator[list[tuple[Item, Outcome]]]:

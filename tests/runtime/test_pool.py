@@ -1,6 +1,7 @@
 """The pool of workers: each task has one result, whatever ends a worker; no task is blamed for another."""
 
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -133,3 +134,18 @@ def test_what_ends_the_search_for_tasks_is_raised_once_all_that_were_found_are_d
     with pytest.raises(OSError, match="broke off"):
         take_all()
     assert results == {1: 1, 2: 4}
+
+
+@pytest.mark.usefixtures("free_again")
+def test_no_task_is_blamed_for_a_stop() -> None:
+    pool, results = WorkerPool(Squares, (1.0,), (1, 1), gpu=False, least_held=1), list[Any]()
+    process = pool.process(queue_of(1, 2, 3))
+    reading = threading.Thread(target=lambda: results.extend(some for some in process if some), daemon=True)
+    reading.start()
+    while not results:
+        time.sleep(0.05)
+    members = list(pool._members)
+    pool.stop()
+    time.sleep(2)
+    assert reading.is_alive()  # until the process ends
+    assert pool._members == members  # none was started in its place, and its task is no suspect

@@ -209,6 +209,7 @@ class WorkerPool:
         self._suspects: deque[list[_Task]] = deque()
         """Tasks that were lost with a worker, in groups of which each is given to a worker by itself."""
         self._number = self._failed_starts = 0
+        self._stopped = threading.Event()
 
     def process(self, queue: TaskQueue) -> Generator[list[tuple[Any, Any]], None, None]:
         """Yield tasks with their results, as they come, and [] now and then where none come; None in place of the
@@ -226,6 +227,11 @@ class WorkerPool:
                 yield [result for call in ready for result in self._results(call, self._calls.pop(call))]
         finally:
             self.kill()
+
+    def stop(self) -> None:
+        """End all workers for good, from another thread: `process` yields nothing more, for this process is to end."""
+        self._stopped.set()
+        self.kill()
 
     def kill(self) -> None:
         """End all workers."""
@@ -270,6 +276,8 @@ class WorkerPool:
         try:
             finished = ray.get(call)
         except LOST as error:
+            if self._stopped.is_set():
+                threading.Event().wait()  # no task is to be blamed for what `stop` did
             self._remove(member)  # also if it is only cut off
             return self._lost(member, error)
         except ray.exceptions.RayTaskError as error:

@@ -164,7 +164,7 @@ def _segment_all(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease, 
     pool = WorkerPool(SegmentWorker, arguments, workers, gpu=settings.gpu, least_held=held, message=lease.seconds_left)
     faults = FaultCounter(spec)
     with (
-        shutdown_hook(pool.kill),  # before the lease is released
+        shutdown_hook(pool.stop),  # before the lease is released
         telemetry.running_gauge(telemetry.SEGMENTING, output=settings.output),
         closing(pool.process(queue)) as results,
     ):
