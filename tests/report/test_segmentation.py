@@ -9,7 +9,7 @@ from tests.report.html_page import Page, assert_alone
 from tests.report.segmentation_page import STATUSES, report, thumbnail
 from unet.data.image import encode_image
 from unet.data.labels import Label, LabelSet
-from unet.report.segmentation import MAX_FAILURES, MAX_INTERVALS, Thumbnail
+from unet.report.segmentation import MAX_FAILURES, MAX_INTERVALS
 from unet.sample.things import LABELS
 
 BESIDE = {"report.parquet", "summary.json"}
@@ -17,12 +17,10 @@ BESIDE = {"report.parquet", "summary.json"}
 
 HOSTILE = "<script>alert('\"&$title')</script>\x00\n\u202egpj.\udcff/../" + "ü" * 900
 NOTHING: dict[str, Any] = {
-    "images_per_second": None,
     "class_pixels": [0] * len(LABELS.classes),
     "throughput": [],
     "thumbnails": [],
     "failures": [],
-    "failures_total": 0,
 }
 
 
@@ -48,7 +46,7 @@ def test_the_page_tells_what_became_of_the_objects(html: bytes) -> None:
 @pytest.mark.parametrize("key", [HOSTILE, "a" * 1024, "日本/図 1+%?#.png", "", " "])
 def test_keys_of_any_kind_are_shown_as_text(key: str) -> None:
     failures = [(key, "failed", key), (key, "failed", "")]
-    page = Page(report(title=key, facts={key: key}, thumbnails=[thumbnail(key)], failures=failures, failures_total=2))
+    page = Page(report(run=key, input=key, thumbnails=[thumbnail(key)], failures=failures, counts={"failed": 2}))
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "\u202e" not in page.text
     assert key[:20].split("'")[0] in page.text
@@ -65,7 +63,7 @@ def test_a_long_key_is_cut_in_its_middle_and_whole_in_its_title() -> None:
 
 def test_failures_beyond_a_page_are_left_to_the_parquet() -> None:
     failures = [(f"{i}/{HOSTILE}", "failed", HOSTILE * 10) for i in range(MAX_FAILURES + 100)]
-    page = report(failures=failures, failures_total=12_345)
+    page = report(failures=failures, counts={"failed": 12_345})
     assert f"{12_345 - MAX_FAILURES:,} more in report.parquet" in Page(page).text
     assert Page(page).text.count("gpj") == 2 * MAX_FAILURES
     assert_alone(page, *BESIDE)
@@ -109,7 +107,7 @@ def test_a_run_that_took_no_time_has_no_plot_of_it(throughput: list[tuple[float,
     ],
 )
 def test_awkward_times_still_give_a_plot(throughput: list[tuple[float, int]]) -> None:
-    page = Page(report(throughput=throughput, images_per_second=None, thumbnails=[]))
+    page = Page(report(throughput=throughput, counts={}, thumbnails=[]))
     assert "Images per second" in page.all("svg", "aria-label")
     assert 0 < page.all("rect", "class").count("bar first") <= MAX_INTERVALS
 
@@ -127,7 +125,7 @@ def test_many_classes_awkward_names_and_heavy_thumbnails_still_give_a_small_page
         tuple(Label(value=i, name=f"$class {i}\\of" + "x" * 500, color=(255, 255, i)) for i in range(250))
     )
     noise = np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8)
-    thumbnails = [Thumbnail(key=f"{i}" + "é" * 500, jpeg=encode_image(noise, "JPEG")) for i in range(60)]
+    thumbnails = [(f"{i}" + "é" * 500, encode_image(noise, "JPEG")) for i in range(60)]
     html = report(labels=labels, class_pixels=[1] * 249 + [0], thumbnails=thumbnails)
     assert_alone(html, *BESIDE)
     assert 20 < len(Page(html).pictures()) < 60

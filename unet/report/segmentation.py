@@ -5,7 +5,6 @@ failed, it stays below 5 MB.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ from unet.report.tables import count_cell, ratio_cell, sortable_table
 
 Failure = tuple[str, str, str]
 """Key, status and reason."""
+Thumbnail = tuple[str, bytes]
+"""Key of an image, and its mask drawn over it: a JPEG of at most 320 pixels a side."""
 
 STATUS_MEANINGS = {
     "done": "segmented in this run",
@@ -29,6 +30,8 @@ STATUS_MEANINGS = {
     "vanished": "deleted while the run went on",
 }
 """What each status means for its objects, in the order of the page."""
+LOST = ("failed", "changed", "vanished")
+"""Statuses of objects that were to be segmented and have no mask."""
 
 MAX_FAILURES, KEY_LENGTH, REASON_LENGTH = 200, 1024, 300
 """Rows of the table of failures, and how much of a key and of a reason it shows."""
@@ -38,35 +41,23 @@ MAX_INTERVALS = 60
 """Most bars in the plot of throughput."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thumbnail:
-    """A picture of the contact sheet."""
-
-    key: str
-    """Key of the image."""
-    jpeg: bytes
-    """The mask over the image, a JPEG of at most 320 pixels a side."""
-
-
 def segmentation_report(
+    summary: Mapping[str, Any],
     *,
-    title: str,
-    facts: Mapping[str, str],
-    counts: Mapping[str, int],
-    images_per_second: float | None,
     labels: LabelSet,
     class_pixels: Sequence[int],
     throughput: Sequence[tuple[float, int]],
     thumbnails: Sequence[Thumbnail],
     failures: Sequence[Failure],
-    failures_total: int,
 ) -> bytes:
     """Return the page as HTML.
 
-    `facts` are shown as they are, label and value. `counts` are objects by status. `class_pixels` are of the masks
-    written in this run, by class index. `throughput` is seconds since the start and images done by then. `thumbnails`
-    are a sample of the images done, `failures` some of the `failures_total` there were.
+    `summary` is what summary.json will say. `class_pixels` are of the masks written in this run, by class index.
+    `throughput` is seconds since the start and images done by then. `thumbnails` are a sample of the images done,
+    `failures` some of those there were.
     """
+    counts = summary["counts"]
+    images_per_second = summary["images_per_second"] if counts.get("done") else None
     headline = {
         "Done": f"{counts.get('done', 0):,}",
         "Failed": f"{counts.get('failed', 0):,}",
@@ -76,14 +67,15 @@ def segmentation_report(
     figures = [_class_shares(labels, class_pixels)] if sum(class_pixels) else []
     if intervals := _rates_by_interval(throughput):
         figures.append(_throughput_plot(*intervals, images_per_second))
-    masks = [(thumbnail.jpeg, thumbnail.key) for thumbnail in thumbnails]
+    masks = [(jpeg, key) for key, jpeg in thumbnails]
+    failed = sum(counts.get(status, 0) for status in LOST)
     sections = {
         "Objects": "\n".join(_objects(counts)),
         "Masks": "\n".join((*_masks(len(masks), counts, labels), contact_sheet(masks))) if masks else "",
         "Classes and speed": side_by_side(*figures) if figures else "",
-        "Failures": "\n".join(_failures(failures, failures_total)) if failures_total else "",
+        "Failures": "\n".join(_failures(failures, failed)) if failed else "",
     }
-    return render_page(title, "Segmentation", headline, facts, sections)
+    return render_page(summary["run"], "Segmentation", headline, _facts_of(summary), sections)
 
 
 def _objects(counts: Mapping[str, int]) -> Iterable[str]:
@@ -151,7 +143,7 @@ def _format_rate(images_per_second: float | None) -> str:
     return f"{images_per_second:,.1f}" if images_per_second >= 10 else f"{images_per_second:.2f}"
 
 
-def facts_of(summary: Mapping[str, Any]) -> dict[str, str]:
+def _facts_of(summary: Mapping[str, Any]) -> dict[str, str]:
     """Return what the page says of a run, from its summary.json."""
     return {
         "Input": summary["input"],

@@ -38,20 +38,15 @@ FORMAT = 2
 """Format version of a part; parts of a newer one are refused. Those of format 1 are neither sorted nor know `outputs`
 and `input`."""
 
-GIVEN_COLUMNS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("etag", pa.string()),
-        ("size", pa.int64()),
-        ("fingerprint", pa.string()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("mask_etag", pa.string()),
-        ("outputs", pa.string()),
-        ("input", pa.string()),
-    ]
-)
-COLUMNS = pa.schema([*GIVEN_COLUMNS, ("time", pa.float64()), ("fence", pa.int64())])
+
+def columns(*names: str) -> pa.Schema:
+    """Return the schema of a table of objects."""
+    numbers = {"size": pa.int64(), "fence": pa.int64(), "time": pa.float64(), "seconds": pa.float64()}
+    return pa.schema([(name, numbers.get(name, pa.string())) for name in names])
+
+
+GIVEN_COLUMNS = columns("key", "etag", "size", "fingerprint", "status", "error", "mask_etag", "outputs", "input")
+COLUMNS = pa.schema([*GIVEN_COLUMNS, *columns("time", "fence")])
 """Columns of a row. `status`: done, failed or removed; `fingerprint`: of the model and the settings that decide the
 mask (done) or the failure (failed); `mask_etag`: of the mask that is there, of an earlier run if the object failed
 since; `outputs`: what was written, with commas; `input`: where the object lies; `time`: seconds since the epoch."""

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from unet.data.image import SUFFIXES
 from unet.runtime.background import read_ahead
 from unet.segment.item import Item
-from unet.segment.ledger import LedgerCursor
+from unet.segment.ledger import LedgerCursor, columns
 from unet.segment.manifest import head_objects, manifest_keys
 from unet.segment.mask_index import MaskIndex
 from unet.segment.run_spec import INTERNAL, KNOWN_OUTPUTS, RunSpec, output_keys
@@ -28,18 +28,7 @@ from unet.storage.objects import ObjectInfo
 TODO = "todo"
 """Status of an object that is to be segmented. An object with any other status is settled: it is final in this run."""
 
-ROW_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("etag", pa.string()),
-        ("size", pa.int64()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("mask_etag", pa.string()),
-        ("outputs", pa.string()),
-        ("there", pa.string()),
-    ]
-)
+ROW_SCHEMA = columns("key", "etag", "size", "status", "error", "mask_etag", "outputs", "there")
 """One row for each object. `error`: the reason for the status; `mask_etag`: of the mask that is recorded; `outputs`:
 what is to be written, with commas; `there`: what need not be."""
 
@@ -180,8 +169,8 @@ class Listing:
             reason = str(reasons[place])
             outputs[place], there[place] = self._outputs(reason, recorded, place)
             statuses[place], errors[place] = self._decide(page[place], reason, outputs[place])
-        columns = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], outputs, there]
-        return pa.table(dict(zip(ROW_SCHEMA.names, columns, strict=True)), schema=ROW_SCHEMA)
+        arrays = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], outputs, there]
+        return pa.table(arrays, schema=ROW_SCHEMA)
 
     def _reasons(self, recorded: pa.Table, etags: pa.Array, sizes: pa.Array) -> npt.NDArray[np.str_]:
         """Return why each object is to be segmented, or FAILED_BEFORE; "" if it is unchanged."""

@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unet.data.labels import LabelSet
-from unet.report.segmentation import Thumbnail, facts_of, segmentation_report
+from unet.report.segmentation import LOST, segmentation_report
 from unet.segment.compaction import compact
 from unet.segment.item import Item, Outcome
 from unet.segment.lease import LeaseUnconfirmed
-from unet.segment.ledger import GIVEN_COLUMNS
+from unet.segment.ledger import GIVEN_COLUMNS, columns
 from unet.segment.run_spec import MASK_SUFFIX, RunSpec
 from unet.segment.writer import THUMBNAILS
 from unet.settings import RequestError
@@ -46,21 +46,7 @@ MAX_FAILURES_SHOWN = 200
 CURVE_POINTS = 500
 """Points of the throughput curve; up to twice as many."""
 
-LOST = ("failed", "changed", "vanished")
-"""Statuses of objects that were to be segmented and have no mask."""
-
-REPORT_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("etag", pa.string()),
-        ("size", pa.int64()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("mask_key", pa.string()),
-        ("mask_etag", pa.string()),
-        ("seconds", pa.float64()),
-    ]
-)
+REPORT_SCHEMA = columns("key", "etag", "size", "status", "error", "mask_key", "mask_etag", "seconds")
 
 
 class Recorder:
@@ -235,24 +221,18 @@ class Recorder:
 
     def _page(self, summary: dict[str, Any]) -> bytes:
         return segmentation_report(
-            title=self.spec.run,
-            facts=facts_of(summary),
-            counts=summary["counts"],
-            images_per_second=summary["images_per_second"] if self.counts["done"] else None,
+            summary,
             labels=self.labels,
             class_pixels=self._class_pixels.tolist(),
             throughput=self._curve,
-            thumbnails=[Thumbnail(key=key, jpeg=jpeg) for _, key, jpeg in self._thumbnails],
+            thumbnails=[(key, jpeg) for _, key, jpeg in self._thumbnails],
             failures=self._failures,
-            failures_total=self.lost,
         )
 
 
 def _report_table(tables: Sequence[pa.Table]) -> pa.Table:
-    rows = pa.concat_tables(tables, promote_options="default")
+    rows = pa.concat_tables([REPORT_SCHEMA.empty_table(), *tables], promote_options="default")
     has_mask = pc.is_in(rows["status"], pa.array(["done", "unchanged"]))
     masks = pc.binary_join_element_wise(rows["key"], MASK_SUFFIX, "")
     masks = pc.if_else(has_mask, masks, pa.scalar(None, pa.string()))
-    columns = {name: rows[name] for name in rows.column_names} | {"mask_key": masks}
-    nulls = pa.nulls(len(rows))
-    return pa.table({name: columns.get(name, nulls) for name in REPORT_SCHEMA.names}).cast(REPORT_SCHEMA)
+    return rows.set_column(REPORT_SCHEMA.get_field_index("mask_key"), "mask_key", masks)

@@ -6,10 +6,10 @@ Faults that may pass are a StorageError (exit code 1), those that will not a Req
 from collections.abc import Sequence
 from contextlib import suppress
 
-from unet.report.segmentation import describe_endings
+from unet.report.segmentation import LOST, describe_endings
 from unet.segment.item import Item, Outcome
 from unet.segment.listing import Listing
-from unet.segment.recorder import LOST, Recorder
+from unet.segment.recorder import Recorder
 from unet.segment.run_spec import EMPTY_KEY, RunSpec
 from unet.settings import RequestError
 from unet.storage import store

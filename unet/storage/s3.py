@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +26,7 @@ from urllib.parse import unquote_plus
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from s3transfer.utils import ReadFileChunk
 
 from unet.storage.faults import BadCredentials, Changed, Damaged, StorageError, Unreachable, Unsupported, Vanished
 from unet.storage.objects import Guard, ObjectInfo, Page, no_guard, split_uri
@@ -56,6 +57,9 @@ DELETE_BATCH = 1000
 
 PART_BYTES = 8 << 20
 """Size of the parts of a large upload. By the S3 API they have at least 5 MiB, and are at most 10,000: 80 GB."""
+
+MAX_IN_MEMORY = 1 << 20
+"""Bytes of a file that are read at a time."""
 
 
 class S3Store:
@@ -119,7 +123,7 @@ class S3Store:
     ) -> str:
         """As `Store.put`. Changed is also raised if this write succeeded, its response was lost and it was repeated."""
         self._check_key(key)
-        headers = self._object(key) | _checksum(data) | {"ContentType": _content_type(key), "Metadata": metadata}
+        headers = self._object(key) | _checksum([data]) | {"ContentType": _content_type(key), "Metadata": metadata}
 
         def request(**condition: Any) -> str:
             guard()
@@ -147,9 +151,9 @@ class S3Store:
         raise Unsupported(uri, "the storage server cannot replace an object on condition of its etag")
 
     def put_file(self, key: str, path: Path) -> None:
-        """As `Store.put_file`; a large file in parts, each repeated by itself. One part at a time is in memory."""
+        """As `Store.put_file`; a larger file in parts, each sent from the file, and repeated by itself."""
         uri, size = self._uri(key), path.stat().st_size
-        if size <= PART_BYTES:
+        if size <= MAX_IN_MEMORY:
             self.put(key, path.read_bytes())
             return
         self._check_key(key)
@@ -157,9 +161,8 @@ class S3Store:
         begun = self._retry(uri, lambda: _client().create_multipart_upload(**begin))
         upload = self._object(key) | {"UploadId": begun["UploadId"]}
         try:
-            with path.open("rb") as file:
-                pieces = enumerate(iter(partial(file.read, PART_BYTES), b""), 1)
-                parts = [self._retry(uri, partial(_upload_part, upload, number, data)) for number, data in pieces]
+            starts = enumerate(range(0, size, PART_BYTES), 1)
+            parts = [self._retry(uri, partial(_upload_part, upload, number, path, start)) for number, start in starts]
             end = upload | {"MultipartUpload": {"Parts": parts}}
             try:
                 self._retry(uri, lambda: _client().complete_multipart_upload(**end))
@@ -252,16 +255,18 @@ class S3Store:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
 
-def _upload_part(upload: Mapping[str, Any], number: int, data: bytes) -> dict[str, Any]:
-    checksum = _checksum(data)
-    etag = _client().upload_part(**upload, **checksum, PartNumber=number, Body=data)["ETag"]
+def _upload_part(upload: Mapping[str, Any], number: int, path: Path, start: int) -> dict[str, Any]:
+    with closing(ReadFileChunk.from_filename(str(path), start, PART_BYTES)) as part:
+        checksum = _checksum(iter(partial(part.read, MAX_IN_MEMORY), b""))
+        part.seek(0)
+        etag = _client().upload_part(**upload, **checksum, PartNumber=number, Body=part)["ETag"]
     return {"PartNumber": number, "ETag": etag, "ChecksumCRC32": checksum["ChecksumCRC32"]}
 
 
-def _checksum(data: bytes) -> dict[str, Any]:
+def _checksum(pieces: Iterable[bytes]) -> dict[str, Any]:
     """Return the CRC-32 for a request. Given to botocore it is sent as a header, which older servers know; of its own
     botocore would send a trailer."""
-    digest = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+    digest = base64.b64encode(reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0).to_bytes(4, "big")).decode()
     return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": digest}
 
 
