@@ -39,7 +39,8 @@ from unet.runtime.memory import retain_freed_memory
 from unet.runtime.session import connect
 from unet.sample.write import write_sample_set
 from unet.settings import Geometry
-from unet.train.batches import BatchRequest, BatchSpec, BatchStream, make_batch
+from unet.train.batches import BatchStream
+from unet.train.examples import BatchRequest, BatchSpec, make_batch
 from unet.train.schedule import Sample
 
 SIZE = (128, 128)

@@ -11,7 +11,8 @@ from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
 from unet.data.settings import AugmentSettings, DataSettings
 from unet.settings import Geometry, RequestError
-from unet.train.batches import BatchRequest, BatchSpec, BatchStream, make_batch
+from unet.train.batches import BatchStream
+from unet.train.examples import BatchRequest, BatchSpec, make_batch
 from unet.train.schedule import samples_of_step
 
 pytestmark = pytest.mark.usefixtures("one_ray")

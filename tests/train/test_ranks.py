@@ -16,7 +16,7 @@ from unet.data.settings import AugmentSettings, DataSettings
 from unet.model.metrics import ConfusionMatrix
 from unet.model.network import UNet
 from unet.settings import Geometry
-from unet.train.batches import BatchRequest, BatchSpec, make_batch
+from unet.train.examples import BatchRequest, BatchSpec, make_batch
 from unet.train.learner import Learner
 from unet.train.loss import LossSums
 from unet.train.ranks import all_reduce_sum, rank, world_size

@@ -256,7 +256,8 @@ class S3Store:
 
 
 def _upload_part(upload: Mapping[str, Any], number: int, path: Path, start: int) -> dict[str, Any]:
-    with closing(ReadFileChunk.from_filename(str(path), start, PART_BYTES)) as part:
+    part: Any = ReadFileChunk.from_filename(str(path), start, PART_BYTES)
+    with closing(part):
         checksum = _checksum(iter(partial(part.read, MAX_IN_MEMORY), b""))
         part.seek(0)
         etag = _client().upload_part(**upload, **checksum, PartNumber=number, Body=part)["ETag"]

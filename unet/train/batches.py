@@ -10,26 +10,19 @@ import math
 import pickle
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 import ray.data
-from PIL import Image
 from ray.data.block import BlockAccessor
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from unet.data.augment import augment
-from unet.data.image import Array, ImageError, preprocess_image, preprocess_mask
-from unet.data.labelled_set import read_pair
-from unet.data.labels import LabelSet
-from unet.data.layouts import Pair
-from unet.data.settings import AugmentSettings
+from unet.data.image import ImageError
 from unet.runtime.stop import skip_destructors
-from unet.settings import Geometry, RequestError, Window
-from unet.train.schedule import Sample
+from unet.settings import RequestError
+from unet.train.examples import Batch, BatchRequest, BatchSpec, make_batch
 
 PLAN_BYTES = 256 << 20
 """About how much a plan makes, at most. The next plan runs while the batches of one are used, so two lie in memory."""
@@ -43,50 +36,6 @@ FIRST_PLAN, LONGEST_PLAN = 4, 1024
 
 BATCHES_PER_TASK = 4
 """Batches that a task makes one after the other: to start a task takes as long as to make a small batch."""
-
-CACHE_BYTES = 384 << 20
-"""Decoded pairs that a process which makes batches keeps, at most."""
-
-BYTES_PER_PIXEL = 5
-"""Of a decoded pair: Pillow keeps RGB in four, and a mask has one."""
-
-_cache: dict[Pair, tuple[Image.Image, Array]] = {}
-"""The decoded pairs of this process. A process works for one run, hence for one label set and window."""
-
-
-@dataclass(frozen=True)
-class BatchSpec:
-    """How pairs become arrays; the same for all batches of a run."""
-
-    labels: LabelSet
-    geometry: Geometry
-    augment: AugmentSettings
-    seed: int
-    largest: tuple[int, int] = (0, 0)
-    """Height and width of the largest image that is validated whole."""
-    window: Window | None = None
-    """How 16-bit images are scaled."""
-
-    def bytes_of(self, request: "BatchRequest") -> int:
-        """Return about how many bytes a batch has: RGB and mask."""
-        whole = self.geometry.kind == "native" and not request.samples
-        return 4 * len(request.pairs) * math.prod(self.largest if whole else self.geometry.size)
-
-
-@dataclass(frozen=True)
-class BatchRequest:
-    """A batch to be made: of augmented training images (`samples` given), or of validation images."""
-
-    pairs: tuple[Pair, ...]
-    samples: tuple[Sample, ...] = ()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """images: NHWC uint8; masks: NHW uint8."""
-
-    images: Array
-    masks: Array
 
 
 class BatchStream:
@@ -168,33 +117,6 @@ class _BatchActor:
         dataset.context.execution_options.preserve_order = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
         return [ref for bundle in dataset.materialize().iter_internal_ref_bundles() for ref in bundle.block_refs]
-
-
-def make_batch(request: BatchRequest, spec: BatchSpec) -> Batch:
-    """Read and decode the pairs of `request`, and augment those of a training batch.
-
-    Raises:
-        ImageError: names the file.
-    """
-    views = []
-    for place, pair in enumerate(request.pairs):
-        image, mask = _read_cached(pair, spec)
-        if request.samples:
-            rng = np.random.default_rng((spec.seed, *request.samples[place]))
-            views.append(augment(image, mask, geometry=spec.geometry, settings=spec.augment, rng=rng))
-        else:
-            views.append((preprocess_image(np.asarray(image), spec.geometry), preprocess_mask(mask, spec.geometry)))
-    return Batch(np.stack([image for image, _ in views]), np.stack([mask for _, mask in views]))
-
-
-def _read_cached(pair: Pair, spec: BatchSpec) -> tuple[Image.Image, Array]:
-    """Return what `read_pair` does, which is most of the work of a batch, from the cache as far as it goes."""
-    if pair not in _cache:
-        image, mask = read_pair(pair, spec.labels, window=spec.window)
-        if BYTES_PER_PIXEL * (sum(cached.size for _, cached in _cache.values()) + mask.size) > CACHE_BYTES:
-            return image, mask
-        _cache[pair] = image, mask
-    return _cache[pair]
 
 
 class _MakeBatch:

@@ -23,8 +23,9 @@ from unet.runtime import telemetry
 from unet.runtime.memory import retain_freed_memory
 from unet.settings import RequestError, to_mapping
 from unet.storage.objects import join_uri
-from unet.train.batches import Batch, BatchStream
+from unet.train.batches import BatchStream
 from unet.train.checkpoint import Checkpoints
+from unet.train.examples import Batch
 from unet.train.journal import Entry, Journal
 from unet.train.learner import Learner
 from unet.train.loss import LossSums

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from unet.data.labelled_set import LabelledSet
 from unet.data.labels import LabelSet
 from unet.settings import Window
-from unet.train.batches import BatchRequest, BatchSpec
+from unet.train.examples import BatchRequest, BatchSpec
 from unet.train.ranks import rank, world_size
 from unet.train.schedule import samples_of_step, share
 from unet.train.settings import TrainSettings
