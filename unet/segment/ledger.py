@@ -54,7 +54,7 @@ since; `outputs`: what was written, with commas; `input`: where the object lies;
 RUN_ROWS, FAN_IN = 8192, 32
 """Rows of recent parts that are sorted at a time, in memory, and sorted runs that are merged at a time."""
 
-BATCH_ROWS, GROUP_ROWS = 1024, 16_384
+BATCH_ROWS, GROUP_ROWS = 1024, 8192
 """Rows of a sorted run that are read at a time, and those of a row group of a part."""
 
 _PART_NAME = re.compile(r"(\d{12,})-[0-9a-f]{32}\.parquet")
@@ -292,15 +292,21 @@ def _split(table: pa.Table, key: str | None) -> tuple[pa.Table, pa.Table]:
     return table.slice(0, count), table.slice(count)
 
 
-def spilled(tables: Iterator[pa.Table], path: Path) -> Iterator[pa.Table]:
+def spilled(tables: Iterable[pa.Table], path: Path) -> Iterator[pa.Table]:
     """Write sorted rows to a temporary file; return what reads them from there."""
-    with translate_errors(str(path)):
-        write_rows(tables, str(path), BATCH_ROWS)
-    return (pa.Table.from_batches([batch]) for batch in pq.ParquetFile(path, pre_buffer=False).iter_batches(BATCH_ROWS))
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with (
+        translate_errors(str(path)),
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_stream(file, COLUMNS, options=options) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table, max_chunksize=BATCH_ROWS)
+    return (pa.Table.from_batches([batch]) for batch in pa.ipc.open_stream(pa.OSFile(str(path))))
 
 
-def write_rows(tables: Iterator[pa.Table], sink: Any, group: int = GROUP_ROWS) -> None:
-    """Write rows to a Parquet file, in row groups of so many, each of which is read as a whole."""
+def write_rows(tables: Iterator[pa.Table], sink: Any) -> None:
+    """Write rows to a Parquet file."""
     repeated = ["fingerprint", "status", "error", "outputs", "input", "fence", "size"]
     with pq.ParquetWriter(
         sink,
@@ -313,8 +319,8 @@ def write_rows(tables: Iterator[pa.Table], sink: Any, group: int = GROUP_ROWS) -
         waiting = COLUMNS.empty_table()
         for table in tables:
             waiting = pa.concat_tables([waiting, table])
-            if len(waiting) >= group:
-                writer.write_table(waiting.cast(_SCHEMA), row_group_size=group)
+            if len(waiting) >= GROUP_ROWS:
+                writer.write_table(waiting.cast(_SCHEMA), row_group_size=GROUP_ROWS)
                 waiting = COLUMNS.empty_table()
                 pa.default_memory_pool().release_unused()  # which Arrow would keep
         writer.write_table(waiting.cast(_SCHEMA))

@@ -40,6 +40,9 @@ PART_SECONDS, or when there are PART_ROWS rows: a kill loses little, and a long 
 ROW_GROUP = 10_000
 """Rows of a row group of the report. The Parquet writer keeps some kilobytes of each until it is closed."""
 
+MAX_TABLES = 64
+"""Tables of a few rows that wait to be written before they become one: each takes some kilobytes."""
+
 MAX_FAILURES_SHOWN = 200
 """Failed objects on the page."""
 
@@ -167,6 +170,8 @@ class Recorder:
 
     def _add_report(self, rows: pa.Table) -> None:
         self._report_rows.append(rows)
+        if len(self._report_rows) > MAX_TABLES:
+            self._report_rows = [pa.concat_tables(self._report_rows, promote_options="default").combine_chunks()]
         if sum(map(len, self._report_rows)) > ROW_GROUP:
             self._flush_report()
 
