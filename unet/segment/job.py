@@ -33,7 +33,7 @@ from unet.segment.deletion import delete_masks, refusal
 from unet.segment.item import STAGES, Item, Outcome
 from unet.segment.lease import Lease, LeaseLost, acquire
 from unet.segment.listing import TODO, Listing, items_of
-from unet.segment.manifest import check_manifest
+from unet.segment.manifest import manifest_pages
 from unet.segment.recorder import Recorder
 from unet.segment.run_spec import FORCE_KEY, INTERNAL, KNOWN_OUTPUTS, LEASE_KEY, RunSpec
 from unet.segment.settings import SegmentSettings
@@ -215,7 +215,7 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
     model = Model.load(settings.model)
     store.check_readable(settings.input, "--input")
     if settings.manifest is not None:
-        check_manifest(settings.manifest)
+        next(manifest_pages(settings.manifest), None)
     if not settings.dry_run:
         store.check_writable(settings.output, "--output")
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
@@ -258,9 +258,8 @@ def _dry_run(spec: RunSpec) -> int:
     counts: Counter[str] = Counter()
     listing = Listing(replace(spec, forced_since=_forced_since(spec)))
     for rows in listing.tables():
-        statuses = pc.binary_join_element_wise(rows["status"], pc.coalesce(rows["error"], ""), ": ")
-        for count in statuses.value_counts().to_pylist():
-            counts[count["values"].removesuffix(": ")] += count["counts"]
+        pairs = zip(rows["status"].to_pylist(), rows["error"].to_pylist(), strict=True)
+        counts.update(f"{status}: {reason}" if reason else status for status, reason in pairs)
     counts.update({name: number for name, number in listing.facts.items() if number and isinstance(number, int)})
     print("nothing is changed; a run would take")
     for status, number in sorted(counts.items()):

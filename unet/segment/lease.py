@@ -88,9 +88,6 @@ class FolderLease:
     def seconds_left(self) -> float:
         return float("inf")
 
-    def failure(self) -> None:
-        return None
-
     def confirm(self) -> None:
         """Return at once: the kernel keeps others out."""
 

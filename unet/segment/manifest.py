@@ -25,14 +25,15 @@ PAGE_SIZE = 1000
 
 
 def manifest_keys(uri: str) -> Iterator[list[str]]:
-    """Yield the keys of a manifest, each once, sorted, in pages. Raise RequestError if it cannot be read."""
-    keys = pc.unique(pa.chunked_array([pa.array([], pa.string()), *map(pa.array, _pages(uri))]))
+    """Yield the keys of a manifest, each once, sorted, in pages. Raise as `manifest_pages`."""
+    keys = pc.unique(pa.chunked_array([pa.array([], pa.string()), *map(pa.array, manifest_pages(uri))]))
     keys = keys.take(pc.sort_indices(keys))
     for start in range(0, len(keys), PAGE_SIZE):
         yield keys.slice(start, PAGE_SIZE).to_pylist()
 
 
-def _pages(uri: str) -> Iterator[list[str]]:
+def manifest_pages(uri: str) -> Iterator[list[str]]:
+    """Yield the keys of a manifest as they come, in pages. Raise RequestError if it cannot be read."""
     try:
         data = store.read(uri)
         if uri.lower().endswith((".parquet", ".pq")):
@@ -51,11 +52,6 @@ def _pages(uri: str) -> Iterator[list[str]]:
         raise RequestError(f"--manifest {uri}: cannot be read ({error.strerror or error})") from None
     except (KeyError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"--manifest {uri}: is no CSV or Parquet file with a column key ({error})") from None
-
-
-def check_manifest(uri: str) -> None:
-    """Read the first page of a manifest. Raise RequestError if that is not possible."""
-    next(_pages(uri), None)
 
 
 def head_objects(keys: list[str], images: Store) -> list[ObjectInfo]:

@@ -127,12 +127,12 @@ class Segmenter:
             batch = self._next_batch()
             if len(batch) > 1:
                 try:
-                    self._predict(batch)
+                    self._predict(*batch)
                 except Exception:  # of one of them, which is found by itself
                     for work in batch:
-                        self._attempt(self._predict_one, work)
+                        self._attempt(self._predict, work)
             else:
-                self._attempt(self._predict_one, batch[0])
+                self._attempt(self._predict, batch[0])
 
     def _next_batch(self) -> list[_Work]:
         """Return what has been decoded by now and shares a batch with the first, at least one image. To wait for a
@@ -148,10 +148,7 @@ class Segmenter:
         assert work.image is not None
         return self.predictor.input_size(work.image.shape[:2])
 
-    def _predict_one(self, work: _Work) -> None:
-        self._predict([work])
-
-    def _predict(self, batch: list[_Work]) -> None:
+    def _predict(self, *batch: _Work) -> None:
         began = time.monotonic()
         images = [work.image for work in batch if work.image is not None]
         confidence = any("confidence" in work.item.outputs for work in batch)
