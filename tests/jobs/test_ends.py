@@ -1,20 +1,26 @@
 """How a segmentation run ends where something is wrong with all of it: never with 0, and nothing is deleted."""
 
+import os
 from collections import Counter
 from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import ray
+import torch
 
 from tests.jobs.bench import Bench, fill, image_bytes, save_model, without_ray
 from tests.servers.proxy import Proxy
 from unet.command_line import run
 from unet.data.image import Array, encode_image
 from unet.segment import verdict
-from unet.segment.job import segment
+from unet.segment.item import Item
+from unet.segment.job import _prepare, segment
+from unet.segment.segmenter import Segmenter
 from unet.segment.settings import SegmentSettings
 from unet.storage.store import open_store
 
@@ -239,6 +245,29 @@ def test_promise_34_any_exception_on_one_object_is_its_row(
     assert type(error).__name__ in rows["bad.png"]["error"]
     assert "\n" not in rows["bad.png"]["error"]
     assert bench.statuses()["bad.png"] == "done"  # it was not for ever
+
+
+def test_promise_34_a_gpu_that_is_lost_ends_its_process_and_is_no_fault_of_the_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(str(tmp_path))
+    save_model(bench.model)
+    fill(bench.images, ["0.png"])
+    model, spec = _prepare(bench.settings())
+    segmenter = Segmenter(spec, model)
+    monkeypatch.setattr(segmenter.predictor, "predict_many", Mock(side_effect=RuntimeError("an illegal access")))
+    monkeypatch.setattr(segmenter.predictor, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "synchronize", Mock(side_effect=RuntimeError("an illegal access")))
+    ended = Event()
+
+    def end_process(code: int) -> None:
+        ended.set()
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end_process)
+    outcome = segmenter.submit(Item("0.png", open_store(bench.images).head("0.png").etag, 1))
+    assert ended.wait(60)
+    assert not outcome.done()
 
 
 @pytest.mark.parametrize("number_of_images", [10, pytest.param(25_000, marks=pytest.mark.slow)])
