@@ -59,6 +59,8 @@ def test_the_file_says_what_it_is(saved: str, tmp_path: Path) -> None:
     assert export(ExportSettings(model=saved, output=str(file))) == 0
     made = onnx.load(file)
     onnx.checker.check_model(made, full_check=True)
+    assert made.ir_version == onnx.helper.find_min_ir_version_for(made.opset_import) == 9
+    assert not any(node.metadata_props for node in made.graph.node)
     metadata = {item.key: json.loads(item.value) for item in made.metadata_props}
     assert metadata["labels"] == LABELS.to_json()
     assert metadata["classes"] == list(LABELS.names)

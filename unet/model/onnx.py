@@ -27,6 +27,9 @@ from unet.storage import store
 TOLERANCE = 1e-4
 """Largest difference of a logit from the model's own in float32."""
 
+IR_VERSION = 9
+"""Version of the file's format: the lowest that its operations need, so that older programs read it."""
+
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -68,6 +71,9 @@ def to_onnx(model: Model) -> bytes:
     file = program.model_proto
     for dimension, name in zip(file.graph.output[0].type.tensor_type.shape.dim[2:], ("height", "width"), strict=True):
         dimension.dim_param = name  # in place of the formula that padding and cropping come to
+    file.ir_version = IR_VERSION
+    for node in file.graph.node:
+        node.ClearField("metadata_props")  # of version 10: where in this library it comes from
     for key, value in onnx_metadata(model).items():
         file.metadata_props.add(key=key, value=json.dumps(value))
     data: bytes = file.SerializeToString()
