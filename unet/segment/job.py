@@ -17,6 +17,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import yaml
@@ -60,6 +61,7 @@ def segment(settings: SegmentSettings) -> int:
         RequestError: the settings cannot be right; before a worker starts.
         StorageError: before the run began, or of the driver's own temporary files.
     """
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what was freed, by thread
     model, spec = _prepare(settings)
     if settings.dry_run:
         return _dry_run(spec)
