@@ -20,6 +20,7 @@ from unet.data.region import Region, decode_region, is_shown_as_stored
 from unet.settings import Geometry, Window
 
 Array = npt.NDArray[np.uint8]
+Samples = npt.NDArray[np.integer[Any]]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Pillow decoders that are ever tried, whatever a file claims to be."""
@@ -58,11 +59,8 @@ def open_image(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Imag
     return picture
 
 
-def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
-    """Return the pixels of an opened image as displayed, HWC uint8 RGB; turns `picture` itself, to hold no copy.
-
-    16-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency is
-    dropped.
+def load(picture: Image.Image) -> None:
+    """Decode an opened image; turn `picture` itself as it is displayed, to hold no copy.
 
     Raises:
         ImageError: truncated or damaged.
@@ -70,6 +68,16 @@ def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
     """
     with decoding_errors():
         ImageOps.exif_transpose(picture, in_place=True)
+
+
+def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
+    """Return the pixels of an opened image as displayed, HWC uint8 RGB; `load` it.
+
+    16-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency is
+    dropped. Raise what `load` does.
+    """
+    load(picture)
+    with decoding_errors():
         image = np.empty((picture.height, picture.width, 3), np.uint8)
         for top, band in bands(picture):  # Pillow's own copy is all that is held beside the image
             image[top : top + band.height] = np.asarray(_to_rgb(band, window))
@@ -79,13 +87,15 @@ def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
 def to_rgb_picture(picture: Image.Image, window: Window | None = None, region: Region | None = None) -> Image.Image:
     """Return what `to_rgb_array` does, or a rectangle of it, as Pillow's image: what Pillow does needs no array."""
     with decoding_errors():
-        if region is not None and is_shown_as_stored(picture):
+        inside = region is not None and region[2] <= picture.width and region[3] <= picture.height
+        if region is not None and inside and is_shown_as_stored(picture):
             return _to_rgb(decode_region(picture, region), window)
-        ImageOps.exif_transpose(picture, in_place=True)
+    load(picture)
+    with decoding_errors():
         return _to_rgb(picture if region is None else picture.crop(region), window)
 
 
-def sixteen_bit_samples(picture: Image.Image) -> npt.NDArray[np.integer[Any]] | None:
+def sixteen_bit_samples(picture: Image.Image) -> Samples | None:
     """Return the samples of a 16-bit grayscale image, HW, by which a `Window` is chosen; None for any other image.
 
     Raises:
@@ -222,7 +232,7 @@ def _is_sixteen_bit(picture: Image.Image) -> bool:
     return picture.mode.startswith("I")
 
 
-def _scale_to_8_bits(samples: npt.NDArray[np.integer[Any]], window: Window | None) -> Array:
+def _scale_to_8_bits(samples: Samples, window: Window | None) -> Array:
     if window is None:
         return (samples.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
     low, high = window

@@ -68,7 +68,8 @@ def _classes_of_values(band: Image.Image, labels: LabelSet) -> Array:
 
 def _classes_of_colors(band: Image.Image, labels: LabelSet) -> Array:
     """Return the classes of a band of a colour mask, `INVALID` for colours of no label."""
-    return _color_to_class(labels)[_samples(band)]
+    classes: Array = _color_to_class(labels)[_samples(band)]
+    return classes
 
 
 @lru_cache(maxsize=1)

@@ -37,7 +37,8 @@ def is_shown_as_stored(picture: Image.Image) -> bool:
     """Return whether an opened picture is known not to be turned by EXIF, before its pixels are decoded."""
     if isinstance(picture, PngImagePlugin.PngImageFile) and _has_exif_behind_pixels(picture.fp):
         return False
-    return Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1) == 1  # a PNG's own getexif() would decode it
+    exif = Image.Image.getexif(picture)  # a PNG's own method would decode it
+    return bool(exif.get(ExifTags.Base.Orientation, 1) == 1)
 
 
 def _first_rows_of_jpeg(picture: JpegImagePlugin.JpegImageFile, rows: int) -> Image.Image:
