@@ -9,7 +9,6 @@ drawn from the size of the source alone, and rendered from the pixels that it de
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,30 +72,40 @@ class View:
     def render(self, image: Image.Image, mask: Array) -> tuple[Array, Array]:
         """Return image and mask of the view. `image` and `mask` are those of its region."""
         left, top = self.region[:2]
-        source, source_mask = _Part(image, left, top, self.source), _Part(Image.fromarray(mask), left, top, self.source)
+        part_mask = Image.fromarray(mask)
         if self.corners is None:
-            view = _crop(source, self.box, self.size, Image.Resampling.BILINEAR, GREY)
-            view_mask = _crop(source_mask, self.box, self.size, Image.Resampling.NEAREST, IGNORE)
+            view = self._crop(image, self.box, self.size, Image.Resampling.BILINEAR, GREY)
+            view_mask = self._crop(part_mask, self.box, self.size, Image.Resampling.NEAREST, IGNORE)
         else:
             box, size, corners = _margin(self.box, self.size, self.corners)
-            wider = _crop(source, box, size, Image.Resampling.BILINEAR, GREY)
+            wider = self._crop(image, box, size, Image.Resampling.BILINEAR, GREY)
             view = _warp(wider, corners, self.size, Image.Resampling.BILINEAR, GREY)
             scale = np.array([(self.box[2] - self.box[0]) / self.size[1], (self.box[3] - self.box[1]) / self.size[0]])
             points = self.corners * scale + self.box[:2] - (left, top)
-            view_mask = _warp(source_mask.pixels, points, self.size, Image.Resampling.NEAREST, IGNORE)
+            view_mask = _warp(part_mask, points, self.size, Image.Resampling.NEAREST, IGNORE)
         for flipped, flip in zip(self.flips, FLIPS, strict=True):
             if flipped:
                 view, view_mask = view.transpose(flip), view_mask.transpose(flip)
         return np.asarray(_change_colors(view, *self.color)), np.asarray(view_mask)
 
-
-class _Part(NamedTuple):
-    """The pixels of a source from column `left` and row `top` on."""
-
-    pixels: Image.Image
-    left: int
-    top: int
-    source: Size
+    def _crop(self, part: Image.Image, box: Box, size: Size, resampling: Image.Resampling, fill: Fill) -> Image.Image:
+        """Return `box` of the source resized to `size`, `fill` outside it. `part`: image or mask of the region."""
+        left, top, right, bottom = box
+        height, width = self.source
+        x_step, y_step = (right - left) / size[1], (bottom - top) / size[0]  # source pixels per view pixel
+        # The whole view pixels that lie inside the source, and exactly the part of the source that they show.
+        x0, x1 = _pixels_inside(left, x_step, width, size[1])
+        y0, y1 = _pixels_inside(top, y_step, height, size[0])
+        shown_left, shown_right = _clip(left + x0 * x_step, left + x1 * x_step, width)
+        shown_top, shown_bottom = _clip(top + y0 * y_step, top + y1 * y_step, height)
+        # Pillow takes a box in 32 bits. Rounded before it is moved, it is the same box of the part.
+        edges = np.array([shown_left, shown_top, shown_right, shown_bottom], np.float32) - self.region[:2] * 2
+        shown = part.resize((x1 - x0, y1 - y0), resampling, box=tuple(edges.tolist()))
+        if shown.size == (size[1], size[0]):
+            return shown
+        view = Image.new(shown.mode, (size[1], size[0]), fill)
+        view.paste(shown, (x0, y0))
+        return view
 
 
 def augment(
@@ -144,26 +153,6 @@ def _needed(start: float, end: float, pixels: int, length: int) -> tuple[int, in
     """Return the pixels of 0..length that `pixels` of a view are computed from, which show start..end."""
     margin = max(1.0, (end - start) / pixels) + 1  # what a bilinear filter reaches past the box
     return max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
-
-
-def _crop(part: _Part, box: Box, size: Size, resampling: Image.Resampling, fill: Fill) -> Image.Image:
-    """Return `box` of the source of `part` resized to `size`, `fill` outside the source."""
-    left, top, right, bottom = box
-    height, width = part.source
-    x_step, y_step = (right - left) / size[1], (bottom - top) / size[0]  # source pixels per view pixel
-    # The whole view pixels that lie inside the source, and exactly the part of the source that they show.
-    x0, x1 = _pixels_inside(left, x_step, width, size[1])
-    y0, y1 = _pixels_inside(top, y_step, height, size[0])
-    shown_left, shown_right = _clip(left + x0 * x_step, left + x1 * x_step, width)
-    shown_top, shown_bottom = _clip(top + y0 * y_step, top + y1 * y_step, height)
-    # Pillow takes a box in 32 bits. Rounded before it is moved, it is the same box of the part.
-    edges = np.array([shown_left, shown_top, shown_right, shown_bottom], np.float32) - [part.left, part.top] * 2
-    shown = part.pixels.resize((x1 - x0, y1 - y0), resampling, box=tuple(edges.tolist()))
-    if shown.size == (size[1], size[0]):
-        return shown
-    view = Image.new(shown.mode, (size[1], size[0]), fill)
-    view.paste(shown, (x0, y0))
-    return view
 
 
 def _margin(box: Box, size: Size, corners: Points) -> tuple[Box, Size, Points]:

@@ -95,10 +95,10 @@ class DecodedPair:
 
 def open_pair(pair: Pair) -> OpenPair:
     """Return a pair, opened. Raise ImageError: names the file, what is wrong with it and the remedy."""
-    with naming(pair.image):
-        image = open_image(store.open_file(pair.image))
-    with naming(pair.mask):
-        return OpenPair(pair, image, open_mask(store.open_file(pair.mask)))
+    (opened,) = open_pairs([pair])
+    if isinstance(opened, ImageError):
+        raise opened
+    return opened
 
 
 def open_pairs(pairs: Sequence[Pair]) -> Iterator[OpenPair | ImageError]:
