@@ -31,8 +31,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 MAX_PIXELS = 1 << 28
 """Default limit on height x width, checked between header and decoding."""
 
-BAND_PIXELS = 1 << 20
-"""Pixels that are converted at once."""
+BAND_PIXELS = 1 << 17
+"""Pixels that are converted at once: few enough to stay in a processor's cache."""
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit, which is an error and not a warning, stands in for Pillow's
 

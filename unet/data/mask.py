@@ -52,7 +52,7 @@ def decode_mask(data: bytes, labels: LabelSet) -> Array:
 def _samples(band: Image.Image) -> npt.NDArray[Any]:
     """Return the values of a band of a mask, HW, or its colours as numbers of 24 bits; alpha is dropped."""
     if band.mode.startswith("RGB"):
-        packed = band.convert("RGB").tobytes("raw", "BGRX")
+        packed = (band if band.mode == "RGB" else band.convert("RGB")).tobytes("raw", "BGRX")
         return np.frombuffer(packed, "<u4").reshape(band.height, band.width)
     return np.asarray(band.convert("L") if band.mode == "LA" else band)
 
