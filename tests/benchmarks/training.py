@@ -7,7 +7,7 @@ seconds from the command to its first step, and the share of the measured bf16 m
 
 With `--busy 2` the job and the loop also take turns beside two busy processes. Then two workers with half the
 processors each against one with all (`--workers-only`), and how fast Ray Data alone reads, decodes and augments
-(`--data-only`), which is what can feed a GPU.
+(`--data-only`), which is what can feed a GPU; this ends with crops of large images of each kind.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.busy import busy_loops
+from tests.benchmarks.crops import crops
 from unet.data.augment import augment
 from unet.data.labelled_set import find_labelled_set, read_pair
 from unet.data.labels import IGNORE, read_labels
@@ -271,6 +272,7 @@ def main() -> None:
                 connect(worker_output=False)
                 feed(given.data or folder, Geometry("resize", SIZE), 250)
                 feed(given.data or folder, Geometry("native", (320, 320)), 100)
+                crops(folder)
 
 
 if __name__ == "__main__":

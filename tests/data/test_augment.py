@@ -5,7 +5,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw
 
-from unet.data.augment import augment
+from unet.data import augment as augmentation
+from unet.data.augment import augment, draw_view
 from unet.data.image import Array
 from unet.data.labels import IGNORE, INVALID
 from unet.data.settings import AugmentSettings
@@ -107,3 +108,38 @@ def test_jitter_changes_colours_and_no_label() -> None:
     )
     assert (view != image).any()
     assert (truth == mask).all()
+
+
+@pytest.mark.parametrize("geometry", [Geometry("resize", (48, 40)), Geometry("native", (48, 40))])
+@pytest.mark.parametrize("settings", [AugmentSettings(), STRONG, STILL], ids=["default", "strong", "still"])
+def test_the_view_of_a_region_is_that_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, geometry: Geometry, settings: AugmentSettings
+) -> None:
+    rng = np.random.default_rng(0)
+    less = 0
+    for seed in range(60):
+        height, width = size = (int(rng.integers(30, 400)), int(rng.integers(200, 400)))
+        image, mask = rng.integers(0, 256, (*size, 3)).astype(np.uint8), rng.integers(0, 5, size).astype(np.uint8)
+
+        monkeypatch.setattr(augmentation, "SMALL_PIXELS", height * width)
+        whole = augment(image, mask, geometry=geometry, settings=settings, rng=np.random.default_rng(seed))
+        monkeypatch.setattr(augmentation, "SMALL_PIXELS", 0)
+        view = draw_view(size, geometry=geometry, settings=settings, rng=np.random.default_rng(seed))
+        left, top, right, bottom = view.region
+        part = view.render(Image.fromarray(image[top:bottom, left:right]), mask[top:bottom, left:right])
+        assert (part[0] == whole[0]).all(), seed
+        assert (part[1] == whole[1]).all(), seed
+        less += (bottom - top) * (right - left) < height * width / 2
+    assert less > 40 or geometry.kind == "resize"
+
+
+def test_a_view_needs_the_size_of_its_source_alone() -> None:
+    """The numbers drawn for it are those that were always drawn: a run goes on as it began."""
+    geometry = Geometry("native", (512, 512))
+    view = draw_view((8000, 9000), geometry=geometry, settings=AugmentSettings(), rng=np.random.default_rng((5, 1, 2)))
+    left, top, right, bottom = view.region
+    assert 0 <= left < view.box[0]
+    assert view.box[2] < right <= 9000
+    assert 0 <= top < view.box[1]
+    assert view.box[3] < bottom <= 8000
+    assert (right - left) * (bottom - top) < 800 * 800

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import make_pair
-from unet.data.image import ImageError, decode_image, encode_image, open_image, to_rgb_array
+from unet.data.image import ImageError, decode_image, encode_image, open_image, to_rgb_array, to_rgb_picture
 
 MAX_PIXELS = 1 << 22
 GROWTH = 400 << 20
@@ -105,6 +105,22 @@ def test_every_damaged_image_is_decoded_to_its_own_size_or_refused_with_a_reason
     assert 500 < len(reasons) < 1800
     assert all(reason and reason.isprintable() for reason in reasons)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GROWTH
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_region_of_a_damaged_image_is_decoded_or_refused_with_a_reason() -> None:
+    rng = random.Random(1)
+    images = list(originals().values())
+    reasons: list[str] = []
+    for number in range(1000):
+        data = MUTATIONS[number % len(MUTATIONS)](rng.choice(images), rng)
+        try:
+            part = to_rgb_picture(open_image(data, max_pixels=MAX_PIXELS), region=(3, 5, 30, 20))
+            assert (part.mode, part.size) == ("RGB", (27, 15))
+        except ImageError as error:
+            reasons.append(str(error))
+    assert 100 < len(reasons) < 900
+    assert all(reason and reason.isprintable() for reason in reasons)
 
 
 def test_the_originals_are_decoded() -> None:

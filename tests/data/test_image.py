@@ -14,7 +14,6 @@ from unet.data.image import (
     Array,
     ImageError,
     decode_image,
-    decode_mask,
     encode_image,
     encode_mask,
     open_image,
@@ -26,6 +25,7 @@ from unet.data.image import (
     to_rgb_picture,
 )
 from unet.data.labels import IGNORE, LabelSet, read_labels
+from unet.data.mask import decode_mask
 from unet.settings import Geometry
 
 CAMVID = read_labels("camvid")

@@ -1,16 +1,26 @@
 """Finding, splitting and checking labelled sets."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import make_pair, write_pair
 from unet.data.image import ImageError, encode_image
-from unet.data.labelled_set import check_labelled_set, find_labelled_set, read_pair, statistics_table
-from unet.data.labels import read_labels
-from unet.data.layouts import LAYOUTS, Layout
+from unet.data.labelled_set import (
+    LabelledSet,
+    check_labelled_set,
+    choose_window,
+    find_labelled_set,
+    read_pair,
+    statistics_table,
+)
+from unet.data.labels import Label, LabelSet, read_labels
+from unet.data.layouts import LAYOUTS, Layout, Pair
 from unet.data.settings import DataSettings
 from unet.settings import RequestError
 
@@ -107,3 +117,93 @@ def test_a_vanished_file_is_named(boxes: Path) -> None:
     Path(labelled.train[0].mask).unlink()
     with pytest.raises(ImageError, match=r"masks/000\.png: cannot be read"):
         read_pair(labelled.train[0], read_labels(str(boxes / "classes.csv")))
+
+
+def check(folder: Path, cache: Path, labels: LabelSet | None = None, limit: int = 99) -> tuple[list[str], str]:
+    """What a check says, and the table of what it counted."""
+    labels = labels or read_labels(str(folder / "classes.csv"))
+    labelled = find_labelled_set(DataSettings(data=str(folder), classes="camvid"))
+    lines: list[str] = []
+    statistics = check_labelled_set(labelled, labels, limit, lines.append, str(cache))
+    return lines, statistics_table(labelled, labels, statistics, choose_window(statistics))
+
+
+def test_a_set_that_was_checked_is_not_read_again(boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        samples = np.random.default_rng(number).integers(0, 4096, (40, 56)).astype(np.uint16)
+        Image.fromarray(samples).save(boxes / f"train/images/00{number}.png")
+    cache = tmp_path / "check.json"
+    lines, table = check(boxes, cache)
+    assert lines == []
+    assert "window" in table
+    monkeypatch.setattr("unet.storage.store.open_file", None)  # what would read a file fails
+    lines, again = check(boxes, cache)
+    assert again == table
+    assert lines == ["check: the files are those of the last check, which found nothing wrong"]
+
+
+@pytest.mark.parametrize("change", ["image", "mask", "one more", "labels", "limit", "damaged"])
+def test_a_set_that_has_changed_is_checked_anew(boxes: Path, tmp_path: Path, change: str) -> None:
+    cache = tmp_path / "check.json"
+    check(boxes, cache)
+    labels, limit = read_labels(str(boxes / "classes.csv")), 99
+    if change in ("image", "mask"):
+        path = boxes / f"train/{change}s/003.png"
+        path.write_bytes(path.read_bytes())
+    elif change == "one more":
+        write_pair(boxes / "train", "more", *make_pair(7))
+    elif change == "labels":
+        labels = LabelSet((*labels.labels, Label(value=9, name="void", color=(9, 9, 9), ignore=True)))
+    elif change == "limit":
+        limit = 5
+    else:
+        cache.write_text('{"format": 1, "digest": "')
+    assert check(boxes, cache, labels, limit)[0] == []
+    assert len(check(boxes, cache, labels, limit)[0]) == 1
+
+
+def test_a_faulty_set_is_read_again(boxes: Path, tmp_path: Path) -> None:
+    (boxes / "train/masks/003.png").write_bytes(encode_image(np.full((40, 56), 9, np.uint8)))
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"003\.png: holds the value 9"):
+            check(boxes, tmp_path / "check.json")
+    assert not (tmp_path / "check.json").exists()
+
+
+def test_files_without_etags_are_read_each_time(boxes: Path, tmp_path: Path) -> None:
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    bare = tuple(Pair(pair.key, pair.image, pair.mask) for pair in labelled.train)
+    labels = read_labels(str(boxes / "classes.csv"))
+    check_labelled_set(LabelledSet(bare, labelled.val), labels, 99, print, str(tmp_path / "check.json"))
+    assert not (tmp_path / "check.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "side", "limit"), [(6, 2500, 600), pytest.param(12, 8000, 1500, marks=pytest.mark.slow)]
+)
+def test_promise_36_the_check_of_colour_masks_takes_little_memory(
+    tmp_path: Path, pairs: int, side: int, limit: int
+) -> None:
+    """`limit`: MB of resident memory of the process that checks."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    image, mask = Image.new("RGB", (side, side), (9, 99, 199)), Image.new("RGB", (side, side))
+    mask.paste((255, 0, 0), (0, 0, side // 2, side // 2))
+    image.save(tmp_path / "images/0.png", compress_level=1)
+    mask.save(tmp_path / "masks/0.png", compress_level=1)
+    for number in range(1, pairs):
+        for kind in ("images", "masks"):
+            (tmp_path / f"{kind}/{number}.png").hardlink_to(tmp_path / f"{kind}/0.png")
+    (tmp_path / "classes.csv").write_text("index,name,red,green,blue\n0,ground,0,0,0\n1,box,255,0,0\n")
+    program = f"""
+import resource
+from unet.data.labelled_set import check_labelled_set, find_labelled_set
+from unet.data.labels import read_labels
+from unet.data.settings import DataSettings
+labelled = find_labelled_set(DataSettings(data={str(tmp_path)!r}, classes="camvid", val_fraction=0.5))
+train, val = check_labelled_set(labelled, read_labels({str(tmp_path / "classes.csv")!r}), 99, print)
+assert (train.pixels + val.pixels).tolist() == [{pairs} * {side} ** 2 * 3 // 4, {pairs} * {side} ** 2 // 4]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) < limit

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from unet.command_line import run
-from unet.data.image import decode_image, decode_mask, encode_image
+from unet.data.image import decode_image, encode_image
 from unet.data.labelled_set import (
     LabelledSet,
     check_labelled_set,
@@ -22,6 +22,7 @@ from unet.data.labelled_set import (
     statistics_table,
 )
 from unet.data.labels import IGNORE, LabelSet, read_labels
+from unet.data.mask import decode_mask
 from unet.data.settings import DataSettings
 from unet.evaluate.job import evaluate
 from unet.evaluate.scorer import Scorer

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from unet.data.image import Array, decode_image, decode_mask
+from unet.data.image import Array, decode_image
 from unet.data.labels import IGNORE, built_in_labels
+from unet.data.mask import decode_mask
 from unet.model.metrics import ConfusionMatrix
 from unet.sample.canvas import SIZE
 from unet.sample.scene import draw_scene

@@ -2,10 +2,12 @@
 
 image: HWC uint8 RGB, or Pillow's own; mask: HW uint8 class indices. A view shows a box of the source (cropped, scaled,
 perhaps reaching past its borders), warped by a small rotation and an elastic deformation, perhaps mirrored. The mask is
-sampled once, by nearest neighbour, from the source itself; what lies outside the source is `IGNORE` and grey.
+sampled once, by nearest neighbour, from the source itself; what lies outside the source is `IGNORE` and grey. A view is
+drawn from the size of the source alone, and rendered from the pixels that it depends on.
 """
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 
 from unet.data.image import Array
 from unet.data.labels import IGNORE
+from unet.data.region import Region
 from unet.data.settings import AugmentSettings
 from unet.settings import Geometry
 
@@ -26,6 +29,11 @@ MESH_CELLS = 8
 ELASTIC_GRID = 3
 """Elastic deformation draws one displacement at each point of a 3 x 3 grid (Ronneberger et al., 2015, section 3.1)."""
 
+SMALL_PIXELS = 1 << 20
+"""A source of as many pixels at most is decoded whole."""
+
+FLIPS = (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
+
 Size = tuple[int, int]
 """Height and width."""
 Box = tuple[float, float, float, float]
@@ -33,6 +41,71 @@ Box = tuple[float, float, float, float]
 Points = npt.NDArray[np.float64]
 """[rows, columns, xy]."""
 Fill = tuple[int, ...] | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What is shown of a source, drawn from its size alone: before a pixel of it is decoded."""
+
+    source: Size
+    size: Size
+    box: Box
+    """What the view shows, in pixels of the source; it may reach past it."""
+    corners: Points | None
+    """Where the corners of the mesh point to in the unwarped view [pixels]; None for no warp."""
+    flips: tuple[bool, bool]
+    """Whether it is mirrored left and right, top and bottom."""
+    color: tuple[float, float, float]
+    """Factors of brightness, contrast and saturation."""
+
+    @property
+    def region(self) -> Region:
+        """The pixels of the source that the view depends on; of a small source all."""
+        height, width = self.source
+        if height * width <= SMALL_PIXELS:
+            return 0, 0, width, height
+        box = self.box if self.corners is None else _margin(self.box, self.size, self.corners)[0]
+        spans = zip(box[:2], box[2:], self.size[::-1], (width, height), strict=True)
+        (left, right), (top, bottom) = (_needed(*span) for span in spans)
+        return left, top, right, bottom
+
+    def render(self, image: Image.Image, mask: Array) -> tuple[Array, Array]:
+        """Return image and mask of the view. `image` and `mask` are those of its region."""
+        left, top = self.region[:2]
+        part_mask = Image.fromarray(mask)
+        if self.corners is None:
+            view = self._crop(image, self.box, self.size, Image.Resampling.BILINEAR, GREY)
+            view_mask = self._crop(part_mask, self.box, self.size, Image.Resampling.NEAREST, IGNORE)
+        else:
+            box, size, corners = _margin(self.box, self.size, self.corners)
+            wider = self._crop(image, box, size, Image.Resampling.BILINEAR, GREY)
+            view = _warp(wider, corners, self.size, Image.Resampling.BILINEAR, GREY)
+            scale = np.array([(self.box[2] - self.box[0]) / self.size[1], (self.box[3] - self.box[1]) / self.size[0]])
+            points = self.corners * scale + self.box[:2] - (left, top)
+            view_mask = _warp(part_mask, points, self.size, Image.Resampling.NEAREST, IGNORE)
+        for flipped, flip in zip(self.flips, FLIPS, strict=True):
+            if flipped:
+                view, view_mask = view.transpose(flip), view_mask.transpose(flip)
+        return np.asarray(_change_colors(view, *self.color)), np.asarray(view_mask)
+
+    def _crop(self, part: Image.Image, box: Box, size: Size, resampling: Image.Resampling, fill: Fill) -> Image.Image:
+        """Return `box` of the source resized to `size`, `fill` outside it. `part`: image or mask of the region."""
+        left, top, right, bottom = box
+        height, width = self.source
+        x_step, y_step = (right - left) / size[1], (bottom - top) / size[0]  # source pixels per view pixel
+        # The whole view pixels that lie inside the source, and exactly the part of the source that they show.
+        x0, x1 = _pixels_inside(left, x_step, width, size[1])
+        y0, y1 = _pixels_inside(top, y_step, height, size[0])
+        shown_left, shown_right = _clip(left + x0 * x_step, left + x1 * x_step, width)
+        shown_top, shown_bottom = _clip(top + y0 * y_step, top + y1 * y_step, height)
+        # Pillow takes a box in 32 bits. Rounded before it is moved, it is the same box of the part.
+        edges = np.array([shown_left, shown_top, shown_right, shown_bottom], np.float32) - self.region[:2] * 2
+        shown = part.resize((x1 - x0, y1 - y0), resampling, box=tuple(edges.tolist()))
+        if shown.size == (size[1], size[0]):
+            return shown
+        view = Image.new(shown.mode, (size[1], size[0]), fill)
+        view.paste(shown, (x0, y0))
+        return view
 
 
 def augment(
@@ -43,30 +116,27 @@ def augment(
     settings: AugmentSettings,
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
-    """Return image and mask of a random view of `geometry.size`.
+    """Return image and mask of a random view of a whole source, as `draw_view` draws it."""
+    view = draw_view((mask.shape[0], mask.shape[1]), geometry=geometry, settings=settings, rng=rng)
+    source = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    left, top, right, bottom = view.region
+    if view.region != (0, 0, *source.size):
+        source, mask = source.crop(view.region), mask[top:bottom, left:right]
+    return view.render(source, mask)
+
+
+def draw_view(source: Size, *, geometry: Geometry, settings: AugmentSettings, rng: np.random.Generator) -> View:
+    """Return a random view, of `geometry.size`, of a source.
 
     At scale 1 it shows the whole source, resized, or (native) a crop of that size at native scale.
     """
-    size = geometry.size
-    source_size = (mask.shape[0], mask.shape[1])
-    box = _draw_box(source_size, size if geometry.kind == "native" else source_size, settings, rng)
-    corners = _draw_warp(size, settings, rng)
-    source = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    source_mask = Image.fromarray(mask)
-    if corners is None:
-        view = _crop(source, box, size, Image.Resampling.BILINEAR, GREY)
-        view_mask = _crop(source_mask, box, size, Image.Resampling.NEAREST, IGNORE)
-    else:
-        view = _warp(*_crop_with_margin(source, box, size, corners), size, Image.Resampling.BILINEAR, GREY)
-        scale = np.array([(box[2] - box[0]) / size[1], (box[3] - box[1]) / size[0]])
-        view_mask = _warp(source_mask, corners * scale + box[:2], size, Image.Resampling.NEAREST, IGNORE)
-    for probability, flip in (
-        (settings.flip, Image.Transpose.FLIP_LEFT_RIGHT),
-        (settings.vertical_flip, Image.Transpose.FLIP_TOP_BOTTOM),
-    ):
-        if rng.random() < probability:
-            view, view_mask = view.transpose(flip), view_mask.transpose(flip)
-    return np.asarray(_jitter_colors(view, settings, rng)), np.asarray(view_mask)
+    box = _draw_box(source, geometry.size if geometry.kind == "native" else source, settings, rng)
+    corners = _draw_warp(geometry.size, settings, rng)
+    flips = rng.random() < settings.flip, rng.random() < settings.vertical_flip
+    strengths = (settings.brightness, settings.contrast, settings.saturation)
+    brightness, contrast, saturation = (1 + rng.uniform(-1, 1, 3) * strengths).tolist()
+    color = brightness, contrast, saturation
+    return View(source=source, size=geometry.size, box=box, corners=corners, flips=flips, color=color)
 
 
 def _draw_box(source: Size, view: Size, settings: AugmentSettings, rng: np.random.Generator) -> Box:
@@ -79,30 +149,18 @@ def _draw_box(source: Size, view: Size, settings: AugmentSettings, rng: np.rando
     return left, top, left + width, top + height
 
 
-def _crop(source: Image.Image, box: Box, size: Size, resampling: Image.Resampling, fill: Fill) -> Image.Image:
-    """Return `box` of `source` resized to `size`, `fill` outside the source."""
-    left, top, right, bottom = box
-    x_step, y_step = (right - left) / size[1], (bottom - top) / size[0]  # source pixels per view pixel
-    # The whole view pixels that lie inside the source, and exactly the part of the source that they show.
-    x0, x1 = _pixels_inside(left, x_step, source.width, size[1])
-    y0, y1 = _pixels_inside(top, y_step, source.height, size[0])
-    part_left, part_right = _clip(left + x0 * x_step, left + x1 * x_step, source.width)
-    part_top, part_bottom = _clip(top + y0 * y_step, top + y1 * y_step, source.height)
-    part = source.resize((x1 - x0, y1 - y0), resampling, box=(part_left, part_top, part_right, part_bottom))
-    if part.size == (size[1], size[0]):
-        return part
-    view = Image.new(source.mode, (size[1], size[0]), fill)
-    view.paste(part, (x0, y0))
-    return view
+def _needed(start: float, end: float, pixels: int, length: int) -> tuple[int, int]:
+    """Return the pixels of 0..length that `pixels` of a view are computed from, which show start..end."""
+    margin = max(1.0, (end - start) / pixels) + 1  # what a bilinear filter reaches past the box
+    return max(0, math.floor(start - margin)), min(length, math.ceil(end + margin))
 
 
-def _crop_with_margin(source: Image.Image, box: Box, size: Size, corners: Points) -> tuple[Image.Image, Points]:
-    """Return `box` of `source` with the margin that a warp reaches into, and `corners` in pixels of that."""
+def _margin(box: Box, size: Size, corners: Points) -> tuple[Box, Size, Points]:
+    """Return `box` and `size` with the margin that a warp reaches into, and `corners` in pixels of that."""
     margin = math.ceil(max(0.0, -corners.min(), *(corners.max((0, 1)) - size[::-1]))) + 1
     x_margin, y_margin = margin * (box[2] - box[0]) / size[1], margin * (box[3] - box[1]) / size[0]
     wider_box = (box[0] - x_margin, box[1] - y_margin, box[2] + x_margin, box[3] + y_margin)
-    wider_size = (size[0] + 2 * margin, size[1] + 2 * margin)
-    return _crop(source, wider_box, wider_size, Image.Resampling.BILINEAR, GREY), corners + margin
+    return wider_box, (size[0] + 2 * margin, size[1] + 2 * margin), corners + margin
 
 
 def _clip(start: float, end: float, length: int) -> tuple[float, float]:
@@ -147,10 +205,8 @@ def _warp(source: Image.Image, corners: Points, size: Size, resampling: Image.Re
     return source.transform((size[1], size[0]), Image.Transform.MESH, mesh, resampling, fillcolor=fill)
 
 
-def _jitter_colors(image: Image.Image, settings: AugmentSettings, rng: np.random.Generator) -> Image.Image:
+def _change_colors(image: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
     """Change brightness, contrast (about the mean colour) and saturation by one linear map of RGB."""
-    strengths = (settings.brightness, settings.contrast, settings.saturation)
-    brightness, contrast, saturation = 1 + rng.uniform(-1, 1, 3) * strengths
     grey = np.tile([0.299, 0.587, 0.114], (3, 1))  # luma, ITU-R BT.601
     colors = brightness * (saturation * np.eye(3) + (1 - saturation) * grey)
     mean = np.asarray(image.resize((1, 1), Image.Resampling.BOX)).reshape(3, 1)

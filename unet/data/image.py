@@ -2,23 +2,25 @@
 
 image: HWC uint8 RGB as displayed (EXIF orientation applied). mask: HW uint8 class indices, `labels.IGNORE` where
 nothing is trained or scored. Masks are only ever resampled with nearest neighbour. A file is opened once, by
-`open_image`; what is wanted of it is taken from the picture that this returns, Pillow's own image.
+`open_image` or `open_mask`; what is wanted of it is taken from the picture that this returns, Pillow's own image.
 """
 
 import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from unet.data.labels import INVALID, LabelSet, built_in_labels
+from unet.data.labels import LabelSet
+from unet.data.region import Region, decode_region, is_shown_as_stored
 from unet.settings import Geometry, Window
 
 Array = npt.NDArray[np.uint8]
+Samples = npt.NDArray[np.integer[Any]]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Pillow decoders that are ever tried, whatever a file claims to be."""
@@ -29,8 +31,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 MAX_PIXELS = 1 << 28
 """Default limit on height x width, checked between header and decoding."""
 
-BAND_PIXELS = 1 << 20
-"""Pixels that are converted at once."""
+BAND_PIXELS = 1 << 17
+"""Pixels that are converted at once: few enough to stay in a processor's cache."""
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit, which is an error and not a warning, stands in for Pillow's
 
@@ -43,7 +45,7 @@ class TooLargeError(ImageError):
     """Memory was too small for the image; another time there may be more."""
 
 
-def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return the first image of a file, its header read; its pixels are decoded once they are needed.
 
     Until then `width` and `height` are as stored: EXIF, which may turn them, can lie behind the pixels.
@@ -51,40 +53,49 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: not an image, larger than `max_pixels`, or with floating-point samples.
     """
-    picture = _open(data, max_pixels)
+    picture = open_picture(data, max_pixels)
     if picture.mode == "F":
         raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
     return picture
 
 
-def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
-    """Return the pixels of an opened image as displayed, HWC uint8 RGB; turns `picture` itself, to hold no copy.
-
-    16-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency is
-    dropped.
+def load(picture: Image.Image) -> None:
+    """Decode an opened image; turn `picture` itself as it is displayed, to hold no copy.
 
     Raises:
         ImageError: truncated or damaged.
         TooLargeError: does not fit in memory.
     """
-    with _decoding_errors():
+    with decoding_errors():
         ImageOps.exif_transpose(picture, in_place=True)
+
+
+def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
+    """Return the pixels of an opened image as displayed, HWC uint8 RGB; `load` it.
+
+    16-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency is
+    dropped. Raise what `load` does.
+    """
+    load(picture)
+    with decoding_errors():
         image = np.empty((picture.height, picture.width, 3), np.uint8)
-        height = max(1, BAND_PIXELS // picture.width)
-        for top in range(0, picture.height, height):  # Pillow's own copy is all that is held beside the image
-            rows = image[top : top + height]
-            rows[:] = np.asarray(_to_rgb(picture.crop((0, top, picture.width, top + len(rows))), window))
+        for top, band in bands(picture):  # Pillow's own copy is all that is held beside the image
+            image[top : top + band.height] = np.asarray(_to_rgb(band, window))
     return image
 
 
-def to_rgb_picture(picture: Image.Image, window: Window | None = None) -> Image.Image:
-    """Return what `to_rgb_array` does as Pillow's image: work that Pillow does needs no array."""
-    with _decoding_errors():
-        ImageOps.exif_transpose(picture, in_place=True)
-        return _to_rgb(picture, window)
+def to_rgb_picture(picture: Image.Image, window: Window | None = None, region: Region | None = None) -> Image.Image:
+    """Return what `to_rgb_array` does, or a rectangle of it, as Pillow's image: what Pillow does needs no array."""
+    with decoding_errors():
+        inside = region is not None and region[2] <= picture.width and region[3] <= picture.height
+        if region is not None and inside and is_shown_as_stored(picture):
+            return _to_rgb(decode_region(picture, region), window)
+    load(picture)
+    with decoding_errors():
+        return _to_rgb(picture if region is None else picture.crop(region), window)
 
 
-def sixteen_bit_samples(picture: Image.Image) -> npt.NDArray[np.integer[Any]] | None:
+def sixteen_bit_samples(picture: Image.Image) -> Samples | None:
     """Return the samples of a 16-bit grayscale image, HW, by which a `Window` is chosen; None for any other image.
 
     Raises:
@@ -92,29 +103,20 @@ def sixteen_bit_samples(picture: Image.Image) -> npt.NDArray[np.integer[Any]] | 
     """
     if not _is_sixteen_bit(picture):
         return None
-    with _decoding_errors():
+    with decoding_errors():
         return np.asarray(picture)
+
+
+def bands(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield a picture in bands of rows, each with its first row: copies of `BAND_PIXELS` and not of all."""
+    height = max(1, BAND_PIXELS // picture.width)
+    for top in range(0, picture.height, height):
+        yield top, picture.crop((0, top, picture.width, min(top + height, picture.height)))
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Array:
     """Return an image file as `to_rgb_array` does, and raise what it and `open_image` raise."""
     return to_rgb_array(open_image(data, max_pixels=max_pixels), window)
-
-
-def decode_mask(data: bytes, labels: LabelSet, *, max_pixels: int = MAX_PIXELS) -> Array:
-    """Return the class indices, HW uint8, of an index, palette or RGB colour mask.
-
-    Raises:
-        ImageError: not a mask, or it holds values or colours that `labels` does not know.
-    """
-    picture = _open(data, max_pixels)
-    if picture.format == "JPEG":
-        raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
-    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"):
-        raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
-    with _decoding_errors():
-        samples = np.asarray(picture.convert(picture.mode[:-1]) if picture.mode in ("LA", "RGBA") else picture)
-    return _classes_of_values(samples, labels) if samples.ndim == 2 else _classes_of_colors(samples, labels)
 
 
 def resize_image(image: Array, size: tuple[int, int]) -> Array:
@@ -190,7 +192,7 @@ _DECODING_ERRORS = (
 
 
 @contextmanager
-def _decoding_errors() -> Iterator[None]:
+def decoding_errors() -> Iterator[None]:
     """Raise an ImageError for what Pillow raises while it decodes."""
     try:
         yield
@@ -200,11 +202,12 @@ def _decoding_errors() -> Iterator[None]:
         raise ImageError(f"cannot be decoded: {error}") from None
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    if not data:
+def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    if not file.read(1):
         raise ImageError("is empty (0 bytes)")
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(file, formats=FORMATS)
     except _DECODING_ERRORS:
         raise ImageError(f"is not an image in one of the formats {', '.join(FORMATS)}") from None
     if picture.width * picture.height > max_pixels:
@@ -229,7 +232,7 @@ def _is_sixteen_bit(picture: Image.Image) -> bool:
     return picture.mode.startswith("I")
 
 
-def _scale_to_8_bits(samples: npt.NDArray[np.integer[Any]], window: Window | None) -> Array:
+def _scale_to_8_bits(samples: Samples, window: Window | None) -> Array:
     if window is None:
         return (samples.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
     low, high = window
@@ -245,62 +248,3 @@ def _to_rgb(picture: Image.Image, window: Window | None) -> Image.Image:
     elif "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
-
-
-_BINARY_REMEDY = (
-    "a binary mask holds 0 and 255, or 0 and 1; threshold it, or say with --classes what its values mean, in place of "
-    "--binary"
-)
-
-
-def _classes_of_values(values: npt.NDArray[np.integer[Any]], labels: LabelSet) -> Array:
-    if values.dtype != np.uint8 and (values.min(initial=0) < 0 or values.max(initial=0) > 255):
-        raise ImageError(_unknown_values(np.unique(values), labels))
-    values = values.astype(np.uint8, copy=False)
-    mask: Array = labels.value_to_class.take(values)
-    if (mask == INVALID).any():
-        raise ImageError(_unknown_values(np.unique(values), labels))
-    return mask
-
-
-def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
-    known = sorted(label.value for label in labels.labels)
-    if set(present.tolist()) <= {0, 255} and len(labels.classes) == 2:
-        return (
-            f"is a 0/255 mask, but the label set has the indices {known}; "
-            "give the foreground the index 255 in the label file, or --binary in place of --classes"
-        )
-    unknown = [value for value in present.tolist() if value not in known]
-    listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
-    if labels == built_in_labels("binary"):
-        return f"holds the value {listed}, and {_BINARY_REMEDY}"
-    return (
-        f"holds the value {listed}, which the label set (indices {known[0]} to {known[-1]}) lacks; "
-        "add it to the label file (marked ignore, if it is no class) or mend the mask"
-    )
-
-
-def _classes_of_colors(colors: Array, labels: LabelSet) -> Array:
-    packed = _pack_rgb(colors)
-    keys = _pack_rgb(np.array([label.color for label in labels.labels], np.uint8))
-    order = np.argsort(keys)
-    nearest = order[np.searchsorted(keys, packed, sorter=order).clip(max=len(keys) - 1)]
-    unknown = keys[nearest] != packed
-    if unknown.any():
-        color = tuple(int(channel) for channel in colors[unknown][0])
-        if len(set(color)) == 1 and labels.value_to_class[color[0]] != INVALID:
-            raise ImageError(
-                f"holds the colour {color}, which no label has, but there is a label with the index {color[0]}: "
-                "it looks like an index mask saved as RGB; save its first channel alone"
-            )
-        if labels == built_in_labels("binary"):
-            raise ImageError(f"holds the colour {color}, and {_BINARY_REMEDY}")
-        raise ImageError(f"holds the colour {color}, which no label has; add it to the label file or mend the mask")
-    values = np.array([label.value for label in labels.labels], np.uint8)
-    mask: Array = labels.value_to_class[values[nearest]]
-    return mask
-
-
-def _pack_rgb(colors: Array) -> npt.NDArray[np.int64]:
-    wide = colors.astype(np.int64)
-    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]

@@ -4,33 +4,40 @@ Whatever is wrong with a file is said in one line that names the file and the re
 """
 
 import hashlib
+import json
 import math
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from unet.data.image import Array, ImageError, decode_mask, open_image, sixteen_bit_samples, to_rgb_picture
+from unet.data.image import Array, ImageError
 from unet.data.labels import IGNORE, LabelSet
 from unet.data.layouts import Pair, pairs_by_layout, pairs_of, summarize
+from unet.data.mask import open_mask, to_classes
+from unet.data.open_pair import OpenPair, naming, open_pair, open_pairs
+from unet.data.prefetch import prefetch
 from unet.data.settings import DataSettings
 from unet.settings import RequestError, Window
 from unet.storage import store
-from unet.storage.faults import Unreachable
+from unet.storage.faults import Vanished
 
-T = TypeVar("T")
-Samples = npt.NDArray[np.integer[Any]]
+DECODERS = 16
+"""Pairs that the check decodes at a time, at most."""
 
-READERS = 16
-"""Pairs that the check reads at a time: from a bucket it waits more than it works."""
+DECODED_PIXELS = 1 << 27
+"""Pixels of these pairs, at most; a larger pair is decoded alone. Pillow takes up to four bytes for each."""
+
+CACHE_FORMAT = 1
+"""Of what the check leaves for the next one."""
 
 SAMPLES_PER_IMAGE = 1024
 """Pixels of each 16-bit image that the window is chosen by: images count alike, whatever their size."""
@@ -63,8 +70,10 @@ class SetStatistics:
     """Pixels that are not scored."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Pairs by (height, width)."""
-    samples: list[Samples] = field(default_factory=list)
-    """Of each 16-bit grayscale image, `SAMPLES_PER_IMAGE` of its pixels."""
+    sixteen_bit: int = 0
+    """16-bit grayscale images."""
+    samples: Counter[int] = field(default_factory=Counter)
+    """How often each value occurs in `SAMPLES_PER_IMAGE` pixels of each of them."""
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
@@ -77,7 +86,29 @@ class SetStatistics:
         self.pixels += other.pixels
         self.ignored += other.ignored
         self.sizes += other.sizes
+        self.sixteen_bit += other.sixteen_bit
         self.samples += other.samples
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts for a file."""
+        return {
+            "pixels": self.pixels.tolist(),
+            "ignored": self.ignored,
+            "sizes": [[*size, count] for size, count in self.sizes.items()],
+            "sixteen_bit": self.sixteen_bit,
+            "samples": sorted(self.samples.items()),
+        }
+
+    @classmethod
+    def from_json(cls, counts: dict[str, Any]) -> "SetStatistics":
+        """Return the counts of which `to_json` returned `counts`."""
+        return cls(
+            np.array(counts["pixels"], np.int64),
+            counts["ignored"],
+            Counter({(height, width): count for height, width, count in counts["sizes"]}),
+            counts["sixteen_bit"],
+            Counter(dict(counts["samples"])),
+        )
 
 
 def find_labelled_set(settings: DataSettings, folder: str | None = None) -> LabelledSet:
@@ -110,60 +141,48 @@ def read_pair(pair: Pair, labels: LabelSet, *, window: Window | None = None) -> 
     Raises:
         ImageError: names the file, what is wrong with it and the remedy.
     """
-    image = _read_file(pair.image, lambda data: to_rgb_picture(open_image(data), window))
-    return image, _read_mask_of(image, pair, labels)
+    return open_pair(pair).decode(labels, window=window)
 
 
 def read_mask(uri: str, labels: LabelSet) -> Array:
-    """Return the class indices, HW uint8, of a mask file.
-
-    Raises:
-        ImageError: names the file, what is wrong with it and the remedy.
-    """
-    return _read_file(uri, lambda data: decode_mask(data, labels))
+    """Return the class indices, HW uint8, of a mask file. Raise ImageError as `read_pair`."""
+    with naming(uri):
+        return to_classes(open_mask(store.open_file(uri)), labels)
 
 
 def choose_window(statistics: tuple[SetStatistics, SetStatistics]) -> Window | None:
     """Return the window that suits the 16-bit images that the check has read; None if there are none."""
-    samples = [drawn for part in statistics for drawn in part.samples]
+    samples = statistics[0].samples + statistics[1].samples
     if not samples:
         return None
-    low, high = np.percentile(np.concatenate(samples), WINDOW_PERCENTILES)
+    low, high = np.percentile(np.repeat(list(samples), list(samples.values())), WINDOW_PERCENTILES)
     return math.floor(low), max(math.ceil(high), math.floor(low) + 1)
 
 
 def check_labelled_set(
-    labelled: LabelledSet, labels: LabelSet, limit: int, log: Callable[[str], None]
+    labelled: LabelledSet, labels: LabelSet, limit: int, log: Callable[[str], None], cache: str | None = None
 ) -> tuple[SetStatistics, SetStatistics]:
     """Read every pair, or a random sample of `limit`, and return the statistics of training and validation part.
 
-    `log` is called with lines about its progress.
+    `log` is called with lines about its progress. `cache` is a file, which need not exist: what was counted in the same
+    files, by their sizes and etags, is taken from there in place of the files, and put there where nothing is wrong.
 
     Raises:
         RequestError: names the first faulty files, with remedies.
     """
-    numbered = [(pair, 0) for pair in labelled.train] + [(pair, 1) for pair in labelled.val]
-    if len(numbered) > limit:
-        numbered = random.Random(0).sample(numbered, limit)
-    train, val = (SetStatistics(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
-    faults = []
-    logged = time.monotonic()
-    with ThreadPoolExecutor(READERS) as pool:
-        results = pool.map(lambda item: _statistics_of(item[0], labels), numbered)
-        for done, ((_, part), result) in enumerate(zip(numbered, results, strict=True), 1):
-            if isinstance(result, ImageError):
-                faults.append(str(result))
-            else:
-                (train, val)[part].add(result)
-            if time.monotonic() - logged > LOG_INTERVAL:
-                logged = time.monotonic()
-                log(f"check: {done} of {len(numbered)} pairs read")
-    if faults:
-        more = f" (and {len(faults) - 1} more such files: {summarize(faults[1:])})" if len(faults) > 1 else ""
-        raise RequestError(faults[0] + more)
+    if not all(etag for pair in labelled.train + labelled.val for etag in pair.etags):
+        cache = None  # a server that gives none
+    digest = _digest_of_check(labelled, labels, limit)
+    if cache is not None and (known := _read_cache(cache, digest)) is not None:
+        log("check: the files are those of the last check, which found nothing wrong")
+        return known
+    train, val = _count_pairs(labelled, labels, limit, log)
     for name, pairs, statistics in (("training", labelled.train, train), ("validation", labelled.val, val)):
         if statistics.sizes.total() == len(pairs) and not statistics.pixels.any():
             raise RequestError(f"the {name} masks hold no pixel of any class; is --classes the right label set?")
+    if cache is not None:
+        counts = {"format": CACHE_FORMAT, "digest": digest, "train": train.to_json(), "val": val.to_json()}
+        store.write(cache, json.dumps(counts).encode())
     return train, val
 
 
@@ -184,8 +203,8 @@ def statistics_table(
         lines.append(_row("" if place else "height x width", *cells))
     if len(sizes) > MAX_SIZES:
         lines.append(f"{'':16}... {len(sizes) - MAX_SIZES} more sizes")
-    if any(part.samples for part in statistics):
-        lines.append(_row("16-bit images", *(len(part.samples) for part in statistics)))
+    if any(part.sixteen_bit for part in statistics):
+        lines.append(_row("16-bit images", *(part.sixteen_bit for part in statistics)))
     if window is not None:
         lines.append(_row("window", f"{window[0]} to {window[1]}"))
     for index, name in enumerate(labels.names):
@@ -214,49 +233,66 @@ def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], 
     return train, val
 
 
-def _statistics_of(pair: Pair, labels: LabelSet) -> SetStatistics | ImageError:
-    """Return the statistics of one pair, or what is wrong with it."""
+def _count_pairs(
+    labelled: LabelledSet, labels: LabelSet, limit: int, log: Callable[[str], None]
+) -> tuple[SetStatistics, SetStatistics]:
+    numbered = [(pair, 0) for pair in labelled.train] + [(pair, 1) for pair in labelled.val]
+    if len(numbered) > limit:
+        numbered = random.Random(0).sample(numbered, limit)
+    train, val = (SetStatistics(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
+    faults = []
+    logged = time.monotonic()
+    opened = open_pairs([pair for pair, _ in numbered])
+    count = partial(_statistics_of, labels)
+    results = prefetch(count, opened, weight=_pixels_of, budget=DECODED_PIXELS, threads=DECODERS)
+    for done, ((_, part), result) in enumerate(zip(numbered, results, strict=True), 1):
+        if isinstance(result, ImageError):
+            faults.append(str(result))
+        else:
+            (train, val)[part].add(result)
+        if time.monotonic() - logged > LOG_INTERVAL:
+            logged = time.monotonic()
+            log(f"check: {done} of {len(numbered)} pairs read")
+    if faults:
+        more = f" (and {len(faults) - 1} more such files: {summarize(faults[1:])})" if len(faults) > 1 else ""
+        raise RequestError(faults[0] + more)
+    return train, val
+
+
+def _pixels_of(opened: OpenPair | ImageError) -> int:
+    return 0 if isinstance(opened, ImageError) else math.prod(opened.image.size)
+
+
+def _statistics_of(labels: LabelSet, opened: OpenPair | ImageError) -> SetStatistics | ImageError:
+    """Return the statistics of one pair, or what is wrong with it. Of image and mask one is decoded at a time."""
+    if isinstance(opened, ImageError):
+        return opened
     try:
-        samples, image = _read_file(pair.image, _decode_with_samples)
-        mask = _read_mask_of(image, pair, labels)
+        samples = opened.load_image()
+        mask = opened.decode_mask(labels)
     except ImageError as error:
         return error
-    counts = np.bincount(mask.ravel(), minlength=256)
+    counts = np.array(Image.fromarray(mask).histogram())
+    drawn = [] if samples is None else np.random.default_rng(0).choice(samples.ravel(), SAMPLES_PER_IMAGE).tolist()
     sizes = Counter([(mask.shape[0], mask.shape[1])])
-    return SetStatistics(counts[: len(labels.classes)], int(counts[IGNORE]), sizes, samples)
+    return SetStatistics(counts[: len(labels.classes)], int(counts[IGNORE]), sizes, int(bool(drawn)), Counter(drawn))
 
 
-def _decode_with_samples(data: bytes) -> tuple[list[Samples], Image.Image]:
-    """Return an image, and of a 16-bit one a random sample of its pixels, drawn before the image is turned."""
-    picture = open_image(data)
-    return _draw_samples(picture), to_rgb_picture(picture)
+def _digest_of_check(labelled: LabelledSet, labels: LabelSet, limit: int) -> str:
+    """Return a digest of all that the check depends on; of the files, their sizes and etags."""
+    parts = [[[pair.key, *pair.sizes, *pair.etags] for pair in part] for part in (labelled.train, labelled.val)]
+    return hashlib.sha256(json.dumps([parts, labels.to_json(), limit]).encode()).hexdigest()
 
 
-def _draw_samples(picture: Image.Image) -> list[Samples]:
-    samples = sixteen_bit_samples(picture)
-    return [] if samples is None else [np.random.default_rng(0).choice(samples.ravel(), SAMPLES_PER_IMAGE)]
-
-
-def _read_mask_of(image: Image.Image, pair: Pair, labels: LabelSet) -> Array:
-    mask = read_mask(pair.mask, labels)
-    size = (image.height, image.width)
-    if size != mask.shape:
-        raise ImageError(
-            f"{pair.mask}: the mask has {_format_size(mask.shape)} pixels, its image {pair.image} has "
-            f"{_format_size(size)}; export both at one size"
-        )
-    return mask
-
-
-def _read_file(uri: str, decode: Callable[[bytes], T]) -> T:
+def _read_cache(uri: str, digest: str) -> tuple[SetStatistics, SetStatistics] | None:
+    """Return what a check with this digest has left; None if there is nothing of the kind."""
     try:
-        return decode(store.read(uri))
-    except ImageError as error:
-        raise ImageError(f"{uri}: {error}") from None
-    except Unreachable:
-        raise  # says nothing of the file
-    except OSError as error:
-        raise ImageError(f"{uri}: cannot be read ({error.strerror})") from None
+        counts = json.loads(store.read(uri))
+        if (counts["format"], counts["digest"]) == (CACHE_FORMAT, digest):
+            return SetStatistics.from_json(counts["train"]), SetStatistics.from_json(counts["val"])
+    except (Vanished, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _format_size(size: tuple[int, ...]) -> str:

@@ -5,13 +5,13 @@ without the endings that a layout gives to each. A published set is read as it c
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from unet.data.image import SUFFIXES
 from unet.settings import RequestError
 from unet.storage import store
-from unet.storage.objects import join_uri
+from unet.storage.objects import ObjectInfo, join_uri
 
 MAX_NAMED = 3
 """How many files an error names before it only counts them."""
@@ -19,11 +19,15 @@ MAX_NAMED = 3
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask. `image` and `mask` are URIs."""
+    """An image and its mask. `image` and `mask` are URIs. A pair is the same whatever its files hold."""
 
     key: str
     image: str
     mask: str
+    sizes: tuple[int, int] = field(default=(0, 0), compare=False)
+    """Of both files, when they were listed [bytes]."""
+    etags: tuple[str, str] = field(default=("", ""), compare=False)
+    """Of both files, when they were listed."""
 
 
 Pairs = tuple[Pair, ...]
@@ -139,28 +143,35 @@ def _read_stems(uri: str) -> set[str]:
 
 
 def _make_pairs(
-    stems: Iterable[str], images: Mapping[str, str], masks: Mapping[str, str], image_ending: str = ""
+    stems: Iterable[str], images: Mapping[str, ObjectInfo], masks: Mapping[str, ObjectInfo], image_ending: str = ""
 ) -> Pairs:
-    pairs = (Pair(f"{stem}{image_ending}", images[stem], masks[stem]) for stem in stems)
+    both = ((f"{stem}{image_ending}", images[stem], masks[stem]) for stem in stems)
+    pairs = (
+        Pair(key, image.key, mask.key, (image.size, mask.size), (image.etag, mask.etag)) for key, image, mask in both
+    )
     return tuple(sorted(pairs, key=lambda pair: pair.key))
 
 
-def _refuse_unpaired(kind: str, files: Mapping[str, str], others: Mapping[str, str], folder: str, ending: str) -> None:
+def _refuse_unpaired(
+    kind: str, files: Mapping[str, ObjectInfo], others: Mapping[str, ObjectInfo], folder: str, ending: str
+) -> None:
     """Raise RequestError for files, each a `kind`, whose stems `others`, the files of `folder`, lack."""
-    if unpaired := summarize([files[stem] for stem in sorted(files.keys() - others.keys())]):
+    if unpaired := summarize([files[stem].key for stem in sorted(files.keys() - others.keys())]):
         remedy = f"add the file of the same stem{f', ending in {ending},' if ending else ''} to {folder}"
         raise RequestError(f"{kind}: {unpaired}; {remedy} or remove this one")
 
 
-def _files_by_stem(folder: str, ending: str = "") -> dict[str, str]:
-    """Return the URIs of the images in `folder` by their paths below it, without `ending` and suffix."""
-    files: dict[str, str] = {}
-    for key in store.list_files(folder):
-        path = PurePosixPath(key)
+def _files_by_stem(folder: str, ending: str = "") -> dict[str, ObjectInfo]:
+    """Return the images in `folder`, their URIs as keys, by their paths below it, without `ending` and suffix."""
+    files: dict[str, ObjectInfo] = {}
+    for item in store.list_objects(folder):
+        path = PurePosixPath(item.key)
         stem = path.with_suffix("").as_posix()
         if path.suffix.lower() in SUFFIXES and stem.endswith(ending):
-            stem, uri = stem.removesuffix(ending), join_uri(folder, key)
+            stem, uri = stem.removesuffix(ending), join_uri(folder, item.key)
             if stem in files:
-                raise RequestError(f"{files[stem]} and {uri} have one stem, and files pair by it; remove one of them")
-            files[stem] = uri
+                raise RequestError(
+                    f"{files[stem].key} and {uri} have one stem, and files pair by it; remove one of them"
+                )
+            files[stem] = replace(item, key=uri)
     return files

@@ -1,6 +1,7 @@
 """A local folder as a store: files are replaced atomically, and listed in order of key."""
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -13,6 +14,9 @@ from typing import BinaryIO
 
 from unet.storage.faults import Changed, Denied, Full, StorageError, Vanished
 from unet.storage.objects import Guard, ObjectInfo, Page, join_uri, no_guard
+
+SMALL_BYTES = 1 << 20
+"""A file of as many bytes at most is read when it is opened: folders may lie on other machines."""
 
 PAGE_SIZE = 1000
 """Files in a page of a listing."""
@@ -53,6 +57,13 @@ class LocalStore:
         if after != before or etag not in (None, before.etag):
             raise Changed(join_uri(self.uri, key), "is no longer what was listed")
         return data
+
+    def open(self, key: str) -> BinaryIO:
+        """Return a file to read from at any place; a small one has been read. Raise Vanished if there is none."""
+        with translate_errors(join_uri(self.uri, key)):
+            if self.head(key).size <= SMALL_BYTES:
+                return io.BytesIO(self.get(key))
+            return open(self._path(key), "rb", buffering=0)
 
     def put(
         self,

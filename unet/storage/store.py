@@ -4,12 +4,13 @@ A URI is a local path or s3://bucket/prefix. Keys are relative to a folder, with
 reader sees the whole object or none. No key names a path outside its folder.
 """
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from unet.settings import RequestError
 from unet.storage.faults import Denied, NoSuchFolder, StorageError, Unreachable, Vanished
@@ -88,8 +89,15 @@ def open_store(uri: str, *, retry_seconds: float = RETRY_SECONDS) -> Store:
 
 def list_files(folder: str) -> list[str]:
     """Return the keys of all files below `folder`, sorted, without hidden ones; [] if there is no folder."""
-    keys = (item.key for page in open_store(folder).list() for item in page)
-    return sorted(key for key in keys if not key.endswith("/") and "/." not in f"/{key}")
+    return [item.key for item in list_objects(folder)]
+
+
+def list_objects(folder: str) -> list[ObjectInfo]:
+    """Return all files below `folder`, sorted by key, without hidden ones; [] if there is no folder."""
+    items = (item for page in open_store(folder).list() for item in page)
+    return sorted(
+        (item for item in items if not item.key.endswith("/") and "/." not in f"/{item.key}"), key=lambda item: item.key
+    )
 
 
 def with_absolute_paths(settings: Settings, *names: str) -> Settings:
@@ -103,6 +111,13 @@ def read(uri: str) -> bytes:
     """Return all bytes of a file. Raise Vanished if there is none."""
     store, key = _locate(uri)
     return store.get(key)
+
+
+def open_file(uri: str) -> BinaryIO:
+    """Return a file to read from at any place: a large local one itself, else all its bytes. Raise Vanished if there is
+    none."""
+    store, key = _locate(uri)
+    return store.open(key) if isinstance(store, LocalStore) else io.BytesIO(store.get(key))
 
 
 def write(uri: str, data: bytes) -> None:

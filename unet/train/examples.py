@@ -7,13 +7,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from unet.data.augment import augment
-from unet.data.image import Array, preprocess_image, preprocess_mask
-from unet.data.labelled_set import read_pair
+from unet.data.augment import draw_view
+from unet.data.image import Array, ImageError, preprocess_image, preprocess_mask
 from unet.data.labels import LabelSet
 from unet.data.layouts import Pair
+from unet.data.open_pair import DecodedPair, OpenPair, open_pairs
 from unet.data.settings import AugmentSettings
 from unet.settings import Geometry, Window
 from unet.train.schedule import Sample
@@ -24,8 +23,9 @@ CACHE_BYTES = 384 << 20
 BYTES_PER_PIXEL = 5
 """Of a decoded pair: Pillow keeps RGB in four, and a mask has one."""
 
-_cache: dict[Pair, tuple[Image.Image, Array]] = {}
-"""The decoded pairs of this process. A process works for one run, hence for one label set and window."""
+_cache: dict[Pair, DecodedPair] = {}
+"""The decoded pairs of this process. A process works for one run, hence for one label set and window. The first ones
+stay: each pair is drawn once a pass, so that none is worth more than another."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +66,33 @@ class Batch:
 def make_batch(request: BatchRequest, spec: BatchSpec) -> Batch:
     """Read and decode the pairs of `request`, and augment those of a training batch.
 
+    Files of many pairs are read at a time; they are decoded in order.
+
     Raises:
         ImageError: names the file.
     """
+    kept = [_cache.get(pair) for pair in request.pairs]
+    opened = open_pairs([pair for pair, source in zip(request.pairs, kept, strict=True) if source is None])
     views = []
-    for place, pair in enumerate(request.pairs):
-        image, mask = _read_cached(pair, spec)
+    for place, source in enumerate(kept):
+        pair = source or _keep(next(opened), spec)
         if request.samples:
             rng = np.random.default_rng((spec.seed, *request.samples[place]))
-            views.append(augment(image, mask, geometry=spec.geometry, settings=spec.augment, rng=rng))
+            view = draw_view(pair.size, geometry=spec.geometry, settings=spec.augment, rng=rng)
+            views.append(view.render(*pair.decode(spec.labels, window=spec.window, region=view.region)))
         else:
+            image, mask = pair.decode(spec.labels, window=spec.window)
             views.append((preprocess_image(np.asarray(image), spec.geometry), preprocess_mask(mask, spec.geometry)))
     return Batch(np.stack([image for image, _ in views]), np.stack([mask for _, mask in views]))
 
 
-def _read_cached(pair: Pair, spec: BatchSpec) -> tuple[Image.Image, Array]:
-    """Return what `read_pair` does, which is most of the work of a batch, from the cache as far as it goes."""
-    if pair not in _cache:
-        image, mask = read_pair(pair, spec.labels, window=spec.window)
-        if BYTES_PER_PIXEL * (sum(cached.size for _, cached in _cache.values()) + mask.size) > CACHE_BYTES:
-            return image, mask
-        _cache[pair] = image, mask
-    return _cache[pair]
+def _keep(opened: OpenPair | ImageError, spec: BatchSpec) -> OpenPair | DecodedPair:
+    """Return a pair that was read: decoded and in the cache, if there is room, else open."""
+    if isinstance(opened, ImageError):
+        raise opened
+    pixels = sum(math.prod(pair.size) for pair in _cache.values()) + math.prod(opened.size)
+    if BYTES_PER_PIXEL * pixels > CACHE_BYTES:
+        return opened
+    decoded = DecodedPair(*opened.decode(spec.labels, window=spec.window))
+    _cache[opened.pair] = decoded
+    return decoded

@@ -1,0 +1,129 @@
+"""Masks, from the samples of a file to class indices: HW uint8, `labels.IGNORE` where nothing is trained or scored.
+
+A sample is looked up in a table, a band of rows at a time; what no label has ends in an ImageError with the remedy.
+"""
+
+from functools import lru_cache
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from unet.data.image import MAX_PIXELS, Array, ImageError, bands, decoding_errors, open_picture
+from unet.data.labels import INVALID, LabelSet, built_in_labels
+from unet.data.region import Region, decode_region
+
+
+def open_mask(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a mask file as `open_image` does. Raise ImageError: not a mask, or larger than `max_pixels`."""
+    picture = open_picture(data, max_pixels)
+    if picture.format == "JPEG":
+        raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"):
+        raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
+    return picture
+
+
+def to_classes(picture: Image.Image, labels: LabelSet, region: Region | None = None) -> Array:
+    """Return the class indices, HW uint8, of an opened index, palette or RGB colour mask, or of a rectangle of it.
+
+    Raises:
+        ImageError: truncated or damaged, or it holds values or colours that `labels` does not know.
+    """
+    with decoding_errors():
+        if region is not None:
+            picture = decode_region(picture, region)
+        picture.load()
+        mask = np.empty((picture.height, picture.width), np.uint8)
+    look_up = _classes_of_colors if picture.mode.startswith("RGB") else _classes_of_values
+    for top, band in bands(picture):
+        mask[top : top + band.height] = look_up(band, labels)
+    if (mask == INVALID).any():
+        raise ImageError(_unknown_in(picture, labels))
+    return mask
+
+
+def decode_mask(data: bytes, labels: LabelSet) -> Array:
+    """Return a mask file as `to_classes` does, and raise what it and `open_mask` raise."""
+    return to_classes(open_mask(data), labels)
+
+
+def _samples(band: Image.Image) -> npt.NDArray[Any]:
+    """Return the values of a band of a mask, HW, or its colours as numbers of 24 bits; alpha is dropped."""
+    if band.mode.startswith("RGB"):
+        packed = (band if band.mode == "RGB" else band.convert("RGB")).tobytes("raw", "BGRX")
+        return np.frombuffer(packed, "<u4").reshape(band.height, band.width)
+    return np.asarray(band.convert("L") if band.mode == "LA" else band)
+
+
+def _classes_of_values(band: Image.Image, labels: LabelSet) -> Array:
+    """Return the classes of a band of an index mask, `INVALID` for values of no label."""
+    values = _samples(band)
+    if values.dtype.itemsize == 1:
+        return labels.value_to_class[values.view(np.uint8)]
+    classes = labels.value_to_class[values.clip(0, 255)]
+    return np.where((values < 0) | (values > 255), np.uint8(INVALID), classes)
+
+
+def _classes_of_colors(band: Image.Image, labels: LabelSet) -> Array:
+    """Return the classes of a band of a colour mask, `INVALID` for colours of no label."""
+    classes: Array = _color_to_class(labels)[_samples(band)]
+    return classes
+
+
+@lru_cache(maxsize=1)
+def _color_to_class(labels: LabelSet) -> Array:
+    """Return a table of the class of each colour, [2 ** 24]: 16 MB, of which a mask touches a line for each colour."""
+    table = np.full(1 << 24, INVALID, np.uint8)
+    for label in labels.labels:
+        table[_number_of(label.color)] = labels.value_to_class[label.value]
+    return table
+
+
+def _number_of(color: tuple[int, ...]) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def _unknown_in(picture: Image.Image, labels: LabelSet) -> str:
+    """Return what is wrong with a mask that holds a value or colour of no label."""
+    present = np.unique(np.concatenate([np.unique(_samples(band)) for _, band in bands(picture)]))
+    if not picture.mode.startswith("RGB"):
+        return _unknown_values(present, labels)
+    known = {_number_of(label.color) for label in labels.labels}
+    number = next(number for number in present.tolist() if number not in known)
+    return _unknown_color((number >> 16, number >> 8 & 255, number & 255), labels)
+
+
+_BINARY_REMEDY = (
+    "a binary mask holds 0 and 255, or 0 and 1; threshold it, or say with --classes what its values mean, in place of "
+    "--binary"
+)
+
+
+def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
+    known = sorted(label.value for label in labels.labels)
+    if set(present.tolist()) <= {0, 255} and len(labels.classes) == 2:
+        return (
+            f"is a 0/255 mask, but the label set has the indices {known}; "
+            "give the foreground the index 255 in the label file, or --binary in place of --classes"
+        )
+    unknown = [value for value in present.tolist() if value not in known]
+    listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    if labels == built_in_labels("binary"):
+        return f"holds the value {listed}, and {_BINARY_REMEDY}"
+    return (
+        f"holds the value {listed}, which the label set (indices {known[0]} to {known[-1]}) lacks; "
+        "add it to the label file (marked ignore, if it is no class) or mend the mask"
+    )
+
+
+def _unknown_color(color: tuple[int, int, int], labels: LabelSet) -> str:
+    if len(set(color)) == 1 and labels.value_to_class[color[0]] != INVALID:
+        return (
+            f"holds the colour {color}, which no label has, but there is a label with the index {color[0]}: "
+            "it looks like an index mask saved as RGB; save its first channel alone"
+        )
+    if labels == built_in_labels("binary"):
+        return f"holds the colour {color}, and {_BINARY_REMEDY}"
+    return f"holds the colour {color}, which no label has; add it to the label file or mend the mask"

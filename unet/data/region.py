@@ -1,0 +1,90 @@
+"""A rectangle of a large image, for which no more of its file is decoded than the format demands.
+
+Pillow decodes it, so that its pixels are those of the whole image: of a TIFF the strips or tiles that the rectangle
+touches, of JPEG and PNG the rows down to the last one that is needed. Other files are decoded whole.
+"""
+
+import io
+import struct
+from typing import IO
+
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+
+from unet.data.tiff import part_of_tiff
+
+Region = tuple[int, int, int, int]
+"""Left, top, right, bottom [pixels]: whole pixels inside the image."""
+
+BLOCK_ROWS = 32
+"""A row of blocks in a JPEG has 32 rows of pixels at most; where chroma is enlarged, the next row of blocks counts."""
+
+
+def decode_region(picture: Image.Image, region: Region) -> Image.Image:
+    """Return a rectangle of an opened picture, as stored. Raise what Pillow does on damaged bytes."""
+    left, top = 0, 0
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        if (found := part_of_tiff(picture, region)) is not None:
+            data, left, top = found
+            picture = Image.open(io.BytesIO(data), formats=("TIFF",))
+    elif isinstance(picture, JpegImagePlugin.JpegImageFile):
+        picture = _first_rows_of_jpeg(picture, region[3])
+    elif isinstance(picture, PngImagePlugin.PngImageFile):
+        picture = _first_rows_of_png(picture, region[3])
+    return picture.crop((region[0] - left, region[1] - top, region[2] - left, region[3] - top))
+
+
+def is_shown_as_stored(picture: Image.Image) -> bool:
+    """Return whether an opened picture is known not to be turned by EXIF, before its pixels are decoded."""
+    if isinstance(picture, PngImagePlugin.PngImageFile) and _has_exif_behind_pixels(picture.fp):
+        return False
+    exif = Image.Image.getexif(picture)  # a PNG's own method would decode it
+    return bool(exif.get(ExifTags.Base.Orientation, 1) == 1)
+
+
+def _first_rows_of_jpeg(picture: JpegImagePlugin.JpegImageFile, rows: int) -> Image.Image:
+    """Return what ends soon after the first `rows`: a copy of the file whose header gives it that height."""
+    assert picture.fp is not None
+    picture.fp.seek(0)
+    data, place = bytearray(picture.fp.read()), 2
+    marker, length = struct.unpack_from(">HH", data, place)
+    while marker >> 8 == 0xFF and not (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)):
+        place += 2 + length
+        marker, length = struct.unpack_from(">HH", data, place)
+    (height,) = struct.unpack_from(">H", data, place + 5)  # of the frame header, behind the bits of a sample
+    if marker >> 8 == 0xFF and rows + 2 * BLOCK_ROWS < height:
+        struct.pack_into(">H", data, place + 5, rows + 2 * BLOCK_ROWS)
+    return Image.open(io.BytesIO(data), formats=("JPEG",))
+
+
+class _UnendedPNG(PngImagePlugin.PngImageFile):
+    """A PNG of which the end is not read."""
+
+    def load_end(self) -> None:
+        pass
+
+
+def _first_rows_of_png(picture: PngImagePlugin.PngImageFile, rows: int) -> Image.Image:
+    """Return `picture`, or one that ends with its first `rows`."""
+    assert picture.fp is not None
+    if picture.info.get("interlace") or picture.is_animated or len(picture.tile) != 1:
+        return picture
+    picture.fp.seek(0)
+    first = _UnendedPNG(picture.fp)
+    first._size = (picture.width, rows)
+    first.tile = [first.tile[0]._replace(extents=(0, 0, picture.width, rows))]
+    return first
+
+
+def _has_exif_behind_pixels(file: IO[bytes] | None) -> bool:
+    """Return whether a PNG has a chunk behind its pixels from which Pillow takes EXIF."""
+    place, behind = 8, False
+    while file is not None:
+        file.seek(place)
+        length, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
+        if kind in (b"IEND", b"\0\0\0\0"):
+            break
+        if behind and (kind == b"eXIf" or file.read(32).startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))):
+            return True
+        behind |= kind == b"IDAT"
+        place += 12 + length
+    return False
