@@ -135,7 +135,8 @@ def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
     saved: tuple[Model, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, folder = saved
-    read, replaced = store.read, []
+    read = store.read
+    replaced: list[str] = []
 
     def replace_first(uri: str) -> bytes:
         if uri.endswith("model.safetensors") and not replaced:
