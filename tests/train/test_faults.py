@@ -96,6 +96,7 @@ def test_a_long_message_is_cut() -> None:
     ("error", "whose"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "a GPU"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "a GPU"),
         (MemoryError("Unable to allocate 3 GiB for an array"), "a machine"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), "a machine"),
     ],

@@ -111,7 +111,7 @@ def worker_fault(error: Exception) -> WorkerFault:
 
 def _memory_that_is_short(error: Exception, what: str) -> str | None:
     """Return whose memory an allocation exceeded; None if that is not what happened."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or re.search("CUDA error: out of memory|_ALLOC_FAILED", what):
         return "a GPU"
     short = isinstance(error, MemoryError) or re.search(r"DefaultCPUAllocator: can't allocate|MemoryError\b", what)
     return "a machine" if short else None

@@ -58,6 +58,7 @@ from unet.train.resume import (
     check_identity,
     identity_of,
     is_finished,
+    kept_window,
     read_identity,
 )
 from unet.train.run import TrainingRun
@@ -172,7 +173,7 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> T
                 "--norm and --upsample that it was trained with"
             )
     statistics = check_labelled_set(labelled, labels, settings.data.check_limit, print)
-    window = _window(settings.data.window, statistics, before)
+    window = kept_window(before, _window(settings.data.window, statistics))
     print(statistics_table(labelled, labels, statistics, window))
     return TrainingRun(
         settings=settings,
@@ -186,15 +187,11 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> T
     )
 
 
-def _window(
-    given: Window | None, statistics: tuple[SetStatistics, SetStatistics], before: Identity | None
-) -> Window | None:
-    """Return how 16-bit images are scaled: as the run was begun, as `given`, or as suits those that the check read."""
+def _window(given: Window | None, statistics: tuple[SetStatistics, SetStatistics]) -> Window | None:
+    """Return how 16-bit images are scaled: as `given`, or as suits those that the check has read."""
     suited = choose_window(statistics)
     if given is not None and suited is None:
         raise RequestError("--window: is for 16-bit grayscale images, and the check has read none; leave it out")
-    if before is not None and "window" in before:
-        return before["window"] and (before["window"][0], before["window"][1])
     return given or suited
 
 

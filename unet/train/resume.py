@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from unet.settings import RequestError, to_mapping
+from unet.settings import RequestError, Window, to_mapping
 from unet.storage import store
 from unet.storage.faults import Vanished
 from unet.storage.objects import join_uri
@@ -73,6 +73,14 @@ def check_identity(run: TrainingRun, before: Identity) -> None:
             f"--name {run.settings.name}: began on another labelled set or label file ({then}; {here} now); "
             "take another"
         )
+
+
+def kept_window(before: Identity | None, window: Window | None) -> Window | None:
+    """Return the window that a run was begun with; `window` where it begins now, or where version 0.1 began it."""
+    if before is None or "window" not in before:
+        return window
+    kept = before["window"]
+    return None if kept is None else (kept[0], kept[1])
 
 
 def _digest(run: TrainingRun, *more: Any) -> str:
