@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from unet.model.network import UNet
 from unet.model.predictor import Predictor
 from unet.settings import Geometry, RequestError
 from unet.storage import store
+from unet.storage.faults import Denied
+from unet.storage.local import LocalStore
 from unet.storage.objects import join_uri
 
 
@@ -129,6 +131,21 @@ def test_promise_28_a_model_that_is_saved_over_another_is_one_of_the_two_at_ever
     assert model.digest != first
     assert store.list_files(place) == ["model.json", "model.safetensors"]  # what the killed ones left is gone too
     assert Model.load(place).digest == hashlib.sha256(store.read(join_uri(place, "model.safetensors"))).hexdigest()
+
+
+def test_without_the_right_to_delete_no_second_copy_of_the_weights_is_left(
+    saved: tuple[Model, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = saved
+
+    def denied(self: LocalStore, keys: Iterable[str]) -> None:
+        raise Denied(folder, "no")
+
+    monkeypatch.setattr(LocalStore, "delete", denied)
+    model.save(folder)
+    assert Model.load(folder).digest == model.digest
+    sizes = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
+    assert [size for name, size in sizes.items() if name.startswith("model-")] == [0]
 
 
 def test_a_model_that_is_replaced_while_it_is_read_is_read_again(

@@ -68,8 +68,10 @@ class Model:
         store.write(join_uri(folder, _incoming(self.digest)), weights)
         store.write(join_uri(folder, DESCRIPTION), json.dumps(description, indent=1).encode())
         store.write(join_uri(folder, WEIGHTS), weights)
-        with suppress(Denied):  # to remove files is a right that no job needs
+        try:
             store.open_store(folder).delete([name for name in store.list_files(folder) if _INCOMING.fullmatch(name)])
+        except Denied:  # to remove files is a right that no job needs
+            store.write(join_uri(folder, _incoming(self.digest)), b"")
 
     @classmethod
     def load(cls, folder: str, flag: str = "--model") -> "Model":
