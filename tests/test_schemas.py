@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 from tests.jobs.bench import Bench, fill, save_model
 from tests.structure import modules
 from unet.command_line import run
+from unet.data.settings import SetSettings
 from unet.evaluate.job import evaluate
 from unet.evaluate.settings import EvaluateSettings
 from unet.segment.job import segment
@@ -122,7 +123,9 @@ def test_a_lease_on_s3_says_what_the_page_says(bucket: str) -> None:
 
 def test_an_evaluation_leaves_what_the_page_says(boxes: Path, tmp_path: Path, one_ray: None) -> None:
     model, output = save_model(str(tmp_path / "model")), str(tmp_path / "scores")
-    settings = EvaluateSettings(data=str(boxes), classes=str(boxes / "classes.csv"), model=model, output=output)
+    settings = EvaluateSettings(
+        data=SetSettings(data=str(boxes), classes=str(boxes / "classes.csv")), model=model, output=output
+    )
     assert evaluate(settings) == 0
     page, left = files_below(EVALUATION), all_files(output)
     assert_named(left, page)

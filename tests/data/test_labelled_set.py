@@ -16,12 +16,13 @@ from unet.data.labelled_set import (
     check_labelled_set,
     choose_window,
     find_labelled_set,
+    find_part,
     read_pair,
     statistics_table,
 )
 from unet.data.labels import Label, LabelSet, read_labels
 from unet.data.layouts import LAYOUTS, Layout, Pair
-from unet.data.settings import DataSettings
+from unet.data.settings import DataSettings, SetSettings
 from unet.settings import RequestError
 
 
@@ -207,3 +208,38 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert int(done.stdout.split()[-1]) < limit
+
+
+def test_a_part_is_found_though_the_other_is_faulty(boxes: Path) -> None:
+    settings = SetSettings(data=str(boxes))
+    whole = find_labelled_set(settings)
+    assert find_part(settings, "val") == LabelledSet((), whole.val)
+    assert find_part(settings, "train") == LabelledSet(whole.train, ())
+    assert find_part(settings, "all") == whole
+    (boxes / "train/masks/003.png").unlink()
+    assert find_part(settings, "val").val == whole.val
+    with pytest.raises(RequestError, match="image without a mask"):
+        find_part(settings, "all")
+
+
+def test_a_set_without_parts_is_split_for_a_part_and_never_for_all_of_it(boxes: Path) -> None:
+    pairs = {"images": str(boxes / "train/images"), "masks": str(boxes / "train/masks")}
+    settings = SetSettings(**pairs, val_fraction=0.4)  # type: ignore[arg-type]
+    whole = find_labelled_set(settings)
+    assert whole.val
+    assert find_part(settings, "val") == LabelledSet((), whole.val)
+    assert find_part(settings, "train") == LabelledSet(whole.train, ())
+    assert sorted(find_part(settings, "all").train, key=lambda pair: pair.key) == sorted(
+        whole.train + whole.val, key=lambda pair: pair.key
+    )
+    elsewhere = SetSettings(**pairs, val_data=str(boxes))  # type: ignore[arg-type]
+    assert find_part(elsewhere, "val") == LabelledSet((), find_labelled_set(SetSettings(data=str(boxes))).val)
+
+
+def test_the_table_of_a_part_has_its_column_alone(boxes: Path) -> None:
+    labels = read_labels(str(boxes / "classes.csv"))
+    part = find_part(SetSettings(data=str(boxes)), "val")
+    table = statistics_table(part, labels, check_labelled_set(part, labels, 5000, print))
+    assert table.splitlines()[0].split() == ["val"]
+    assert table.splitlines()[1].split() == ["pairs", "5"]
+    assert "to learn" not in table

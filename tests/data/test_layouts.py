@@ -23,7 +23,7 @@ from unet.data.labelled_set import (
 )
 from unet.data.labels import IGNORE, LabelSet, read_labels
 from unet.data.mask import decode_mask
-from unet.data.settings import DataSettings
+from unet.data.settings import DataSettings, SetSettings
 from unet.evaluate.job import evaluate
 from unet.evaluate.scorer import Scorer
 from unet.evaluate.settings import EvaluateSettings
@@ -344,7 +344,8 @@ def test_a_set_is_trained_on_and_scored_as_it_comes(tmp_path: Path, name: str) -
     assert model.labels == read_labels(name)
     assert model.network.config["classes"] == len(model.labels.names)
     scores = str(tmp_path / "scores")
-    evaluation = EvaluateSettings(data=str(tmp_path / "set"), model=str(tmp_path / "out/run/model"), output=scores)
+    data = SetSettings(data=str(tmp_path / "set"))
+    evaluation = EvaluateSettings(data=data, model=str(tmp_path / "out/run/model"), output=scores)
     assert evaluate(evaluation) == 0
     scored = json.loads((tmp_path / "scores/scores.json").read_text())
     assert scored["images"] == len(find_labelled_set(settings_of(name, tmp_path / "set")).val)

@@ -20,6 +20,7 @@ from tests.hosts.network import CLIENT, DASHBOARD, GCS, Hosts, buckets, network
 from tests.jobs.bench import Bench, fill, image_bytes, save_model
 from tests.jobs.training import training_flags
 from tests.servers.proxy import Proxy
+from unet.data.settings import SetSettings
 from unet.evaluate.job import evaluate
 from unet.evaluate.settings import EvaluateSettings
 from unet.segment.recorder import PART_SECONDS
@@ -99,7 +100,7 @@ def test_train_segment_and_evaluate_on_three_hosts_give_what_one_machine_gives(
     evaluated = hosts.submit("jobs/evaluate.py", *flags)
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     here = str(tmp_path / "scores")
-    assert evaluate(EvaluateSettings(data=str(boxes), model=bench.model, output=here)) == 0
+    assert evaluate(EvaluateSettings(data=SetSettings(data=str(boxes)), model=bench.model, output=here)) == 0
     there, ours = (json.loads(store.read(f"{place}/scores.json")) for place in (scores, here))
     for name in ("confusion", "miou", "classes", "images"):
         assert there[name] == ours[name]

@@ -50,6 +50,7 @@ def job(boxes: Path, tmp_path: Path) -> Job:
 
     def call(**given: Any) -> dict[str, Any]:
         flags = {"data": boxes, "part": "all", "output": tmp_path / "scores"} | given
+        flags = {name: value for name, value in flags.items() if value is not None}
         assert run(evaluate, EvaluateSettings, flags_of(flags)) == 0
         scores: dict[str, Any] = json.loads((tmp_path / "scores" / "scores.json").read_text())
         assert scores.pop("seconds") > 0
@@ -95,11 +96,31 @@ def test_masks_that_segment_wrote_score_as_the_model_does(job: Job, model: str, 
     scores = job(model=model)
     written = tmp_path / "masks"
     assert segment(SegmentSettings(input=str(boxes), output=str(written), model=model)) == 0
-    masks = job(masks=written, classes=boxes / "classes.csv")
-    told_apart = ("model", "digest", "masks")
+    masks = job(predictions=written, classes=boxes / "classes.csv")
+    told_apart = ("model", "digest", "predictions")
     assert {k: v for k, v in masks.items() if k not in told_apart} == {
         k: v for k, v in scores.items() if k not in told_apart
     }
+
+
+def test_a_set_is_named_as_in_training(job: Job, model: str, boxes: Path) -> None:
+    """By --images and --masks with --val-data, and with labels of its own; of one image all is scored."""
+    parts = {"data": None, "images": boxes / "train/images", "masks": boxes / "train/masks"}
+    scores = job(model=model, **parts)
+    assert (scores["images"], scores["data"]) == (12, str(boxes / "train/images"))
+    validated = job(model=model, **parts, val_data=boxes, part="val", classes=boxes / "classes.csv")
+    assert (validated["images"], validated["val_data"]) == (5, str(boxes))
+    assert validated["confusion"] == job(model=model, part="val")["confusion"]
+    for file in sorted((boxes / "train").glob("*/*"))[:]:
+        if file.stem != "003":
+            file.unlink()
+    assert job(model=model, **parts)["images"] == 1
+
+
+def test_what_is_not_scored_is_not_read(job: Job, model: str, boxes: Path) -> None:
+    (boxes / "train/images/003.png").write_bytes(b"no image")
+    (boxes / "train/masks/004.png").unlink()
+    assert job(model=model, part="val")["images"] == 5
 
 
 def test_by_default_the_images_are_scored_that_training_validates_on(job: Job, model: str, boxes: Path) -> None:
@@ -110,10 +131,14 @@ def test_by_default_the_images_are_scored_that_training_validates_on(job: Job, m
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "--model, or --masks"),
+        ({}, "--model, or --predictions"),
         ({"model": "nowhere"}, "is no model folder"),
-        ({"masks": "{masks}"}, "--classes"),
-        ({"masks": "{masks}", "classes": "{boxes}/classes.csv"}, "lacks "),
+        ({"predictions": "{masks}"}, "--classes"),
+        ({"predictions": "{masks}", "classes": "{boxes}/classes.csv"}, "lacks "),
+        (
+            {"masks": "{masks}", "classes": "{boxes}/classes.csv"},
+            "masks to score, of jobs/evaluate.py, are --predictions",
+        ),
         ({"model": "{model}", "classes": "camvid"}, "in the same order"),
         ({"model": "{model}", "data": "{masks}"}, "none of the known layouts"),
     ],
@@ -145,7 +170,7 @@ def test_a_written_mask_of_another_size_is_named(
         shutil.copy(next(boxes.glob(f"*/masks/{image.stem}.*")), masks / f"{image.name}.png")
     wrong = sorted(masks.iterdir())[0]
     wrong.write_bytes(encode_image(np.zeros((3, 5), np.uint8)))
-    flags = {"data": boxes, "part": "all", "output": tmp_path / "scores", "masks": masks}
+    flags = {"data": boxes, "part": "all", "output": tmp_path / "scores", "predictions": masks}
     flags["classes"] = boxes / "classes.csv"
     assert run(evaluate, EvaluateSettings, flags_of(flags)) == 2
     error = capsys.readouterr().err

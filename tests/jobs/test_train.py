@@ -97,6 +97,11 @@ def test_a_finished_run_says_so_refuses_other_settings_and_may_be_started_from(
     assert job(epochs=1) == 0
     assert job(epochs=1) == 0
     assert "this run is finished" in capfd.readouterr().out
+    shutil.move(folder / "checkpoints", tmp_path / "checkpoints")
+    assert job(epochs=1) == 0
+    assert job(epochs=2) == 2
+    assert "has no checkpoint left to go on from" in capfd.readouterr().err
+    shutil.move(tmp_path / "checkpoints", folder / "checkpoints")
     assert job(epochs=1, lr=0.5) == 2
     assert "lr 0.004 -> 0.5" in capfd.readouterr().err
 
@@ -115,6 +120,12 @@ def test_score_ignore_makes_void_a_class_and_max_steps_ends_the_run(job: Job, bo
     assert job(score_ignore=True, epochs=5, max_steps=2) == 0
     assert json.loads((folder / "model/model.json").read_text())["architecture"]["classes"] == 3
     assert read_entries(str(folder))[-1]["step"] == 2
+
+
+@pytest.mark.slow
+def test_max_steps_are_taken_whatever_epochs_says(job: Job, folder: Path) -> None:
+    assert job(epochs=1, max_steps=7) == 0
+    assert [entry["step"] for entry in read_entries(str(folder))] == [3, 6, 7]
 
 
 @pytest.mark.slow
@@ -163,6 +174,27 @@ def test_a_fault_found_later_ends_the_run_naming_the_file(
         file.write_bytes(encode_image(np.full((40, 56), 9, np.uint8)))
     assert job(check_limit=1) in (1, 2)  # whether the one pair that is checked is a faulty one or not
     assert "holds the value 9" in capfd.readouterr().err
+
+
+def fails(config: Any) -> None:
+    """Takes the place of the workers' loop; counts its calls."""
+    with (Path(config["run"].folder) / "calls").open("a") as file:
+        file.write("called\n")
+    torch.nn.functional.batch_norm(torch.ones(1, 3, 1, 1), None, None, training=True)
+
+
+def test_promise_42_an_exception_in_a_worker_ends_the_run_with_one_line_and_a_file(
+    job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unet.train.job.train_worker", fails)
+    assert job() == 1
+    output = capfd.readouterr()
+    (line,) = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert "ValueError: Expected more than 1 value per channel" in line
+    assert f"traceback in {folder}/traceback.txt" in line
+    assert "in fails" in (folder / "traceback.txt").read_text()
+    assert (folder / "calls").read_text() == "called\n"
+    assert "lost" not in output.out
 
 
 def unpaired(boxes: Path) -> None:

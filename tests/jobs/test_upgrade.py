@@ -1,20 +1,28 @@
 """What an earlier version left is read and gone on with: model folder, ledger, training run."""
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 from unet.command_line import parse
+from unet.data.labelled_set import find_labelled_set
+from unet.data.labels import read_labels
 from unet.model.artifact import Model
 from unet.segment.job import segment
 from unet.segment.settings import SegmentSettings
+from unet.settings import RequestError
 from unet.storage.store import open_store
 from unet.train.checkpoint import Checkpoints
 from unet.train.job import train
 from unet.train.journal import read_entries
+from unet.train.optimizer import learning_rate
+from unet.train.resume import check_identity, identity_of, read_identity
+from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
 
 VERSIONS = sorted((ROOT / "tests/data").glob("written_by_*"))
@@ -43,6 +51,64 @@ def test_promise_41_a_finished_run_of_an_earlier_version_is_finished(
 ) -> None:
     assert train(settings_of(left)) == 0
     assert "this run is finished" in capsys.readouterr().out
+
+
+def test_promise_41_settings_that_came_or_went_since_leave_a_finished_run_finished(
+    left: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = settings_of(left)
+    file = left / "runs/finished/settings.yaml"
+    file.write_text(file.read_text().replace("elastic: 0.01\n", "gone: 3\n"))  # as if --elastic were new
+    assert train(replace(given, fit=replace(given.fit, precision="fp32"))) == 0
+    assert "this run is finished" in capsys.readouterr().out
+
+
+def test_promise_41_a_run_on_a_window_of_its_own_goes_on_with_it(left: Path) -> None:
+    given = settings_of(left)
+    run = TrainingRun(
+        settings=given,
+        folder=str(left / "runs/finished"),
+        labelled=find_labelled_set(given.data),
+        labels=read_labels(given.data.labels),
+        class_weights=None,
+    )
+    before = read_identity(run.folder)
+    assert "window" not in before
+    check_identity(run, before)
+    begun = replace(run, window=(200, 3000))
+    check_identity(begun, before | {"digest": digest_with_window(begun)})  # as 0.1.0 wrote it
+    check_identity(run, identity_of(begun))
+    assert identity_of(begun)["window"] == [200, 3000]
+    with pytest.raises(RequestError, match="another labelled set"):
+        check_identity(replace(run, labels=read_labels("camvid")), before)
+
+
+def digest_with_window(run: TrainingRun) -> str:
+    keys = [[pair.key for pair in part] for part in (run.labelled.train, run.labelled.val)]
+    return hashlib.sha256(json.dumps([keys, run.labels.to_json(), run.window]).encode()).hexdigest()
+
+
+@pytest.mark.usefixtures("one_ray")
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_more_epochs_continue_a_run_of_an_earlier_version(
+    left: Path, unfinished: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = left / "runs/finished"
+    if unfinished:
+        (run / "report/index.html").unlink()
+    given, before = settings_of(left), read_entries(str(run))
+    longer = replace(given, fit=replace(given.fit, epochs=5))
+    assert train(longer) == 0
+    after = read_entries(str(run))
+    assert after[:3] == before
+    assert [entry["step"] for entry in after] == [3, 6, 9, 12, 15]
+    rates = [learning_rate(entry["step"] - 1, longer.fit, 15) for entry in after[3:]]
+    assert [entry["learning_rate"] for entry in after[3:]] == rates
+    assert (run / "report/index.html").stat().st_size > 0
+    assert train(longer) == 0
+    assert "this run is finished" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="epochs 5 -> 3"):
+        train(given)
 
 
 @pytest.mark.usefixtures("one_ray")

@@ -1,7 +1,10 @@
 """The model folder: what is saved is what is loaded, and nothing else is."""
 
+import hashlib
 import json
 import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,10 @@ from unet.model.artifact import Model
 from unet.model.network import UNet
 from unet.model.predictor import Predictor
 from unet.settings import Geometry, RequestError
+from unet.storage import store
+from unet.storage.faults import Denied
+from unet.storage.local import LocalStore
+from unet.storage.objects import join_uri
 
 
 @pytest.fixture
@@ -86,3 +93,76 @@ def test_promise_27_a_pickle_where_a_model_should_be_is_refused_unread(saved: tu
         (Path(saved[1]) / name).write_bytes(pickle.dumps(_Bomb()))
         with pytest.raises(RequestError):
             Model.load(saved[1], "--model")
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "place") if request.param == "folder" else f"{request.getfixturevalue('bucket')}/place"
+
+
+def test_promise_28_a_model_that_is_saved_over_another_is_one_of_the_two_at_every_moment(
+    saved: tuple[Model, str], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = saved
+    model.save(place)
+    first, scores = model.digest, []
+    put = store.write
+    for writes in range(4):
+        left = iter(range(writes))
+
+        def kill_after(uri: str, data: bytes, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise _Killed
+            put(uri, data)
+
+        with torch.no_grad():
+            next(model.network.parameters()).add_(1)
+        model.scores["val_miou"] = float(writes)
+        with monkeypatch.context() as patch, suppress(_Killed):
+            patch.setattr(store, "write", kill_after)
+            model.save(place)
+        scores.append(Model.load(place).scores["val_miou"])
+    assert scores[0] == 0.5
+    assert scores[-1] == 3.0
+    assert model.digest != first
+    assert store.list_files(place) == ["model.json", "model.safetensors"]  # what the killed ones left is gone too
+    assert Model.load(place).digest == hashlib.sha256(store.read(join_uri(place, "model.safetensors"))).hexdigest()
+
+
+def test_without_the_right_to_delete_no_second_copy_of_the_weights_is_left(
+    saved: tuple[Model, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = saved
+
+    def denied(self: LocalStore, keys: Iterable[str]) -> None:
+        raise Denied(folder, "no")
+
+    monkeypatch.setattr(LocalStore, "delete", denied)
+    model.save(folder)
+    assert Model.load(folder).digest == model.digest
+    sizes = {path.name: path.stat().st_size for path in Path(folder).iterdir()}
+    assert [size for name, size in sizes.items() if name.startswith("model-")] == [0]
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(
+    saved: tuple[Model, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = saved
+    read = store.read
+    replaced: list[str] = []
+
+    def replace_first(uri: str) -> bytes:
+        if uri.endswith("model.safetensors") and not replaced:
+            replaced.append(uri)
+            with torch.no_grad():
+                next(model.network.parameters()).add_(1)
+            model.save(folder)
+        return read(uri)
+
+    monkeypatch.setattr(store, "read", replace_first)
+    assert Model.load(folder).digest == model.digest
+    assert replaced

@@ -1,18 +1,16 @@
 """Ray Train as we use it: what workers reserve, what is refused, and which failures last."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import torch
 from ray.exceptions import RayActorError
 from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.exceptions import ControllerError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from unet.runtime.ray_internals import FailureDecision
 from unet.settings import RequestError
-from unet.storage.faults import Denied, Unreachable
-from unet.train.trainer import FailurePolicy, fault_of, resources
+from unet.train.faults import WorkerFault
+from unet.train.trainer import FailurePolicy, resources
 
 Machines = Callable[..., None]
 
@@ -75,21 +73,16 @@ def test_what_a_cluster_cannot_hold_is_refused(
     assert "waiting for 4 GPUs; the cluster has 2" in capsys.readouterr().out
 
 
-def test_a_lasting_fault_is_told_from_a_passing_one() -> None:
-    class Failed(Exception):  # noqa: N818
-        def __init__(self, *causes: Exception) -> None:
-            self.worker_failures = dict(enumerate(causes))
+def test_promise_42_what_would_come_again_is_not_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    policy = FailurePolicy(FailureConfig(max_failures=2))
 
-    def fault(*causes: Exception) -> Any:
-        return fault_of(Failed(*causes))  # type: ignore[arg-type]
+    def decision(*errors: Exception) -> FailureDecision:
+        return policy.make_decision(WorkerGroupError("the reason", dict(enumerate(errors))))
 
-    assert fault(ConnectionError("peer"), RequestError("masks/3.png: holds the value 9")) == (
-        "masks/3.png: holds the value 9"
-    )
-    assert "--batch-size" in fault(torch.OutOfMemoryError("cuda"))
-    assert fault(ConnectionError("peer")) is None
-    assert fault(Unreachable("s3://b/k", "no answer")) is None
-    assert fault(Denied("s3://b/k", "no (AccessDenied)")) == "s3://b/k: no (AccessDenied)"
+    assert decision(WorkerFault("ValueError: one value per channel", "Traceback")) == FailureDecision.RAISE
+    assert capsys.readouterr().out == ""
+    assert [decision(RayActorError()) for _ in range(3)] == 2 * [FailureDecision.RETRY] + [FailureDecision.RAISE]
+    assert "workers are lost, going on from the last checkpoint (the reason)" in capsys.readouterr().out
 
 
 def test_workers_that_are_lost_while_they_meet_meet_again_but_not_for_ever() -> None:

@@ -21,11 +21,11 @@ from PIL import Image
 
 from unet.data.image import Array, ImageError
 from unet.data.labels import IGNORE, LabelSet
-from unet.data.layouts import Pair, pairs_by_layout, pairs_of, summarize
+from unet.data.layouts import Pair, Parts, pairs_of, parts_by_layout, summarize
 from unet.data.mask import open_mask, to_classes
 from unet.data.open_pair import OpenPair, naming, open_pair, open_pairs
 from unet.data.prefetch import prefetch
-from unet.data.settings import DataSettings
+from unet.data.settings import Part, SetSettings
 from unet.settings import RequestError, Window
 from unet.storage import store
 from unet.storage.faults import Vanished
@@ -111,28 +111,45 @@ class SetStatistics:
         )
 
 
-def find_labelled_set(settings: DataSettings, folder: str | None = None) -> LabelledSet:
+def find_labelled_set(settings: SetSettings, folder: str | None = None) -> LabelledSet:
     """Return the set that `settings` names; `folder` stands in for --data.
 
     Raises:
         RequestError: no such folder, no known layout, no images, unpaired files, or nothing to validate on.
     """
+    parts = _find_parts(settings, folder)
+    train, val = parts["train"](), parts["val"]() if "val" in parts else ()
+    if shared := {pair.image for pair in val} & {pair.image for pair in train}:
+        raise RequestError(f"--val-data {settings.val_data}: {min(shared)} is a training image too; give another set")
+    return LabelledSet(train, val) if val else _split(train, settings.val_fraction)
+
+
+def find_part(settings: SetSettings, part: Part) -> LabelledSet:
+    """Return a part of the set that `settings` names, and nothing of the other, which may be faulty. all: both parts,
+    or a set without parts as it is.
+
+    Raises:
+        RequestError: as `find_labelled_set`, of the part alone.
+    """
+    parts = _find_parts(settings)
+    if part != "all" and "val" not in parts:
+        whole = _split(parts["train"](), settings.val_fraction)
+        return LabelledSet(whole.train, ()) if part == "train" else LabelledSet((), whole.val)
+    found = {name: find() if part in (name, "all") else () for name, find in parts.items()}
+    return LabelledSet(found["train"], found.get("val", ()))
+
+
+def _find_parts(settings: SetSettings, folder: str | None = None) -> Parts:
     if settings.images is not None and settings.masks is not None:
         store.check_readable(settings.images, "--images")
         store.check_readable(settings.masks, "--masks")
-        train, val = pairs_of(settings.images, settings.masks), tuple[Pair, ...]()
+        parts: Parts = {"train": partial(pairs_of, settings.images, settings.masks)}
     else:
-        train, val = pairs_by_layout(folder or settings.data or "", "--data")
+        parts = parts_by_layout(folder or settings.data or "", "--data")
     if settings.val_data is not None:
-        part = pairs_by_layout(settings.val_data, "--val-data")
-        val = part[1] or part[0]
-        if shared := {pair.image for pair in val} & {pair.image for pair in train}:
-            raise RequestError(
-                f"--val-data {settings.val_data}: {min(shared)} is a training image too; give another set"
-            )
-    if not val:
-        train, val = _split(train, settings.val_fraction)
-    return LabelledSet(train, val)
+        given = parts_by_layout(settings.val_data, "--val-data")
+        parts["val"] = given.get("val", given["train"])
+    return parts
 
 
 def read_pair(pair: Pair, labels: LabelSet, *, window: Window | None = None) -> tuple[Image.Image, Array]:
@@ -178,7 +195,7 @@ def check_labelled_set(
         return known
     train, val = _count_pairs(labelled, labels, limit, log)
     for name, pairs, statistics in (("training", labelled.train, train), ("validation", labelled.val, val)):
-        if statistics.sizes.total() == len(pairs) and not statistics.pixels.any():
+        if pairs and statistics.sizes.total() == len(pairs) and not statistics.pixels.any():
             raise RequestError(f"the {name} masks hold no pixel of any class; is --classes the right label set?")
     if cache is not None:
         counts = {"format": CACHE_FORMAT, "digest": digest, "train": train.to_json(), "val": val.to_json()}
@@ -192,26 +209,29 @@ def statistics_table(
     statistics: tuple[SetStatistics, SetStatistics],
     window: Window | None = None,
 ) -> str:
-    """Return the table of what the check counted, as it is printed. `window`: of 16-bit images."""
-    lines = [_row("", "train", "val"), _row("pairs", len(labelled.train), len(labelled.val))]
-    read = [part.sizes.total() for part in statistics]
-    if sum(read) < len(labelled.train) + len(labelled.val):
+    """Return the table of what the check counted, as it is printed, with a column for each part that there is.
+    `window`: of 16-bit images."""
+    found = zip(("train", "val"), (labelled.train, labelled.val), statistics, strict=True)
+    names, pairs, parts = zip(*(column for column in found if column[1]), strict=True)
+    lines = [_row("", *names), _row("pairs", *map(len, pairs))]
+    read = [part.sizes.total() for part in parts]
+    if sum(read) < sum(map(len, pairs)):
         lines.append(_row("of them read", *read))
-    sizes = [*zip_longest(*(part.sizes.most_common() for part in statistics))]
+    sizes = [*zip_longest(*(part.sizes.most_common() for part in parts))]
     for place, both in enumerate(sizes[:MAX_SIZES]):
         cells = (f"{_format_size(counted[0])}: {counted[1]}" if counted else "" for counted in both)
         lines.append(_row("" if place else "height x width", *cells))
     if len(sizes) > MAX_SIZES:
         lines.append(f"{'':16}... {len(sizes) - MAX_SIZES} more sizes")
-    if any(part.sixteen_bit for part in statistics):
-        lines.append(_row("16-bit images", *(part.sixteen_bit for part in statistics)))
+    if any(part.sixteen_bit for part in parts):
+        lines.append(_row("16-bit images", *(part.sixteen_bit for part in parts)))
     if window is not None:
         lines.append(_row("window", f"{window[0]} to {window[1]}"))
     for index, name in enumerate(labels.names):
-        shares = [part.shares[index] for part in statistics]
-        note = "" if shares[0] else "   no pixel to learn it from"
+        shares = [part.shares[index] for part in parts]
+        note = "   no pixel to learn it from" if names[0] == "train" and not shares[0] else ""
         lines.append(_row(name, *(f"{share:.1%}" for share in shares)) + note)
-    ignored = (part.ignored / max(1, part.ignored + part.pixels.sum()) for part in statistics)
+    ignored = (part.ignored / max(1, part.ignored + part.pixels.sum()) for part in parts)
     return "\n".join((*lines, _row("(ignored)", *(f"{share:.1%}" for share in ignored))))
 
 
@@ -219,7 +239,7 @@ def _row(name: str, *cells: object) -> str:
     return f"{name[:15]:16}" + "".join(f"{cell!s:>16}" for cell in cells)
 
 
-def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+def _split(pairs: tuple[Pair, ...], fraction: float) -> LabelledSet:
     def is_val(pair: Pair) -> bool:
         return int.from_bytes(hashlib.sha256(pair.key.encode()).digest()[:8]) < fraction * 2**64
 
@@ -230,7 +250,7 @@ def _split(pairs: tuple[Pair, ...], fraction: float) -> tuple[tuple[Pair, ...], 
             f"--val-fraction {fraction} of {len(pairs)} pairs leaves {len(train)} to train and {len(val)} to validate "
             "on; change it, add pairs or give --val-data"
         )
-    return train, val
+    return LabelledSet(train, val)
 
 
 def _count_pairs(

@@ -4,8 +4,9 @@ A pair's key is its path below the image folder without the suffix. Image and ma
 without the endings that a layout gives to each. A published set is read as it comes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import PurePosixPath
 
 from unet.data.image import SUFFIXES
@@ -31,6 +32,9 @@ class Pair:
 
 
 Pairs = tuple[Pair, ...]
+
+Parts = dict[str, Callable[[], Pairs]]
+"""What finds the pairs of the parts that a set has: train, and val if there is one."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,11 @@ LAYOUTS = (
 CamVid as published, Pascal VOC, and one without parts."""
 
 
-def pairs_by_layout(folder: str, flag: str) -> tuple[Pairs, Pairs]:
-    """Return the training and the validation part of the set in `folder`; the latter may be empty.
+def parts_by_layout(folder: str, flag: str) -> Parts:
+    """Return the parts of the set in `folder`. To find the pairs of one looks at its files alone.
 
     Raises:
-        RequestError: names `flag` and the folder, or the files that do not pair.
+        RequestError: names `flag` and the folder; or, when a part is found, the files that do not pair.
     """
     store.check_readable(folder, flag)
     for layout in LAYOUTS:
@@ -82,8 +86,10 @@ def pairs_by_layout(folder: str, flag: str) -> tuple[Pairs, Pairs]:
             if layout.split_lists is not None:
                 return _parts_by_lists(images, masks, join_uri(folder, layout.split_lists))
             val_images, val_masks = (join_uri(folder, name) for name in layout.folders(layout.val_part))
-            has_val = val_images != images and store.exists(val_images)
-            return pairs_of(images, masks, layout), pairs_of(val_images, val_masks, layout) if has_val else ()
+            parts: Parts = {"train": partial(pairs_of, images, masks, layout)}
+            if val_images != images and store.exists(val_images):
+                parts["val"] = partial(pairs_of, val_images, val_masks, layout)
+            return parts
     known = "; ".join("{}/ + {}/".format(*layout.folders("train")) for layout in LAYOUTS)
     raise RequestError(
         f"{flag} {folder}: holds none of the known layouts ({known}); arrange it so, or use --images and --masks"
@@ -111,31 +117,36 @@ def summarize(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _parts_by_lists(images: str, masks: str, lists: str) -> tuple[Pairs, Pairs]:
+def _parts_by_lists(images: str, masks: str, lists: str) -> Parts:
     """Return the parts that the lists name; without a list for training, all other masks are trained on."""
     image_files, mask_files = _files_by_stem(images), _files_by_stem(masks)
-    parts = []
-    for name in ("train.txt", "val.txt"):
-        uri = join_uri(lists, name)
-        stems = _read_stems(uri) if store.exists(uri) else set()
+    stems = {name: _read_stems(join_uri(lists, f"{name}.txt")) for name in ("train", "val")}
+
+    def listed(name: str) -> Pairs:
         for folder, files in ((images, image_files), (masks, mask_files)):
-            if missing := summarize(sorted(stems - files.keys())):
+            if missing := summarize(sorted(stems[name] - files.keys())):
+                uri = join_uri(lists, f"{name}.txt")
                 raise RequestError(f"{uri}: names {missing}, of which {folder} has no file; add it or remove the line")
-        parts.append(_make_pairs(stems, image_files, mask_files))
-    train, val = parts
-    if shared := {pair.key for pair in train} & {pair.key for pair in val}:
-        raise RequestError(f"{lists}: train.txt and val.txt both name {min(shared)}; remove it from one of them")
-    if train:
-        return train, val
-    rest = mask_files.keys() - {pair.key for pair in val}
-    if not rest:
-        raise RequestError(f"{masks}: holds no mask to train on; add masks, or {join_uri(lists, 'train.txt')}")
-    _refuse_unpaired("mask without an image", mask_files, image_files, images, "")
-    return _make_pairs(rest, image_files, mask_files), val
+        return _make_pairs(stems[name], image_files, mask_files)
+
+    def train() -> Pairs:
+        if shared := stems["train"] & stems["val"]:
+            raise RequestError(f"{lists}: train.txt and val.txt both name {min(shared)}; remove it from one of them")
+        if stems["train"]:
+            return listed("train")
+        rest = mask_files.keys() - stems["val"]
+        if not rest:
+            raise RequestError(f"{masks}: holds no mask to train on; add masks, or {join_uri(lists, 'train.txt')}")
+        _refuse_unpaired("mask without an image", mask_files, image_files, images, "")
+        return _make_pairs(rest, image_files, mask_files)
+
+    return {"train": train} | ({"val": partial(listed, "val")} if stems["val"] else {})
 
 
 def _read_stems(uri: str) -> set[str]:
-    """Return the first word of each line of a list; in lists of one class a flag follows it."""
+    """Return the first word of each line of a list, if there is one; in lists of one class a flag follows it."""
+    if not store.exists(uri):
+        return set()
     try:
         return {words[0] for line in store.read(uri).decode().splitlines() if (words := line.split())}
     except (OSError, UnicodeDecodeError) as error:

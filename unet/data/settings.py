@@ -1,65 +1,91 @@
 """Which labelled set, and how its images are augmented."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from unet.settings import RequestError, Window, at_least
 
+Part = Literal["val", "train", "all"]
+"""Of a labelled set."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class SetSettings:
     """The labelled set."""
 
     data: str | None = None
     """Folder of the labelled set, laid out as images/ + masks/ (with train/ and val/ inside or around them), as CamVid
-    (train/ trainannot/ val/ valannot/, or as published), Cityscapes or Pascal VOC, or as image-segmentation-keras does.
-    Without any: a generated sample set."""
+    (train/ trainannot/ val/ valannot/, or as published), Cityscapes or Pascal VOC, or as image-segmentation-keras
+    does."""
     images: str | None = None
     """Folder of images, in place of --data; needs --masks."""
     masks: str | None = None
     """Folder of masks, in place of --data; needs --images."""
     val_data: str | None = None
-    """Labelled set to validate on, laid out as images/ + masks/. Default: the val part of --data, else a split."""
+    """Labelled set to validate on, laid out as --data. Default: the val part of --data, else a split."""
     val_fraction: float = 0.2
     """Share of images to validate on where the set has no val part; chosen by a hash of the key, so that an image
     stays on its side as the set grows."""
     classes: str | None = None
     """Label set: camvid, camvid32 (as published, in 32 colours), cityscapes, voc, or a CSV with the columns
-    index,name,red,green,blue[,ignore], where rows of one name are one class. Needed for your own data."""
+    index,name,red,green,blue[,ignore], where rows of one name are one class. Needed to train on your own data; to score
+    a model, its own by default."""
     binary: bool = False
     """In place of --classes: masks hold 0 and 255, or 0 and 1: background and foreground."""
     score_ignore: bool = False
     """Train and score the ignored labels as classes of their own."""
-    window: Window | None = None
-    """Samples LOW HIGH of 16-bit grayscale images that become black and white; part of the model. Default: percentiles
-    0.5 and 99.5 of those that the check reads."""
     check_limit: int = 5000
     """How many pairs are read in full before anything starts; of a larger set, a random sample of that many."""
 
     def __post_init__(self) -> None:
         if (self.images is None) != (self.masks is None):
-            raise RequestError("--images and --masks go together: give both, or --data")
+            raise RequestError(
+                "--images and --masks go together: give both, or --data; masks to score, of jobs/evaluate.py, are "
+                "--predictions"
+            )
         if self.data is not None and self.images is not None:
             raise RequestError("--data and --images/--masks are two ways to name the same set: give one")
-        given = self.data is not None or self.images is not None
         if self.binary and self.classes is not None:
             raise RequestError("--binary and --classes both say what the values of the masks mean: give one")
-        if self.binary and not given:
+        if not 0 < self.val_fraction < 1:
+            raise RequestError(f"--val-fraction {self.val_fraction} must lie between 0 and 1")
+        at_least("--check-limit", self.check_limit, 1)
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of the set, or of its images."""
+        return self.data if self.images is None else self.images
+
+    @property
+    def labels(self) -> str | None:
+        """The name of the label set, as `labels.read_labels` takes it; None if it is not said."""
+        return "binary" if self.binary else self.classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(SetSettings):
+    """The labelled set. Without --data or --images: a generated sample set."""
+
+    window: Window | None = None
+    """Samples LOW HIGH of 16-bit grayscale images that become black and white; part of the model. Default: percentiles
+    0.5 and 99.5 of those that the check reads."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.binary and self.folder is None:
             raise RequestError("--binary: the generated sample set has 11 classes; give --data, or leave the flag out")
-        if given and not self.binary and self.classes is None:
+        if self.folder is not None and super().labels is None:
             raise RequestError(
                 "--classes: say what the values of the masks mean: camvid, cityscapes, voc or a label file; or give "
                 "--binary for masks of 0 and 255"
             )
-        if not 0 < self.val_fraction < 1:
-            raise RequestError(f"--val-fraction {self.val_fraction} must lie between 0 and 1")
         if self.window is not None and self.window[0] >= self.window[1]:
             raise RequestError(f"--window {self.window[0]} {self.window[1]}: LOW must be below HIGH")
-        at_least("--check-limit", self.check_limit, 1)
 
     @property
     def labels(self) -> str:
         """The name of the label set, as `labels.read_labels` takes it; the sample set's is camvid."""
-        return "binary" if self.binary else self.classes or "camvid"
+        return super().labels or "camvid"
 
 
 @dataclass(frozen=True, kw_only=True)

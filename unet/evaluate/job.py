@@ -11,7 +11,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,9 +21,10 @@ import ray
 import yaml
 
 from unet.data.image import ImageError
-from unet.data.labelled_set import check_labelled_set, find_labelled_set, statistics_table
+from unet.data.labelled_set import check_labelled_set, find_part, statistics_table
 from unet.data.labels import LabelSet, read_labels
 from unet.data.layouts import Pair
+from unet.data.settings import SetSettings
 from unet.evaluate.scorer import Scored, Scorer
 from unet.evaluate.settings import EvaluateSettings
 from unet.model.artifact import Model
@@ -76,12 +77,15 @@ def evaluate(settings: EvaluateSettings) -> int:
     Raises:
         RequestError: the request cannot be right, or a file of the set cannot be used.
     """
-    settings = store.with_absolute_paths(settings, "data", "output", "model", "masks")
+    settings = replace(
+        store.with_absolute_paths(settings, "output", "model", "predictions"),
+        data=store.with_absolute_paths(settings.data, "data", "images", "masks", "val_data"),
+    )
     model = None if settings.model is None else Model.load(settings.model)
     labels = _labels(settings, model)
     store.check_writable(settings.output, "--output")
     pairs = _pairs(settings, labels, None if model is None else model.window)
-    written = {} if settings.masks is None else _written_masks(settings.masks, settings.data, pairs)
+    written = {} if settings.predictions is None else _written_masks(settings.predictions, settings.data, pairs)
     evaluation = Evaluation(settings, labels, model, written)
     began = time.monotonic()
     try:
@@ -101,50 +105,51 @@ def evaluate(settings: EvaluateSettings) -> int:
 
 def _labels(settings: EvaluateSettings, model: Model | None) -> LabelSet:
     """Return what the masks of the set mean; a model's classes must be the same."""
-    if settings.classes is None:
+    source = settings.data.labels
+    if source is None:
         assert model is not None
         return model.labels
-    labels = read_labels(settings.classes)
-    labels = labels.with_ignored_as_classes() if settings.score_ignore else labels
+    labels = read_labels(source)
+    labels = labels.with_ignored_as_classes() if settings.data.score_ignore else labels
     if model is not None and model.labels.names != labels.names:
         theirs, ours = ", ".join(model.labels.names), ", ".join(labels.names)
         raise RequestError(
-            f"--classes {settings.classes}: has the classes {ours}, and the model has {theirs}; give the set's label "
+            f"--classes {source}: has the classes {ours}, and the model has {theirs}; give the set's label "
             "file with the model's classes, in the same order"
         )
     return labels
 
 
 def _pairs(settings: EvaluateSettings, labels: LabelSet, window: Window | None) -> tuple[Pair, ...]:
-    labelled = find_labelled_set(settings.set_of(settings.classes or "model"))
-    statistics = check_labelled_set(labelled, labels, settings.check_limit, print)
+    labelled = find_part(settings.data, settings.part)
+    statistics = check_labelled_set(labelled, labels, settings.data.check_limit, print)
     print(statistics_table(labelled, labels, statistics, window))
-    parts = {"val": labelled.val, "train": labelled.train, "all": (*labelled.train, *labelled.val)}
-    return parts[settings.part]
+    return (*labelled.train, *labelled.val)
 
 
-def _written_masks(folder: str, data: str, pairs: tuple[Pair, ...]) -> dict[str, str]:
+def _written_masks(folder: str, data: SetSettings, pairs: tuple[Pair, ...]) -> dict[str, str]:
     """Return the URIs of written masks by those of their images. A mask is named as its image is below the folder that
-    was segmented: that of the part's images, or all of `data`.
+    was segmented: that of the part's images, or all of the set.
 
     Raises:
         RequestError: names the masks that are missing.
     """
-    store.check_readable(folder, "--masks")
+    store.check_readable(folder, "--predictions")
     there = set(store.list_files(folder))
+    sets = [f"{uri.removesuffix('/')}/" for uri in (data.folder, data.val_data) if uri]
     written: dict[str, str] = {}
     missing = []
     for pair in pairs:
         below_images = f"{pair.key}{PurePosixPath(pair.image).suffix}.png"
-        below_data = f"{pair.image.removeprefix(data.removesuffix('/') + '/')}.png"
-        found = next((key for key in (below_data, below_images) if key in there), None)
+        below_sets = [f"{pair.image.removeprefix(above)}.png" for above in sets if pair.image.startswith(above)]
+        found = next((key for key in (*below_sets, below_images) if key in there), None)
         if found is None:
             missing.append(below_images)
         else:
             written[pair.image] = join_uri(folder, found)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise RequestError(f"--masks {folder}: lacks {missing[0]}{more}; segment the set's images first")
+        raise RequestError(f"--predictions {folder}: lacks {missing[0]}{more}; segment the set's images first")
     return written
 
 
@@ -165,8 +170,8 @@ def _score_all(evaluation: Evaluation, pairs: tuple[Pair, ...]) -> tuple[Scored,
     """Return what all pairs score, in order of their images, and images per second."""
     settings = evaluation.settings
     workers = connect_workers(settings)
-    masks = {} if settings.masks is None else {"--masks": settings.masks}
-    check_shared({"--data": pairs[0].image} | masks, {})
+    predictions = {} if settings.predictions is None else {"--predictions": settings.predictions}
+    check_shared({"--data": pairs[0].image, "--masks": pairs[0].mask} | predictions, {})
     size = max(1, min(LARGEST_CHUNK, len(pairs) // CHUNKS))
     chunks = TaskQueue(len(pairs))
     chunks.put([pairs[start : start + size] for start in range(0, len(pairs), size)])
@@ -201,8 +206,10 @@ def _scores(evaluation: Evaluation, scored: Scored) -> dict[str, Any]:
     columns = {name: getattr(matrix, name) for name in ("iou", "dice", "precision", "recall")}
     columns["pixels"] = matrix.counts.sum(1)
     return {
-        "format": 1,
-        **{name: getattr(settings, name) for name in ("data", "part", "model", "masks", "tta", "precision")},
+        "format": 2,
+        "data": settings.data.folder,
+        "val_data": settings.data.val_data,
+        **{name: getattr(settings, name) for name in ("part", "model", "predictions", "tta", "precision")},
         "digest": model and model.digest,
         "images": len(scored.images),
         "pixels": int(matrix.counts.sum()),
@@ -226,7 +233,7 @@ def _write(evaluation: Evaluation, scored: Scored, scores: dict[str, Any]) -> No
     worst, others = ranked[:SHOWN], ranked[SHOWN:][::-1]
     scorer = evaluation.scorer(gpu=False)
     page = evaluation_report(
-        title=str(settings.model or settings.masks),
+        title=str(settings.model or settings.predictions),
         facts=_facts(settings, scores),
         labels=labels,
         confusion=ConfusionMatrix(scored.counts),
@@ -257,8 +264,8 @@ def _sample_prediction(scorer: Scorer, pair: Pair) -> SamplePrediction:
 
 def _facts(settings: EvaluateSettings, scores: dict[str, Any]) -> dict[str, str]:
     return {
-        "Labelled set": f"{settings.data}, {settings.part}",
-        "Masks of" if settings.masks else "Model": str(settings.masks or settings.model),
+        "Labelled set": f"{settings.data.folder}, {settings.part}",
+        "Masks of" if settings.predictions else "Model": str(settings.predictions or settings.model),
         "Images": f"{scores['images']:,}",
         "Scored pixels": f"{scores['pixels']:,}",
         "Mirrored average": "yes" if settings.tta else "no",

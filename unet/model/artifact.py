@@ -1,11 +1,14 @@
 """The model folder: `model.safetensors` (weights) and `model.json` (all else that is needed to use them).
 
 It is all that passes from training to the other jobs. `Model.digest` is the SHA-256 of the weights file; a folder
-whose weights do not match it is refused.
+whose weights do not match it is refused. A model that replaces another is there whole or not at all: the weights that a
+description is of lie in `model.safetensors` or, while that is being replaced, in `model-DIGEST.safetensors`.
 """
 
 import hashlib
 import json
+import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +20,7 @@ from unet.data.labels import LabelSet
 from unet.model.network import PREPROCESSING_VERSION, UNet
 from unet.settings import Geometry, RequestError, Window
 from unet.storage import store
-from unet.storage.faults import Unreachable
+from unet.storage.faults import Denied, Unreachable, Vanished
 from unet.storage.objects import join_uri
 
 FORMAT_VERSION = 2
@@ -25,6 +28,8 @@ FORMAT_VERSION = 2
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 """Names of the two files."""
+
+_INCOMING = re.compile(r"model-[0-9a-f]{16}\.safetensors")
 
 
 @dataclass
@@ -44,7 +49,7 @@ class Model:
     """The samples of 16-bit grayscale images that become 0 and 255; without one, images keep their high byte."""
 
     def save(self, folder: str) -> None:
-        """Write the model folder, the description last."""
+        """Write the model folder. Until the description is written a reader finds the model that was there before."""
         tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         weights = save_tensors(tensors, {"format": "pt"})
         self.digest = hashlib.sha256(weights).hexdigest()
@@ -60,8 +65,13 @@ class Model:
             "scores": self.scores,
             "digest": self.digest,
         }
-        store.write(join_uri(folder, WEIGHTS), weights)
+        store.write(join_uri(folder, _incoming(self.digest)), weights)
         store.write(join_uri(folder, DESCRIPTION), json.dumps(description, indent=1).encode())
+        store.write(join_uri(folder, WEIGHTS), weights)
+        try:
+            store.open_store(folder).delete([name for name in store.list_files(folder) if _INCOMING.fullmatch(name)])
+        except Denied:  # to remove files is a right that no job needs
+            store.write(join_uri(folder, _incoming(self.digest)), b"")
 
     @classmethod
     def load(cls, folder: str, flag: str = "--model") -> "Model":
@@ -72,14 +82,12 @@ class Model:
             Unreachable: the storage server does not answer.
         """
         try:
-            description = json.loads(store.read(join_uri(folder, DESCRIPTION)))
-            weights = store.read(join_uri(folder, WEIGHTS))
+            description, weights = _read(folder)
             preprocessing = description.get("preprocessing", {})
             version = preprocessing.get("version", PREPROCESSING_VERSION)
             if description["format"] > FORMAT_VERSION or version > PREPROCESSING_VERSION:
                 raise RequestError(f"{flag} {folder}: was written by a newer version; update this one")
-            digest = hashlib.sha256(weights).hexdigest()
-            if digest != description["digest"]:
+            if weights is None:
                 raise RequestError(f"{flag} {folder}: {WEIGHTS} does not match {DESCRIPTION}; copy the folder again")
             architecture = {key: value for key, value in description["architecture"].items() if key != "name"}
             network = UNet(**architecture)
@@ -91,7 +99,7 @@ class Model:
                 geometry=Geometry(description["geometry"]["kind"], tuple(description["geometry"]["size"])),
                 training=description["training"],
                 scores=description["scores"],
-                digest=digest,
+                digest=description["digest"],
                 window=None if window is None else (int(window[0]), int(window[1])),
             )
         except RequestError:
@@ -105,3 +113,29 @@ class Model:
             ) from None
         except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise RequestError(f"{flag} {folder}: cannot be read as a model folder: {error}") from None
+
+
+def _incoming(digest: str) -> str:
+    """Return the name of weights whose digest `model.json` is about to hold."""
+    return f"model-{digest[:16]}.safetensors"
+
+
+def _read(folder: str) -> tuple[dict[str, Any], bytes | None]:
+    """Return a description and the weights that it is of; None if there are none, and no save is under way.
+
+    Raises:
+        Vanished: there is no description, or no weights of any model.
+    """
+    text, before, found = store.read(join_uri(folder, DESCRIPTION)), b"", False
+    while text != before:  # else the model was replaced while it was read
+        description = json.loads(text)
+        for name in (WEIGHTS, _incoming(description["digest"])):
+            with suppress(Vanished):
+                weights = store.read(join_uri(folder, name))
+                if hashlib.sha256(weights).hexdigest() == description["digest"]:
+                    return description, weights
+                found = True
+        before, text = text, store.read(join_uri(folder, DESCRIPTION))
+    if not found:
+        raise Vanished(join_uri(folder, WEIGHTS), "there is no such file")
+    return description, None

@@ -5,7 +5,6 @@ are the run's own: Ray Train's storage is a scratch folder that nothing is read 
 """
 
 import csv
-import hashlib
 import json
 import math
 import shutil
@@ -21,6 +20,7 @@ import ray
 import ray.train
 import ray.train.torch
 import yaml
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from unet.data.labelled_set import (
     SetStatistics,
@@ -43,13 +43,27 @@ from unet.runtime.stop import shutdown_hook
 from unet.sample.write import write_sample_set
 from unet.settings import ExitCode, RequestError, Window, to_mapping
 from unet.storage import store
+from unet.storage.faults import StorageError
 from unet.storage.objects import join_uri
 from unet.train.checkpoint import Checkpoints
+from unet.train.faults import WorkerFault, fault_of, naming_faults, reason_of
 from unet.train.journal import Entry, read_entries
 from unet.train.loop import matching_tensors, train_worker
+from unet.train.resume import (
+    IDENTITY,
+    PAGE,
+    SETTINGS,
+    Identity,
+    asks_for_more,
+    check_identity,
+    identity_of,
+    is_finished,
+    kept_window,
+    read_identity,
+)
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
-from unet.train.trainer import TorchConfig, Trainer, fault_of, resources
+from unet.train.trainer import TorchConfig, Trainer, resources
 
 SAMPLES = 6
 """Validation images that the report shows."""
@@ -57,11 +71,7 @@ SAMPLES = 6
 RESTARTS = 10
 """How often workers are replaced before a run is given up; machines that were taken away with notice do not count."""
 
-SETTINGS, IDENTITY, PAGE = "settings.yaml", "identity.json", "report/index.html"
-
-NAMES_OF_SET = {"data", "images", "masks", "val_data", "classes", "binary"}
-FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile"}
-"""Settings that may differ when a run goes on; that the set and its labels are the same is seen in themselves."""
+TRACEBACK = "traceback.txt"
 
 
 def train(settings: TrainSettings) -> int:
@@ -73,16 +83,17 @@ def train(settings: TrainSettings) -> int:
     settings = _with_absolute_paths(settings)
     folder = join_uri(settings.output, settings.name)
     store.check_writable(settings.output, "--output")
-    begun = Checkpoints(folder).begun()
-    if begun:
-        _refuse_other_settings(folder, settings)
-        if store.exists(join_uri(folder, PAGE)):
-            print(f"{folder}: this run is finished; give another --name to train anew")
-            return 0
-    run = _prepare(settings, folder)
-    identity = _identity(run)
-    if begun:
-        _refuse_other_set(run, identity)
+    finished, begun = is_finished(folder), Checkpoints(folder).begun()
+    more = (finished or begun) and asks_for_more(folder, settings)
+    if finished and not more:
+        print(f"{folder}: this run is finished; give more --epochs to go on, or another --name to train anew")
+        return 0
+    if finished and not begun:
+        raise RequestError(f"--name {settings.name}: has no checkpoint left to go on from; take another")
+    before = read_identity(folder) if begun else None
+    run = _prepare(settings, folder, before)
+    if before is not None:
+        check_identity(run, before)
     local = connect(worker_output=True)
     if in_job_directory(settings.output):
         print(f"warning: --output {settings.output} is in a folder that Ray removes after the job; give s3://...")
@@ -93,15 +104,14 @@ def train(settings: TrainSettings) -> int:
         ):
             trainer = _trainer(run, scratch, local=local)
             _check_shared(run)
-            store.write(join_uri(folder, IDENTITY), json.dumps(identity).encode())
+            if finished:
+                store.write(join_uri(folder, PAGE), b"")  # deleting is a right that no job needs
+            store.write(join_uri(folder, IDENTITY), json.dumps(identity_of(run)).encode())
             store.write(join_uri(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
             with telemetry.running_gauge(telemetry.TRAINING, run=settings.name):
                 trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        fault = fault_of(error)  # type: ignore[arg-type]
-        if fault is None:
-            raise
-        print(f"error: {fault}", file=sys.stderr)
+    except TrainingFailedError as error:
+        _tell_fault(error, folder)
         return ExitCode.UNEXPECTED
     _write_report(run)
     print(f"model:  {folder}/model\nreport: {folder}/{PAGE}")
@@ -116,14 +126,18 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     )
 
 
-def _refuse_other_settings(folder: str, settings: TrainSettings) -> None:
-    # What an older version did not know yet was at its default.
-    before = to_mapping(TrainSettings()) | yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
-    now = to_mapping(settings)
-    names = [name for name in now if name not in FREE and before[name] != now[name]]
-    if names:
-        changed = "; ".join(f"{name} {before[name]} -> {now[name]}" for name in names)
-        raise RequestError(f"--name {settings.name}: was run with other settings ({changed}); take another")
+def _tell_fault(error: TrainingFailedError, folder: str) -> None:
+    """Print why a run ended, in one line; what is behind it goes to a file of the run."""
+    fault = fault_of(error) or WorkerFault(f"given up: {reason_of(error)}; the same command goes on", str(error))
+    line = f"error: {fault}"
+    if isinstance(fault, WorkerFault):
+        file = join_uri(folder, TRACEBACK)
+        try:
+            store.write(file, fault.traceback.encode())
+            line += f"; traceback in {file}"
+        except StorageError:
+            print(fault.traceback, file=sys.stderr)
+    print(line, file=sys.stderr)
 
 
 def _check_shared(run: TrainingRun) -> None:
@@ -133,24 +147,8 @@ def _check_shared(run: TrainingRun) -> None:
     check_shared(paths, {"--output": run.folder})
 
 
-def _identity(run: TrainingRun) -> dict[str, Any]:
-    """Return what the run trains on: the number of pairs, and a digest of their keys, labels and window."""
-    keys = [[pair.key for pair in part] for part in (run.labelled.train, run.labelled.val)]
-    window = [] if run.window is None else [run.window]
-    decisive = json.dumps([keys, run.labels.to_json(), *window]).encode()
-    return {"train": len(keys[0]), "val": len(keys[1]), "digest": hashlib.sha256(decisive).hexdigest()}
-
-
-def _refuse_other_set(run: TrainingRun, identity: dict[str, Any]) -> None:
-    before = json.loads(store.read(join_uri(run.folder, IDENTITY)))
-    if before != identity:
-        then, now = (f"{part['train']} training and {part['val']} validation images" for part in (before, identity))
-        raise RequestError(
-            f"--name {run.settings.name}: began on another labelled set or label file ({then}; {now} now); take another"
-        )
-
-
-def _prepare(settings: TrainSettings, folder: str) -> TrainingRun:
+def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> TrainingRun:
+    """Return the run, all of which has been checked; `before`: what it was begun on, if it was."""
     labels = read_labels(settings.data.labels)
     if settings.data.score_ignore:
         labels = labels.with_ignored_as_classes()
@@ -175,7 +173,7 @@ def _prepare(settings: TrainSettings, folder: str) -> TrainingRun:
                 "--norm and --upsample that it was trained with"
             )
     statistics = check_labelled_set(labelled, labels, settings.data.check_limit, print)
-    window = _window(settings.data.window, statistics)
+    window = kept_window(before, _window(settings.data.window, statistics))
     print(statistics_table(labelled, labels, statistics, window))
     return TrainingRun(
         settings=settings,
@@ -226,7 +224,7 @@ def _trainer(run: TrainingRun, scratch: str, *, local: bool) -> Trainer:
     workers: Any = most if least == most else (least, most)
     reserved, data_cpus = resources(most, least=least, gpu=run.settings.gpu, local=local)
     return Trainer(
-        train_worker,
+        naming_faults(train_worker),
         train_loop_config={"run": replace(run, data_cpus=data_cpus)},
         torch_config=TorchConfig(),
         scaling_config=ray.train.ScalingConfig(
@@ -239,7 +237,7 @@ def _trainer(run: TrainingRun, scratch: str, *, local: bool) -> Trainer:
             name=run.settings.name,
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
         ),
     )
 
@@ -264,7 +262,7 @@ def _write_report(run: TrainingRun) -> None:
         confusion=ConfusionMatrix(np.array(model.scores["confusion"], np.int64)),
         samples=samples,
     )
-    store.write(join_uri(run.folder, "report/index.html"), page)
+    store.write(join_uri(run.folder, PAGE), page)
 
 
 def _facts(run: TrainingRun, model: Model, entries: list[Entry]) -> dict[str, str]:

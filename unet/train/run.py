@@ -39,8 +39,7 @@ class TrainingRun:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        steps = self.settings.fit.epochs * self.steps_per_epoch
-        return min(steps, self.settings.fit.max_steps or steps)
+        return self.settings.fit.max_steps or self.settings.fit.epochs * self.steps_per_epoch
 
     @property
     def epochs(self) -> int:

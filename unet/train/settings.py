@@ -18,7 +18,7 @@ class FitSettings:
     """How the weights are fitted."""
 
     epochs: int = 20
-    """Number of epochs; each ends with a validation."""
+    """Number of epochs; each ends with a validation. More of them go on with a run, finished or not."""
     steps_per_epoch: int | None = None
     """Optimizer steps per epoch. Default: as many as show each image once, rounded up."""
     max_steps: int | None = None

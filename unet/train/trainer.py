@@ -1,7 +1,6 @@
 """Ray Train as this project uses it: how workers are laid out on machines, and which failures end a run.
 
-A worker that dies is replaced and all go on from the last checkpoint. A fault that would come again, of the data or the
-request, ends the run at once.
+A worker that dies is replaced and all go on from the last checkpoint. What would come again ends the run at once.
 """
 
 import math
@@ -11,7 +10,6 @@ from typing import Any
 import psutil
 import ray
 import ray.train.torch
-import torch
 from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
@@ -27,7 +25,7 @@ from unet.runtime.ray_internals import (
 from unet.runtime.session import capacity
 from unet.runtime.stop import skip_destructors
 from unet.settings import RequestError
-from unet.storage.faults import Denied, NoSuchFolder
+from unet.train.faults import fault_of, reason_of
 
 
 class Trainer(ray.train.torch.TorchTrainer):
@@ -78,7 +76,7 @@ class FailurePolicy(DefaultFailurePolicy):
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if fault_of(training_failed_error) is not None:
             return FailureDecision.RAISE
-        reason = str(training_failed_error).strip().splitlines()[-1]
+        reason = reason_of(training_failed_error)
         if isinstance(getattr(training_failed_error, "controller_failure", None), RayError):
             self._connections_lost += 1
             print(f"workers did not meet, trying again ({reason})", flush=True)
@@ -90,17 +88,6 @@ class FailurePolicy(DefaultFailurePolicy):
         elif decision == FailureDecision.RETRY:
             print(f"workers are lost, going on from the last checkpoint ({reason})", flush=True)
         return decision
-
-
-def fault_of(error: TrainingFailedError) -> str | None:
-    """Return the message of a fault that would come again; None if another attempt may do better."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, RequestError | Denied | NoSuchFolder):
-            return str(cause)
-        if isinstance(cause, torch.OutOfMemoryError):
-            return "a step does not fit in the memory of a GPU; lower --batch-size, or raise --accumulate"
-    return None
 
 
 def resources(workers: int, *, least: int, gpu: bool, local: bool) -> tuple[dict[str, float], int]:

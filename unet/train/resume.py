@@ -1,0 +1,88 @@
+"""Whether a run goes on that was begun before: with which settings, on which set, and whether it is finished.
+
+`settings.yaml` and `identity.json` in its folder say what it was begun with. The report is written last: a run that has
+one is finished, and one that is asked for more steps has an empty one meanwhile.
+"""
+
+import hashlib
+import json
+from contextlib import suppress
+from typing import Any
+
+import yaml
+
+from unet.settings import RequestError, Window, to_mapping
+from unet.storage import store
+from unet.storage.faults import Vanished
+from unet.storage.objects import join_uri
+from unet.train.run import TrainingRun
+from unet.train.settings import TrainSettings
+
+SETTINGS, IDENTITY, PAGE = "settings.yaml", "identity.json", "report/index.html"
+
+NAMES_OF_SET = {"data", "images", "masks", "val_data", "classes", "binary"}
+FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile", "precision"}
+"""Settings that may differ when a run goes on; that the set and its labels are the same is seen in themselves."""
+
+Identity = dict[str, Any]
+
+
+def is_finished(folder: str) -> bool:
+    """Return whether the run in `folder` is finished."""
+    with suppress(Vanished):
+        return store.open_store(folder).head(PAGE).size > 0
+    return False
+
+
+def asks_for_more(folder: str, settings: TrainSettings) -> bool:
+    """Return whether `settings` ask for more epochs than those that the run in `folder` was begun with.
+
+    Raises:
+        RequestError: they differ in another way.
+    """
+    # What an older version did not know yet was at its default. What this one does not know has no effect on it.
+    before = to_mapping(TrainSettings()) | yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
+    now = to_mapping(settings)
+    more: bool = now["max_steps"] is None and now["epochs"] > before["epochs"]
+    free = FREE | {"epochs"} if more else FREE
+    names = [name for name in now if name not in free and before[name] != now[name]]
+    if names:
+        changed = "; ".join(f"{name} {before[name]} -> {now[name]}" for name in names)
+        raise RequestError(f"--name {settings.name}: was run with other settings ({changed}); take another")
+    return more
+
+
+def read_identity(folder: str) -> Identity:
+    """Return what the run in `folder` was begun on."""
+    return dict(json.loads(store.read(join_uri(folder, IDENTITY))))
+
+
+def identity_of(run: TrainingRun) -> Identity:
+    """Return what the run trains on: the number of pairs, a digest of their keys and labels, and the window."""
+    train, val = len(run.labelled.train), len(run.labelled.val)
+    return {"train": train, "val": val, "digest": _digest(run), "window": run.window and list(run.window)}
+
+
+def check_identity(run: TrainingRun, before: Identity) -> None:
+    """Raise RequestError if the run was begun on another labelled set."""
+    now = identity_of(run)
+    # Version 0.1 had the window in the digest.
+    if before["digest"] not in (now["digest"], _digest(run, *([] if run.window is None else [run.window]))):
+        then, here = (f"{part['train']} training and {part['val']} validation images" for part in (before, now))
+        raise RequestError(
+            f"--name {run.settings.name}: began on another labelled set or label file ({then}; {here} now); "
+            "take another"
+        )
+
+
+def kept_window(before: Identity | None, window: Window | None) -> Window | None:
+    """Return the window that a run was begun with; `window` where it begins now, or where version 0.1 began it."""
+    if before is None or "window" not in before:
+        return window
+    kept = before["window"]
+    return None if kept is None else (kept[0], kept[1])
+
+
+def _digest(run: TrainingRun, *more: Any) -> str:
+    keys = [[pair.key for pair in part] for part in (run.labelled.train, run.labelled.val)]
+    return hashlib.sha256(json.dumps([keys, run.labels.to_json(), *more]).encode()).hexdigest()
