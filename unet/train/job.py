@@ -46,6 +46,7 @@ from unet.storage import store
 from unet.storage.objects import join_uri
 from unet.train.checkpoint import Checkpoints
 from unet.train.journal import Entry, read_entries
+from unet.train.learner import check_batch_norm
 from unet.train.loop import matching_tensors, train_worker
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
@@ -151,6 +152,7 @@ def _refuse_other_set(run: TrainingRun, identity: dict[str, Any]) -> None:
 
 
 def _prepare(settings: TrainSettings, folder: str) -> TrainingRun:
+    check_batch_norm(settings)
     labels = read_labels(settings.data.labels)
     if settings.data.score_ignore:
         labels = labels.with_ignored_as_classes()
