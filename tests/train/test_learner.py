@@ -1,17 +1,21 @@
 """Fitting: it learns, it goes on exactly where it stopped, and accumulation changes nothing."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from tests.conftest import make_pair
 from unet.data.labels import IGNORE
+from unet.data.settings import DataSettings
 from unet.model.network import UNet
 from unet.model.precision import fast_precision
 from unet.model.settings import ModelSettings
 from unet.settings import RequestError
+from unet.train.job import train
 from unet.train.learner import Learner, check_batch_norm
 from unet.train.optimizer import learning_rate
 from unet.train.settings import FitSettings, TrainSettings
@@ -90,6 +94,13 @@ def test_settings_that_leave_batch_norm_one_value_a_channel_are_refused() -> Non
         check_batch_norm(TrainSettings(**ONE_VALUE))
     with pytest.raises(RequestError, match=r"--norm group"):  # one of the two workers has one image
         check_batch_norm(TrainSettings(size=(9, 16), workers="1:2", fit=FitSettings(batch_size=6, accumulate=2)))
+
+
+def test_they_are_refused_before_workers_start(boxes: Path, tmp_path: Path) -> None:
+    data = DataSettings(data=str(boxes), classes=str(boxes / "classes.csv"))
+    with pytest.raises(RequestError, match=r"^--batch-size 1"):
+        train(TrainSettings(**ONE_VALUE, data=data, output=str(tmp_path / "runs")))
+    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize(
