@@ -40,7 +40,7 @@ class Geometry:
 Window = tuple[int, int]
 """Samples of 16-bit grayscale images that become black and white, 0 and 255; between them the scale is linear."""
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:

@@ -155,11 +155,11 @@ def peak() -> float:
     return 2.0 * 2048.0**3 / min(seconds)
 
 
-def flops(preset: Preset) -> float:
+def flops(preset: Preset, size: tuple[int, int] = SIZE) -> float:
     """Floating-point operations of one training image: a forward pass and, at twice that, a backward pass."""
-    network = UNet(classes=11, **architecture(ModelSettings(model=preset)))
+    network = UNet(classes=11, **architecture(ModelSettings(model=preset))).to("meta")
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, *SIZE))
+        network(torch.zeros(1, 3, *size, device="meta"))
     return 3.0 * int(counter.get_total_flops())
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -77,13 +77,14 @@ def test_the_prepared_network_says_what_the_network_says(norm: Norm, upsample: U
     assert np.abs(prediction.confidence - certain).max() < 1
 
 
-def test_bf16_agrees_with_fp32_where_fp32_is_certain() -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_agrees_with_fp32_where_fp32_is_certain(precision: Precision) -> None:
     model, image = random_model(), textured(0, 64, 96)
     fp32 = Predictor(model, precision="fp32").predict_batch([image], confidence=True)[0]
     assert fp32.confidence is not None
     assert len(np.unique(fp32.mask)) > 3
     certain = fp32.confidence > 150
-    assert (Predictor(model).predict(image) == fp32.mask)[certain].mean() > 0.99
+    assert (Predictor(model, precision=precision).predict(image) == fp32.mask)[certain].mean() > 0.99
 
 
 def test_a_predictor_leaves_the_model_alone() -> None:
@@ -200,6 +201,8 @@ def test_the_fingerprint_names_what_changes_pixels_and_nothing_else() -> None:
     assert base["model"] == "d"
     for other in (Predictor(model, tta=True), Predictor(model, precision="fp32"), Predictor(model, tile=512)):
         assert other.fingerprint != base
+    assert Predictor(model, precision="bf16").fingerprint == base  # masks made on any hardware by default stay valid
+    assert len({str(Predictor(model, precision=other).fingerprint) for other in get_args(Precision)}) == 3
     assert "window" not in base
     assert Predictor(replace(model, window=(0, 4095))).fingerprint != base
     resize = random_model("resize")

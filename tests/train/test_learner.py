@@ -1,17 +1,24 @@
 """Fitting: it learns, it goes on exactly where it stopped, and accumulation changes nothing."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from tests.conftest import make_pair
 from unet.data.labels import IGNORE
+from unet.data.settings import DataSettings
 from unet.model.network import UNet
-from unet.train.learner import Learner
+from unet.model.precision import fast_precision
+from unet.model.settings import ModelSettings
+from unet.settings import RequestError
+from unet.train.job import train
+from unet.train.learner import Learner, check_batch_norm
 from unet.train.optimizer import learning_rate
-from unet.train.settings import FitSettings
+from unet.train.settings import FitSettings, TrainSettings
 
 
 def learner_of(**settings: Any) -> Learner:
@@ -28,7 +35,7 @@ def batch_of(step: int, count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_a_learner_learns(optimizer: str, precision: str) -> None:
     learner = learner_of(optimizer=optimizer, precision=precision, lr=1e-2, ema=0.5)
     losses = [float(learner.train_step(*batch_of(step))) for step in range(30)]
@@ -37,19 +44,78 @@ def test_a_learner_learns(optimizer: str, precision: str) -> None:
     assert (prediction == batch_of(99)[1]).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str) -> None:
-    straight, first = (learner_of(optimizer=optimizer, dropout=0.3) for _ in range(2))
+@pytest.mark.parametrize(("optimizer", "precision"), [("muon", "auto"), ("adamw", "auto"), ("muon", "fp16")])
+def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str, precision: str) -> None:
+    straight, first = (learner_of(optimizer=optimizer, precision=precision, dropout=0.3) for _ in range(2))
     for step in range(6):
         straight.train_step(*batch_of(step))
     for step in range(3):
         first.train_step(*batch_of(step))
-    second = learner_of(optimizer=optimizer, dropout=0.3)
+    second = learner_of(optimizer=optimizer, precision=precision, dropout=0.3)
     second.load_state_dict(first.state_dict())
     for step in range(3, 6):
         second.train_step(*batch_of(step))
     for name, tensor in straight.average.state_dict().items():
         assert torch.equal(tensor, second.average.state_dict()[name]), name
+    assert straight.state_dict()["scaler"] == second.state_dict()["scaler"]
+
+
+def test_a_state_without_loss_scaling_is_taken_in_fp16() -> None:
+    before = learner_of(precision="fp32").state_dict()
+    for state in (before, {name: part for name, part in before.items() if name != "scaler"}):
+        learner_of(precision="fp16").load_state_dict(state)
+
+
+def test_a_gradient_that_overflows_in_fp16_changes_no_weight_and_halves_the_scale() -> None:
+    learner = learner_of(precision="fp16")
+    learner.train_step(*batch_of(0))
+    state = learner.state_dict()
+    learner.load_state_dict(state | {"scaler": state["scaler"] | {"scale": 1e38}})
+    weights = [weight.clone() for weight in learner.network.parameters()]
+    assert torch.isfinite(learner.train_step(*batch_of(1)))
+    assert all(torch.equal(a, b) for a, b in zip(weights, learner.network.parameters(), strict=True))
+    assert learner.state_dict()["scaler"]["scale"] == pytest.approx(5e37)
+    learner.load_state_dict(learner.state_dict() | {"scaler": state["scaler"]})
+    learner.train_step(*batch_of(2))
+    assert learner.is_finite()
+    assert not torch.equal(weights[0], next(learner.network.parameters()))
+
+
+def test_a_learner_says_which_precision_auto_has_become() -> None:
+    assert learner_of().precision == fast_precision("cpu")
+    assert learner_of(precision="fp16").precision == "fp16"
+
+
+ONE_VALUE: dict[str, Any] = {"size": (16, 16), "fit": FitSettings(batch_size=1)}
+
+
+def test_settings_that_leave_batch_norm_one_value_a_channel_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"^--batch-size 1: .*16 x 16 pixels.*--depth 4"):
+        check_batch_norm(TrainSettings(**ONE_VALUE))
+    with pytest.raises(RequestError, match=r"--norm group"):  # one of the two workers has one image
+        check_batch_norm(TrainSettings(size=(9, 16), workers="1:2", fit=FitSettings(batch_size=6, accumulate=2)))
+
+
+def test_they_are_refused_before_workers_start(boxes: Path, tmp_path: Path) -> None:
+    data = DataSettings(data=str(boxes), classes=str(boxes / "classes.csv"))
+    with pytest.raises(RequestError, match=r"^--batch-size 1"):
+        train(TrainSettings(**ONE_VALUE, data=data, output=str(tmp_path / "runs")))
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": (16, 17)},
+        {"fit": FitSettings(batch_size=2)},
+        {"model": ModelSettings(norm="group")},
+        {"model": ModelSettings(model="classic")},
+        {"model": ModelSettings(depth=3)},
+        {"gpu": True, "workers": "2", "fit": FitSettings(batch_size=2)},
+    ],
+)
+def test_settings_that_leave_it_two_are_taken(settings: dict[str, Any]) -> None:
+    check_batch_norm(TrainSettings(**ONE_VALUE | settings))
 
 
 def test_accumulation_gives_the_step_of_the_whole_batch() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from unet.data.labels import IGNORE
-from unet.train.loss import LossSums, cross_entropy, dice, loss_sums
+from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
 
 
 @pytest.fixture
@@ -58,6 +58,24 @@ def test_ignored_pixels_have_no_gradient(batch: tuple[torch.Tensor, torch.Tensor
     gradient = logits.grad.abs().sum(1)
     assert (gradient[target == IGNORE] == 0).all()
     assert (gradient[target != IGNORE] > 0).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_no_shape_depends_on_a_value(weighted: bool) -> None:
+    """Tensors without values have no others: a GPU need not be waited for."""
+    weights = torch.rand(5, device="meta") if weighted else None
+    logits = torch.zeros(4, 5, 6, 7, device="meta", requires_grad=True)
+    sums = loss_sums(logits, torch.zeros(4, 6, 7, dtype=torch.uint8, device="meta"), weights)
+    (cross_entropy(sums) + dice(sums)).backward()
+    assert logits.grad is not None
+
+
+def test_the_weight_of_a_batch_is_the_sum_over_its_valid_pixels(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    _, target = batch
+    weights = torch.rand(5)
+    valid = target[target != IGNORE].long()
+    assert int(weight_of(target)) == len(valid)
+    assert torch.allclose(weight_of(target, weights), weights[valid].sum())
 
 
 def test_an_all_void_target_contributes_nothing() -> None:

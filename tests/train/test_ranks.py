@@ -98,3 +98,27 @@ def test_two_workers_take_the_steps_of_one(uneven: Path) -> None:
             assert np.array_equal(of_a_rank["counts"].sum(1), alone["counts"].sum(1))
             if dtype == torch.float64:
                 assert torch.equal(of_a_rank["counts"], alone["counts"])
+
+
+def compile_as(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    images, masks = (torch.tensor(np.stack(part)) for part in zip(*map(make_pair, range(4)), strict=True))
+    mine = slice(2 * rank, 2 * rank + 2)
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        settings = FitSettings(batch_size=4, accumulate=2, precision="fp32", compile=compiled, warmup_steps=0)
+        network = UNet(classes=2, width=4, depth=1, norm="batch", dropout=0.0)
+        learner = Learner(network, settings, total_steps=3)
+        losses.append([float(learner.train_step(images[mine], masks[mine])) for _ in range(3)])
+    torch.save(losses, folder / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_compile(tmp_path: Path) -> None:
+    mp.spawn(compile_as, (tmp_path,), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    (plain, compiled), other = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+    assert other == [plain, compiled]
+    assert compiled == pytest.approx(plain, rel=1e-3)

@@ -17,6 +17,7 @@ from unet.data.image import Array, preprocess_image
 from unet.model.artifact import Model
 from unet.model.inference import prepare_for_inference
 from unet.model.network import PREPROCESSING_VERSION, normalise
+from unet.model.precision import DTYPES, resolve_precision
 from unet.model.tiling import BAND_LOGITS, blend_tiles, resize_in_bands, round_up, tile_spans
 from unet.settings import Precision, RequestError
 
@@ -49,7 +50,7 @@ class Predictor:
         model: Model,
         *,
         device: torch.device | str = "cpu",
-        precision: Precision = "bf16",
+        precision: Precision = "auto",
         tile: int = 1024,
         tta: bool = False,
     ) -> None:
@@ -61,7 +62,7 @@ class Predictor:
         self.tta = tta
         if self.tile < 2 * self.size_divisor:
             raise RequestError(f"--tile {tile} must be at least {2 * self.size_divisor} for a network of this depth")
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._dtype = DTYPES[resolve_precision(precision, self.device)]
         self._network = prepare_for_inference(model.network, self.device, self._dtype)
 
     @property
@@ -76,7 +77,7 @@ class Predictor:
             "geometry": [self.model.geometry.kind, *self.model.geometry.size],
             "tile": self.tile if native else None,
             "tta": self.tta,
-            "precision": self.precision,
+            "precision": "bf16" if self.precision == "auto" else self.precision,  # hardware is no part of it
             **window,
         }
 

@@ -51,8 +51,9 @@ class PredictSettings:
     """Images with more than TILE x TILE pixels are predicted in overlapping tiles of that size (geometry native)."""
     tta: bool = False
     """Average the prediction with that of the mirrored image: a little better, half as fast."""
-    precision: Precision = "bf16"
-    """bf16: half the memory, several times as fast where the processor has it. fp32: full precision."""
+    precision: Precision = "auto"
+    """auto: what the device does fast: bf16, fp16 on GPUs without it, or fp32 on CPUs without it. bf16, fp16: half the
+    memory of fp32, full precision."""
     batch_size: int | None = None
     """Images per forward pass on a GPU, where they are of one shape (8). CPUs take one at a time."""
 

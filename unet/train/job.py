@@ -48,6 +48,7 @@ from unet.storage.objects import join_uri
 from unet.train.checkpoint import Checkpoints
 from unet.train.faults import WorkerFault, fault_of, naming_faults, reason_of
 from unet.train.journal import Entry, read_entries
+from unet.train.learner import check_batch_norm
 from unet.train.loop import matching_tensors, train_worker
 from unet.train.resume import (
     IDENTITY,
@@ -149,6 +150,7 @@ def _check_shared(run: TrainingRun) -> None:
 
 def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> TrainingRun:
     """Return the run, all of which has been checked; `before`: what it was begun on, if it was."""
+    check_batch_norm(settings)
     labels = read_labels(settings.data.labels)
     if settings.data.score_ignore:
         labels = labels.with_ignored_as_classes()
@@ -172,7 +174,9 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> T
                 f"--init-from {settings.fit.init_from}: none of its weights fit; give the --model, --width, "
                 "--norm and --upsample that it was trained with"
             )
-    statistics = check_labelled_set(labelled, labels, settings.data.check_limit, print)
+    statistics = check_labelled_set(
+        labelled, labels, settings.data.check_limit, print, cache=join_uri(folder, "check.json")
+    )
     window = kept_window(before, _window(settings.data.window, statistics))
     print(statistics_table(labelled, labels, statistics, window))
     return TrainingRun(

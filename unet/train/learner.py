@@ -14,18 +14,23 @@ from torch import Tensor
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from unet.model.network import UNet, normalise, to_channels_last
+from unet.model.network import UNet, architecture, normalise, to_channels_last
+from unet.model.precision import DTYPES, fast_precision
+from unet.settings import RequestError
 from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
 from unet.train.optimizer import Optimizer, learning_rate
-from unet.train.ranks import all_reduce_mean_, all_reduce_sum, rank, world_size
-from unet.train.settings import FitSettings
+from unet.train.ranks import all_reduce_mean_, all_reduce_sum, broadcast_object, rank, world_size
+from unet.train.settings import FitSettings, TrainSettings
 
 SMALL_BATCH = 16
 """Images of a forward pass below which batch norm takes its statistics from all workers. Only GPUs can."""
 
 
 class Learner:
-    """`network` moves to `device`. `class_weights`: [C] or None for all 1. `total_steps`: what the schedule spans."""
+    """`network` moves to `device`. `class_weights`: [C] or None for all 1. `total_steps`: what the schedule spans.
+
+    `precision`: bf16, fp16 or fp32, the same on all ranks.
+    """
 
     def __init__(
         self,
@@ -47,14 +52,21 @@ class Learner:
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema else network
         self._dtype = next(network.parameters()).dtype
         self.class_weights = class_weights if class_weights is None else class_weights.to(self.device)
-        self.optimizer = Optimizer(self.network, settings)
+        fast = broadcast_object(fast_precision(self.device.type))
+        self.precision = fast if settings.precision == "auto" else settings.precision
+        self.optimizer = Optimizer(self.network, settings, torch.bfloat16 if fast == "bf16" else torch.float32)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._replica = DistributedDataParallel(network, forward_sync_buffers=False) if world_size() > 1 else None
         self._forward: Any = self._replica or network
         if settings.compile:
-            self._forward = torch.compile(self._forward)
+            self._forward = torch.compile(self._forward)  # around DDP, whose buckets the compiler then cuts at
 
     def train_step(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Take one optimizer step on this rank's part of a batch; return the whole's loss, a scalar on the device."""
+        """Take one optimizer step on this rank's part of a batch; return the whole's loss, a scalar on the device.
+
+        A GPU is not waited for, but where fp16 asks whether a gradient overflowed (the weights then stay as they are),
+        and where batch norm takes its statistics from all workers.
+        """
         self.network.train()
         # Dropout depends on the step and the rank alone.
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step + (rank() << 40))
@@ -66,9 +78,13 @@ class Learner:
             alone = self._replica is not None and place < parts
             with self._replica.no_sync() if self._replica is not None and alone else nullcontext():
                 losses.append(self._backward(*part, weight))
+        self._scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         if self.settings.clip:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.optimizer.step(learning_rate(self.step, self.settings, self.total_steps))
+        rate = learning_rate(self.step, self.settings, self.total_steps)
+        self._scaler.step(self.optimizer, rate)  # type: ignore[arg-type]
+        self._scaler.update()
+        self.optimizer.zero_grad()
         self.step += 1
         if self.settings.ema:
             self._update_average()
@@ -103,6 +119,7 @@ class Learner:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -111,6 +128,8 @@ class Learner:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if scaler := state.get("scaler"):  # empty but in fp16, and unknown to older versions
+            self._scaler.load_state_dict(scaler)
 
     def _sums(self, logits: Tensor, masks: Tensor) -> LossSums:
         return loss_sums(logits, masks, self.class_weights, with_dice=self.settings.loss == "ce+dice")
@@ -132,7 +151,7 @@ class Learner:
         derivatives = torch.autograd.grad(loss, totals, materialize_grads=True)
         # Ranks' gradients are averaged; they should be added.
         pairs = [
-            (mine, derivative * world_size())
+            (mine, self._scaler.scale(derivative * world_size()))
             for mine, derivative in zip(own, derivatives, strict=True)
             if mine.requires_grad
         ]
@@ -147,4 +166,19 @@ class Learner:
         torch._foreach_lerp_([means[place] for place in floats], [values[place] for place in floats], 1 - decay)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+
+def check_batch_norm(settings: TrainSettings) -> None:
+    """Raise RequestError if batch norm would see one value a channel in some forward pass: it has no variance."""
+    network, fit = architecture(settings.model), settings.fit
+    images = fit.batch_size // fit.accumulate
+    if not settings.gpu:  # workers on GPUs share the statistics of small batches
+        images //= settings.worker_range[1]
+    height, width = settings.geometry.size
+    if network["norm"] == "batch" and images == 1 and max(height, width) <= 1 << network["depth"]:
+        raise RequestError(
+            f"--batch-size {fit.batch_size}: one image of {height} x {width} pixels in a worker's forward pass leaves "
+            f"batch norm one value a channel at --depth {network['depth']}; give 2 for each of --workers and "
+            "--accumulate, larger images, or --norm group"
+        )

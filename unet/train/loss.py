@@ -1,7 +1,8 @@
 """Losses from logits: cross-entropy, optionally plus soft Dice, over the pixels that are not `IGNORE`.
 
 logits: NCHW float; target: NHW class indices. A loss is computed in two steps, sums then value, so that sums of
-several batches or ranks can be added in between. A target without a valid pixel gives 0, not NaN.
+several batches or ranks can be added in between. A target without a valid pixel gives 0, not NaN. Shapes never depend
+on values, which a GPU would have to be waited for.
 """
 
 from typing import NamedTuple
@@ -41,28 +42,24 @@ def loss_sums(
     Without Dice its sums, which cost as much as the cross-entropy, are zeros.
     """
     logits = logits.float() if logits.dtype != torch.float64 else logits
-    classes = logits.shape[1]
-    target = target.long()
-    valid = target != IGNORE
     log_p = F.log_softmax(logits, dim=1)
-    total = F.nll_loss(log_p, target, class_weights, ignore_index=IGNORE, reduction="sum")
+    total = F.nll_loss(log_p, target.long(), class_weights, ignore_index=IGNORE, reduction="sum")
     weight = weight_of(target, class_weights).to(logits)
-    zeros = logits.new_zeros(classes)
     if not with_dice:
+        zeros = logits.new_zeros(logits.shape[1])
         return LossSums(total, weight, zeros, zeros, zeros)
-    truth = torch.bincount(target[valid], minlength=classes).to(logits)
-    p = log_p.exp() * valid.unsqueeze(1)
-    index = target.where(valid, 0)
-    hit = p.gather(1, index.unsqueeze(1)).flatten()
-    return LossSums(total, weight, zeros.index_add(0, index.flatten(), hit), p.sum((0, 2, 3)), truth)
+    classes = torch.arange(logits.shape[1], dtype=target.dtype, device=target.device)
+    truth = (target.unsqueeze(-1) == classes).permute(0, 3, 1, 2)
+    p = log_p.exp() * (target != IGNORE).unsqueeze(1)
+    intersection, predicted, pixels = (part.sum((0, 2, 3)) for part in (p * truth, p, truth))
+    return LossSums(total, weight, intersection, predicted, pixels.to(logits))
 
 
 def weight_of(target: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Return the sum of weight[target] over valid pixels, scalar: their number where no weights are given."""
-    valid = target != IGNORE
     if class_weights is None:
-        return valid.sum()
-    return torch.bincount(target[valid], minlength=len(class_weights)).to(class_weights) @ class_weights
+        return (target != IGNORE).sum()
+    return F.pad(class_weights, (0, IGNORE + 1 - len(class_weights)))[target.long()].sum()
 
 
 def cross_entropy(sums: LossSums) -> Tensor:

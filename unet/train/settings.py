@@ -54,8 +54,9 @@ class FitSettings:
     """Seed of initial weights, order, augmentation and dropout."""
     init_from: str | None = None
     """Model folder to start from; what fits is taken (a head for other classes is not)."""
-    precision: Precision = "bf16"
-    """bf16: autocast (float32 weights). fp32: no autocast."""
+    precision: Precision = "auto"
+    """auto: what the device does fast: bf16, fp16 on GPUs without it, or fp32 on CPUs without it. bf16: autocast
+    (float32 weights). fp16: autocast with loss scaling. fp32: no autocast."""
     compile: bool = False
     """Compile the model with torch.compile: slow to start, faster after."""
 
