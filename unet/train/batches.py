@@ -44,9 +44,13 @@ class BatchStream:
     def __init__(self, spec: BatchSpec, *, tasks: int, workers: int = 1, anywhere: bool = False) -> None:
         object_store = ray.cluster_resources().get("object_store_memory", math.inf)
         limit = min(AHEAD_BYTES, int(object_store / STORE_SHARE / workers))
-        here = {"num_cpus": 0, "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
-        actor: Any = ray.remote(max_concurrency=2, **here)(_BatchActor)
-        self._actor = actor.remote(spec, tasks, limit, {"num_cpus": 1} if anywhere else here)
+        here: dict[str, Any] = {
+            "num_cpus": 0,
+            "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+        }
+        actor: Any = ray.remote(_BatchActor)
+        task_options = {"num_cpus": 1} if anywhere else here
+        self._actor = actor.options(max_concurrency=2, **here).remote(spec, tasks, limit, task_options)
 
     def batches(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
         """Yield the batches of `requests`, in their order. `requests` can be pickled, and iterated more than once.
@@ -81,9 +85,9 @@ class _BatchActor:
     """Runs the plan, in a process of its own: Ray's executor would take much of a processor, and Python's lock, from
     the process that trains."""
 
-    def __init__(self, spec: BatchSpec, tasks: int, limit: int, remote: dict[str, Any]) -> None:
+    def __init__(self, spec: BatchSpec, tasks: int, limit: int, task_options: dict[str, Any]) -> None:
         skip_destructors()
-        self._spec, self._tasks, self._limit, self._remote = spec, tasks, limit, remote
+        self._spec, self._tasks, self._limit, self._task_options = spec, tasks, limit, task_options
         self._used = 0
         self._changed = threading.Condition()
 
@@ -98,7 +102,7 @@ class _BatchActor:
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
         cuts = ray.data.from_items([None]).map_batches(cut, compute=ray.data.TaskPoolStrategy(1), num_cpus=0)
         make, pool = _MakeChunk(self._spec), ray.data.TaskPoolStrategy(self._tasks)
-        made = cuts.map_batches(make, compute=pool, **self._remote)
+        made = cuts.map_batches(make, compute=pool, **self._task_options)
         for row in made.iter_batches(batch_size=None, prefetch_batches=0):
             yield row["chunk"][0]
             with self._changed:
