@@ -51,7 +51,7 @@ def train_worker(config: dict[str, TrainingRun]) -> None:
     )
     with Checkpoints(run.folder) as checkpoints:
         latest = broadcast_object(checkpoints.latest() if rank() == 0 else None)  # all go on from one and the same
-        loop = TrainingLoop(run, checkpoints, latest)
+        loop = TrainingLoop(run, checkpoints, latest, ray.train.torch.get_device())
         loop.train(stream.batches(RemainingRequests(run, len(loop.entries), loop.learner.step, rank(), world_size())))
 
 
@@ -69,9 +69,9 @@ class TrainingLoop:
     `entries`: one for each finished epoch. `losses`: one for each step since, scalars on the device.
     """
 
-    def __init__(self, run: TrainingRun, checkpoints: Checkpoints, latest: str | None) -> None:
+    def __init__(self, run: TrainingRun, checkpoints: Checkpoints, latest: str | None, device: torch.device) -> None:
         self.run, self.checkpoints = run, checkpoints
-        self.learner = _learner(run, begun=latest is not None)
+        self.learner = _learner(run, device, begun=latest is not None)
         self.entries: list[Entry] = []
         self.losses: list[torch.Tensor] = []
         if latest is not None:
@@ -204,7 +204,7 @@ def _scores(entry: Entry, matrix: ConfusionMatrix) -> dict[str, Any]:
     return scores | {"confusion": matrix.counts.tolist()}
 
 
-def _learner(run: TrainingRun, *, begun: bool) -> Learner:
+def _learner(run: TrainingRun, device: torch.device, *, begun: bool) -> Learner:
     settings = run.settings
     torch.manual_seed(settings.fit.seed)
     network = UNet(classes=len(run.labels.classes), **architecture(settings.model))
@@ -213,7 +213,6 @@ def _learner(run: TrainingRun, *, begun: bool) -> Learner:
         print(f"--init-from: {len(matching)} of {len(network.state_dict())} tensors taken")
         network.load_state_dict(matching, strict=False)
     weights = None if run.class_weights is None else torch.tensor(run.class_weights)
-    device = ray.train.torch.get_device()
     return Learner(network, settings.fit, total_steps=run.total_steps, class_weights=weights, device=device)
 
 
