@@ -28,11 +28,14 @@ CHUNK_BYTES, CHUNK_IMAGES = 8 << 20, 32
 AHEAD_BYTES = 256 << 20
 """Of batches that are under way or wait for training, at most."""
 
+AHEAD_CHUNKS = 64
+"""Of chunks that hold them, at most: Ray keeps a few kB of each."""
+
 STORE_SHARE = 8
 """They are no more than this part of the object store, shared by all workers: Ray copies a chunk twice."""
 
 Row = dict[str, npt.NDArray[Any]]
-"""A chunk on its way: `chunk` [1, bytes], pickled, and `end` [1], where it ends in the stream [bytes]."""
+"""A chunk on its way: `chunk` [1, bytes], pickled, and `end` [1], the bytes of the stream up to its end."""
 
 
 class BatchStream:
@@ -98,7 +101,8 @@ class _BatchActor:
         options.enable_progress_bars = options.print_on_execution_start = False
         options.execution_options.preserve_order = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
-        cut = _CutChunks(requests, self._spec, ray.get_runtime_context().current_actor)
+        me = ray.get_runtime_context().current_actor
+        cut = _CutChunks(requests, self._spec, self._limit // AHEAD_CHUNKS, me)
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
         cuts = ray.data.from_items([None]).map_batches(cut, compute=ray.data.TaskPoolStrategy(1), num_cpus=0)
         make, pool = _MakeChunk(self._spec), ray.data.TaskPoolStrategy(self._tasks)
@@ -118,13 +122,13 @@ class _BatchActor:
 class _CutChunks:
     """Cuts the requests into chunks: lists of requests for batches, and for parts of batches."""
 
-    def __init__(self, requests: Iterable[BatchRequest], spec: BatchSpec, actor: Any) -> None:
-        self._requests, self._spec, self._actor = requests, spec, actor
+    def __init__(self, requests: Iterable[BatchRequest], spec: BatchSpec, least: int, actor: Any) -> None:
+        self._requests, self._spec, self._least, self._actor = requests, spec, least, actor
 
     def __call__(self, _: Row) -> Iterator[Row]:
         begin = 0
         for chunk in cut_chunks(self._requests, self._spec):
-            end = begin + sum(map(self._spec.bytes_of, chunk))
+            end = begin + max(self._least, sum(map(self._spec.bytes_of, chunk)))
             ray.get(self._actor.admit.remote(begin, end))
             yield {"chunk": _pickled(chunk), "end": np.array([end])}
             begin = end
