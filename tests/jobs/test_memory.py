@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_pair, write_pair
 from tests.jobs.bench import NATIVE, Bench, image_bytes, save_model
 from tests.jobs.job_process import JobProcess
 from tests.jobs.training import training_flags
@@ -125,14 +125,39 @@ def test_promise_36_a_worker_takes_at_most_3_gb(tmp_path: Path, write: Callable[
         Path(bench.images, f"{number:04}.png").write_bytes(image_bytes(number))
     write(Path(bench.images))
     flags = ["--input", bench.images, "--output", bench.masks, "--model", bench.model, "--workers", "1"]
-    job, peak = JobProcess("segment.py", flags, tmp_path / "log", RAY_ADDRESS="local"), 0
-    while job.process.poll() is None:
-        for process in descendants(job.process.pid):
-            with suppress(OSError):
-                if b"SegmentWorker" in command_line(process):
-                    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-                    peak = max(peak, next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")))
-        time.sleep(0.05)
+    job = JobProcess("segment.py", flags, tmp_path / "log", RAY_ADDRESS="local")
+    peak = peak_of(job, b"SegmentWorker")
     assert job.end() == 0, (tmp_path / "log").read_text()  # no object has failed
     print(f"{write.__name__}: {peak / 1e9:.2f} GB")
     assert 0 < peak <= MAX_WORKER
+
+
+def peak_of(job: JobProcess, name: bytes) -> int:
+    """Most bytes that a process whose name has `name` ever had, until the job ends."""
+    peak = 0
+    while job.process.poll() is None:
+        for process in descendants(job.process.pid):
+            with suppress(OSError):
+                if name in command_line(process):
+                    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+                    peak = max(peak, next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")))
+        time.sleep(0.05)
+    return peak
+
+
+@pytest.mark.slow
+def test_promise_36_a_validation_image_of_64_megapixels_takes_a_worker_less_than_4_gb(
+    boxes: Path, tmp_path: Path
+) -> None:
+    image, mask = (np.tile(array, (200, 143, 1)[: array.ndim])[:8000, :8000] for array in make_pair(200))
+    write_pair(boxes / "val", "200", image, mask)
+    flags = training_flags(
+        str(boxes), str(tmp_path / "runs"), classes=boxes / "classes.csv", epochs=1, steps_per_epoch=2
+    )
+    place = flags.index("--size")
+    flags = [*flags[:place], "--crop", "32", "32", *flags[place + 3 :]]
+    job = JobProcess("train.py", flags, tmp_path / "log", RAY_ADDRESS="local")
+    peak = peak_of(job, b"RayTrainWorker")
+    assert job.end() == 0, (tmp_path / "log").read_text()
+    print(f"{peak / 1e9:.2f} GB")
+    assert 0 < peak < 4e9

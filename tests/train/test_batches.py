@@ -1,17 +1,21 @@
 """Ray Data hands over exactly the batches that were asked for, in order."""
 
+import os
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.processes import command_line, descendants
 from unet.data.image import encode_image
 from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
 from unet.data.settings import AugmentSettings, DataSettings
 from unet.settings import Geometry, RequestError
-from unet.train.batches import BatchStream
+from unet.train.batches import CHUNK_BYTES, BatchStream, cut_chunks
 from unet.train.examples import BatchRequest, BatchSpec, make_batch
 from unet.train.schedule import samples_of_step
 
@@ -43,6 +47,45 @@ def test_batches_arrive_whole_and_in_order(requests: list[BatchRequest], spec: B
         expected = make_batch(item, spec)
         assert np.array_equal(batch.images, expected.images)
         assert np.array_equal(batch.masks, expected.masks)
+
+
+def test_a_large_batch_is_made_in_parts_and_small_ones_together(requests: list[BatchRequest], spec: BatchSpec) -> None:
+    large = replace(spec, geometry=Geometry("resize", (1024, 1024)))
+    chunks = list(cut_chunks(requests, large))
+    assert all(sum(map(large.bytes_of, chunk)) <= CHUNK_BYTES for chunk in chunks)
+    assert [len(part.pairs) for part in chunks[0]] == [2]
+    parts = [part for chunk in chunks for part in chunk]
+    assert [pair for part in parts for pair in part.pairs] == [pair for whole in requests for pair in whole.pairs]
+    assert [len(chunk) for chunk in cut_chunks(requests, spec)] == [9, 1]  # of 32 images at most
+
+
+def test_parts_of_a_batch_arrive_as_one(requests: list[BatchRequest], spec: BatchSpec) -> None:
+    large = replace(spec, geometry=Geometry("resize", (1448, 1448)))
+    (batch,) = BatchStream(large, tasks=2).batches(requests[:1])
+    expected = make_batch(requests[0], large)
+    assert np.array_equal(batch.images, expected.images)
+    assert np.array_equal(batch.masks, expected.masks)
+
+
+@pytest.mark.slow
+def test_the_stream_lets_no_process_grow(requests: list[BatchRequest], spec: BatchSpec) -> None:
+    """Over 7,500 batches, each process by less than 12 MB of its own memory from the first fifth on."""
+    many = requests[:6] * 1250
+    began: dict[int, int] = {}
+    for place, _ in enumerate(BatchStream(spec, tasks=2).batches(many)):
+        if place == len(many) // 5:
+            began = {process: own_bytes(process) for process in (os.getpid(), *descendants(os.getpid()))}
+    grown = {process: own_bytes(process) - before for process, before in began.items()}
+    names = {command_line(process)[-40:]: grown[process] >> 20 for process in grown}
+    assert max(grown.values()) < 12 << 20, names
+
+
+def own_bytes(process: int) -> int:
+    """Resident bytes that a process shares with no file and no other process; 0 if it has ended."""
+    with suppress(OSError):
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:")), 0)
+    return 0
 
 
 def test_batches_may_be_left_unfinished(requests: list[BatchRequest], spec: BatchSpec) -> None:

@@ -13,8 +13,9 @@ from tests.conftest import make_pair, write_pair
 from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
 from unet.data.settings import AugmentSettings, DataSettings
-from unet.model.metrics import ConfusionMatrix
+from unet.model.artifact import Model
 from unet.model.network import UNet
+from unet.model.predictor import Predictor
 from unet.settings import Geometry
 from unet.train.examples import BatchRequest, BatchSpec, make_batch
 from unet.train.learner import Learner
@@ -22,6 +23,7 @@ from unet.train.loss import LossSums
 from unet.train.ranks import all_reduce_sum, rank, world_size
 from unet.train.schedule import samples_of_step, share
 from unet.train.settings import FitSettings
+from unet.train.validation import validate
 
 STEPS, BATCH = 20, 5
 
@@ -59,12 +61,9 @@ def train_share(folder: Path, dtype: torch.dtype, accumulate: int, options: dict
         samples = [sample for part in parts for sample in share(part, rank(), world_size())]
         batch = make_batch(BatchRequest(tuple(labelled.train[sample.row] for sample in samples), tuple(samples)), spec)
         losses.append(float(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks))))
-    matrix, sums = ConfusionMatrix.empty(2), LossSums.zeros(2)
-    for pair in share(labelled.val, rank(), world_size()):
-        batch = make_batch(BatchRequest((pair,)), spec)
-        more, prediction = learner.evaluate(torch.tensor(batch.images), torch.tensor(batch.masks))
-        sums = LossSums(*(a + b for a, b in zip(sums, more, strict=True)))
-        matrix.add(batch.masks, prediction.numpy())
+    predictor = Predictor(Model(learner.average, labels, spec.geometry), precision="fp32")
+    own = share(labelled.val, rank(), world_size())
+    sums, matrix = validate(predictor, learner.sums_of, (make_batch(BatchRequest((pair,)), spec) for pair in own))
     counts = all_reduce_sum([torch.from_numpy(matrix.counts)])[0]
     return {"losses": losses, "counts": counts, "val_loss": float(learner.loss_of(LossSums(*all_reduce_sum(sums))))}
 

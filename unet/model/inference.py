@@ -26,10 +26,10 @@ def _fold_batch_norms(network: UNet) -> UNet:
     """Fold each batch norm of `network` into the convolution before it; return `network`."""
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.Sequential) and isinstance(child[-1], nn.BatchNorm2d):
+            if isinstance(child, nn.Sequential) and isinstance(child[-1], nn.BatchNorm2d | nn.SyncBatchNorm):
                 convolution, norm = child
                 assert isinstance(convolution, nn.Conv2d)
-                assert isinstance(norm, nn.BatchNorm2d)
+                assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
                 setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
     return network
 

@@ -5,9 +5,10 @@ the network leaves them. The model's geometry decides what the network is given;
 A mask depends on its image and on `fingerprint` alone, never on the other images of its batch or the number of threads.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +19,11 @@ from unet.model.artifact import Model
 from unet.model.inference import prepare_for_inference
 from unet.model.network import PREPROCESSING_VERSION, normalise
 from unet.model.precision import DTYPES, resolve_precision
-from unet.model.tiling import BAND_LOGITS, blend_tiles, resize_in_bands, round_up, tile_spans
+from unet.model.tiling import blend_tiles, resize_in_bands, round_up, split_band, tile_spans
 from unet.settings import Precision, RequestError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 GPU_BATCH_SIZE = 8
 """Images per forward pass on a GPU, by default. On a CPU more than one is no faster."""
@@ -115,36 +119,30 @@ class Predictor:
         step = batch_size or self.default_batch_size
         for group in groups.values():
             for batch in (group[start : start + step] for start in range(0, len(group), step)):
-                predictions = self._predict_or_halve([images[index] for index in batch], confidence)
+                attempt = partial(self.predict_batch, confidence=confidence)
+                predictions = apply_or_halve(attempt, [images[index] for index in batch])
                 results.update(zip(batch, predictions, strict=True))
         return [results[index] for index in range(len(images))]
-
-    def _predict_or_halve(self, batch: Sequence[Array], confidence: bool) -> list[Prediction | MemoryError]:
-        """Return the results of a batch, in halves where the device's memory is too small for all of it."""
-        try:
-            return [*self.predict_batch(batch, confidence=confidence)]
-        except (torch.OutOfMemoryError, MemoryError):
-            pass  # the next attempts stand below, where the failed one holds no memory any more
-        if len(batch) == 1:
-            return [MemoryError("does not fit in memory, or in that of the GPU; lower --tile or add memory")]
-        torch.cuda.empty_cache()
-        middle = len(batch) // 2
-        halves = batch[:middle], batch[middle:]
-        return [result for half in halves for result in self._predict_or_halve(half, confidence)]
 
     @torch.inference_mode()
     def predict_batch(self, images: Sequence[Array], *, confidence: bool = False) -> list[Prediction]:
         """Return the predictions of images of one `input_size`, in their order."""
+        return [
+            _argmax(bands, self._empty_mask(image), self._empty_mask(image) if confidence else None)
+            for image, bands in zip(images, self.logits_in_bands(images), strict=True)
+        ]
+
+    def logits_in_bands(self, images: Sequence[Array]) -> Iterator[Iterator[Tensor]]:
+        """Yield for each of `images`, of one `input_size`, its logits at its own size, in bands of rows, [rows, W, C].
+
+        A band has BAND_LOGITS at most, or one row. The next one may overwrite it in memory.
+        """
         assert len({self.input_size(_size(image)) for image in images}) <= 1
         # Convolutions may sum in another order for another batch. On a CPU a batch is no faster: one image at a time.
         alone = self.device.type == "cpu" or any(self.needs_tiles(_size(image)) for image in images)
-        batches = [[image] for image in images] if alone else [list(images)]
-        return [
-            _argmax(bands, self._empty_mask(image), self._empty_mask(image) if confidence else None)
-            for batch in batches
-            if batch
-            for image, bands in zip(batch, self._logits_in_bands(batch), strict=True)
-        ]
+        for batch in ([image] for image in images) if alone else [images]:
+            for bands in self._logits_of_batch(batch):
+                yield (part for band in bands for part in split_band(band))
 
     def _empty_mask(self, image: Array) -> Tensor:
         return torch.empty(_size(image), dtype=torch.uint8, device=self.device)
@@ -154,8 +152,8 @@ class Predictor:
         height, width = image_size if geometry.kind == "native" else geometry.size
         return round_up(height, self.size_divisor), round_up(width, self.size_divisor)
 
-    def _logits_in_bands(self, batch: Sequence[Array]) -> Iterator[Iterable[Tensor]]:
-        """Yield for each image its logits at its own size, in bands of rows, each [rows, W, C]."""
+    def _logits_of_batch(self, batch: Sequence[Array]) -> Iterator[Iterable[Tensor]]:
+        """Yield for each image its logits at its own size, in bands of any number of rows, each [rows, W, C]."""
         if self.needs_tiles(_size(batch[0])):
             (image,) = batch
             yield self._tiled_logits(image)
@@ -185,18 +183,37 @@ class Predictor:
         return result
 
 
+def apply_or_halve(function: Callable[[Sequence[T]], Sequence[R]], batch: Sequence[T]) -> list[R | MemoryError]:
+    """Return what `function` returns for each item of `batch`, called with halves where memory is too small for more;
+    a MemoryError for an item that it is too small for by itself."""
+    try:
+        return [*function(batch)]
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    # The next attempts stand here, where the failed one holds no memory any more.
+    if len(batch) == 1:
+        return [MemoryError("does not fit in memory, or in that of the GPU; lower --tile or add memory")]
+    torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return [result for half in (batch[:middle], batch[middle:]) for result in apply_or_halve(function, half)]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)  # of a CPU
+
+
 def _argmax(bands: Iterable[Tensor], mask: Tensor, confidence: Tensor | None) -> Prediction:
     """Fill `mask` and `confidence` (HW uint8) from logits: each pixel's likeliest class, and how likely that is."""
     top = 0
-    for band in bands:
-        for logits in band.split(max(1, BAND_LOGITS[band.device.type] // band[0].numel())):
-            rows = slice(top, top + len(logits))
-            highest, classes = logits.max(-1, keepdim=True)
-            mask[rows] = classes[..., 0]
-            if confidence is not None:
-                probability = 1 / (logits.float() - highest.float()).exp_().sum(-1)
-                confidence[rows] = probability.mul_(255).round_()
-            top = rows.stop
+    for logits in bands:
+        rows = slice(top, top + len(logits))
+        highest, classes = logits.max(-1, keepdim=True)
+        mask[rows] = classes[..., 0]
+        if confidence is not None:
+            probability = 1 / (logits.float() - highest.float()).exp_().sum(-1)
+            confidence[rows] = probability.mul_(255).round_()
+        top = rows.stop
     assert top == len(mask)
     return Prediction(mask.cpu().numpy(), None if confidence is None else confidence.cpu().numpy())
 

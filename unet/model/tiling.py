@@ -98,6 +98,11 @@ def resize_in_bands(logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
         yield _lerp_(upper, lower, y_weight[rows, None, None])
 
 
+def split_band(band: Tensor) -> tuple[Tensor, ...]:
+    """Return a band, [rows, W, C], as bands of BAND_LOGITS at most, or of one row."""
+    return torch.split(band, max(1, BAND_LOGITS[band.device.type] // band[0].numel()))
+
+
 def _source_pixels(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each of `target` pixels, the indices of the two of `source` pixels that it lies between, and the
     weight of the second."""

@@ -1,14 +1,14 @@
 """Batches for training, made by Ray Data: read, decoded, oriented and augmented, in the order asked for.
 
-A `BatchRequest` travels to a task and comes back as one row with one `Batch` (images: NHWC uint8; masks: NHW uint8
-class indices), so that batches are neither split nor merged on the way. A faulty file becomes the row's `fault`, which
-ends the run naming the file, and not a traceback from somewhere in the cluster.
+All batches that a worker still needs come from one plan. Its first step cuts their requests into chunks: a few small
+batches, or a part of a large one. Its second makes each chunk in a task. No more chunks are cut than fit into a number
+of bytes until their batches are used. A faulty file becomes the text of a chunk, which ends the run naming the file.
 """
 
 import logging
 import math
 import pickle
-import warnings
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,26 +16,26 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import ray.data
-from ray.data.block import BlockAccessor
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet.data.image import ImageError
 from unet.runtime.stop import skip_destructors
 from unet.settings import RequestError
 from unet.train.examples import Batch, BatchRequest, BatchSpec, make_batch
 
-PLAN_BYTES = 256 << 20
-"""About how much a plan makes, at most. The next plan runs while the batches of one are used, so two lie in memory."""
+CHUNK_BYTES, CHUNK_IMAGES = 8 << 20, 32
+"""What a chunk has at most, or a single image: a task takes as long to start as a few images to make."""
+
+AHEAD_BYTES = 256 << 20
+"""Of batches that are under way or wait for training, at most."""
+
+AHEAD_CHUNKS = 64
+"""Of chunks that hold them, at most: Ray keeps a few kB of each."""
 
 STORE_SHARE = 8
-"""A plan makes no more than this part of the object store, shared by all workers: two lie in it, beside what Ray needs
-to make the second."""
+"""They are no more than this part of the object store, shared by all workers: Ray copies a chunk twice."""
 
-FIRST_PLAN, LONGEST_PLAN = 4, 1024
-"""Batches of the first plan, which is waited for, and of the longest. Each plan is up to four times its predecessor."""
-
-BATCHES_PER_TASK = 4
-"""Batches that a task makes one after the other: to start a task takes as long as to make a small batch."""
+Row = dict[str, npt.NDArray[Any]]
+"""A chunk on its way: `chunk` [1, bytes], pickled, and `end` [1], the bytes of the stream up to its end."""
 
 
 class BatchStream:
@@ -45,89 +45,126 @@ class BatchStream:
     """
 
     def __init__(self, spec: BatchSpec, *, tasks: int, workers: int = 1, anywhere: bool = False) -> None:
-        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self._spec = spec
-        self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_BatchActor).remote(
-            spec, tasks, None if anywhere else here
-        )
         object_store = ray.cluster_resources().get("object_store_memory", math.inf)
-        self._limit = min(PLAN_BYTES, int(object_store / STORE_SHARE / workers))
+        limit = min(AHEAD_BYTES, int(object_store / STORE_SHARE / workers))
+        here: dict[str, Any] = {
+            "num_cpus": 0,
+            "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+        }
+        actor: Any = ray.remote(_BatchActor)
+        task_options = {"num_cpus": 1} if anywhere else here
+        self._actor = actor.options(max_concurrency=2, **here).remote(spec, tasks, limit, task_options)
 
     def batches(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
-        """Yield the batches of `requests`, in their order.
+        """Yield the batches of `requests`, in their order. `requests` can be pickled, and iterated more than once.
 
         Raises:
             RequestError: a file that cannot be used; names it.
         """
-        running = (self._actor.run_plan.remote(plan) for plan in _plans(requests, self._spec, self._limit))
-        following = next(running, None)
-        while following is not None:
-            blocks = ray.get(following)
-            following = next(running, None)
-            for block in blocks:
-                row = BlockAccessor.for_block(ray.get(block)).to_batch_format("numpy")
-                assert len(row["fault"]) == 1, "a block is one batch"
-                if row["fault"][0]:
-                    raise RequestError(str(row["fault"][0]))
-                yield Batch(row["images"][0], row["masks"][0])
+        streamed = self._actor.chunks.options(num_returns="streaming", _generator_backpressure_num_objects=1)
+        parts = _parts(streamed.remote(requests))
+        for request in requests:
+            own = [next(parts)]
+            while sum(len(part.images) for part in own) < len(request.pairs):
+                own.append(next(parts))
+            yield own[0] if len(own) == 1 else _concatenate(own)
 
 
-def _plans(requests: Iterable[BatchRequest], spec: BatchSpec, limit: int) -> Iterator[list[BatchRequest]]:
-    """Cut `requests` into plans of `limit` bytes at most. Plans cross epochs and validations: short ones pay no
-    start-up."""
-    length, plan, size = FIRST_PLAN, list[BatchRequest](), 0
-    for request in requests:
-        if len(plan) == length or (plan and size + spec.bytes_of(request) > limit):
-            yield plan
-            length, plan, size = min(4 * length, LONGEST_PLAN), [], 0
-        plan.append(request)
-        size += spec.bytes_of(request)
-    if plan:
-        yield plan
+def _parts(chunks: Iterable[Any]) -> Iterator[Batch]:
+    """Yield the batches, and the parts of batches, in `chunks`: references to what `_MakeChunk` returns."""
+    for chunk in chunks:
+        made = pickle.loads(ray.get(chunk))
+        if isinstance(made, str):
+            raise RequestError(made)
+        yield from made
+    raise RuntimeError("the stream of batches ended before the last step")
+
+
+def _concatenate(parts: list[Batch]) -> Batch:
+    return Batch(np.concatenate([part.images for part in parts]), np.concatenate([part.masks for part in parts]))
 
 
 class _BatchActor:
-    """Runs the plans, in a process of its own: Ray's executor would take much of a processor, and Python's lock, from
+    """Runs the plan, in a process of its own: Ray's executor would take much of a processor, and Python's lock, from
     the process that trains."""
 
-    def __init__(self, spec: BatchSpec, tasks: int, strategy: Any) -> None:
+    def __init__(self, spec: BatchSpec, tasks: int, limit: int, task_options: dict[str, Any]) -> None:
         skip_destructors()
-        self.spec, self.tasks, self.strategy = spec, tasks, strategy
+        self._spec, self._tasks, self._limit, self._task_options = spec, tasks, limit, task_options
+        self._used = 0
+        self._changed = threading.Condition()
 
-    def run_plan(self, plan: list[BatchRequest]) -> list[Any]:
-        """Return the batches of `plan`, one block each, as references to the object store."""
-        # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
-        rows = ray.data.from_items(
-            [{"request": pickle.dumps(request)} for request in plan],
-            override_num_blocks=max(len(plan) // BATCHES_PER_TASK, min(len(plan), self.tasks)),
-        )
-        dataset = rows.map_batches(
-            _MakeBatch(self.spec),
-            batch_size=1,
-            compute=ray.data.TaskPoolStrategy(size=self.tasks),
-            num_cpus=1 if self.strategy is None else 0,
-        )
-        if self.strategy is not None:
-            with warnings.catch_warnings():  # Ray deprecates this, and has nothing in its place
-                warnings.simplefilter("ignore", DeprecationWarning)
-                dataset.context.scheduling_strategy = self.strategy
-        dataset.context.target_max_block_size = 1  # a batch is a block
-        dataset.context.enable_progress_bars = False
-        dataset.context.print_on_execution_start = False
-        dataset.context.execution_options.preserve_order = True
+    def chunks(self, requests: Iterable[BatchRequest]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield each chunk, pickled, in order. Not a reference to it: an owner keeps 15 kB of each that it lends."""
+        options = ray.data.DataContext.get_current()
+        options.target_max_block_size = 1  # a row is a block
+        options.enable_progress_bars = options.print_on_execution_start = False
+        options.execution_options.preserve_order = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
-        return [ref for bundle in dataset.materialize().iter_internal_ref_bundles() for ref in bundle.block_refs]
+        me = ray.get_runtime_context().current_actor
+        cut = _CutChunks(requests, self._spec, self._limit // AHEAD_CHUNKS, me)
+        # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
+        cuts = ray.data.from_items([None]).map_batches(cut, compute=ray.data.TaskPoolStrategy(1), num_cpus=0)
+        make, pool = _MakeChunk(self._spec), ray.data.TaskPoolStrategy(self._tasks)
+        made = cuts.map_batches(make, compute=pool, **self._task_options)
+        for row in made.iter_batches(batch_size=None, prefetch_batches=0):
+            yield row["chunk"][0]
+            with self._changed:
+                self._used = int(row["end"][0])
+                self._changed.notify_all()
+
+    def admit(self, begin: int, end: int) -> None:
+        """Wait until bytes `begin` to `end` of the stream may be under way: the next of all, or few enough."""
+        with self._changed:
+            self._changed.wait_for(lambda: end - self._used <= self._limit or begin <= self._used)
 
 
-class _MakeBatch:
-    """`make_batch` between rows."""
+class _CutChunks:
+    """Cuts the requests into chunks: lists of requests for batches, and for parts of batches."""
+
+    def __init__(self, requests: Iterable[BatchRequest], spec: BatchSpec, least: int, actor: Any) -> None:
+        self._requests, self._spec, self._least, self._actor = requests, spec, least, actor
+
+    def __call__(self, _: Row) -> Iterator[Row]:
+        begin = 0
+        for chunk in cut_chunks(self._requests, self._spec):
+            end = begin + max(self._least, sum(map(self._spec.bytes_of, chunk)))
+            ray.get(self._actor.admit.remote(begin, end))
+            yield {"chunk": _pickled(chunk), "end": np.array([end])}
+            begin = end
+
+
+def cut_chunks(requests: Iterable[BatchRequest], spec: BatchSpec) -> Iterator[list[BatchRequest]]:
+    """Yield the parts of `requests`, in order, in chunks of CHUNK_BYTES and CHUNK_IMAGES at most, or of one image."""
+    chunk, size, images = list[BatchRequest](), 0, 0
+    for request in requests:
+        most = max(1, len(request.pairs) * CHUNK_BYTES // max(1, spec.bytes_of(request)))
+        for first in range(0, len(request.pairs), most):
+            part = BatchRequest(request.pairs[first : first + most], request.samples[first : first + most])
+            if chunk and (size + spec.bytes_of(part) > CHUNK_BYTES or images + len(part.pairs) > CHUNK_IMAGES):
+                yield chunk
+                chunk, size, images = [], 0, 0
+            chunk.append(part)
+            size, images = size + spec.bytes_of(part), images + len(part.pairs)
+    if chunk:
+        yield chunk
+
+
+class _MakeChunk:
+    """`make_batch` of each request of a chunk; the text of a fault instead of all, if there is one."""
 
     def __init__(self, spec: BatchSpec) -> None:
-        self.spec = spec
+        self._spec = spec
 
-    def __call__(self, row: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, row: Row) -> Row:
+        made: list[Batch] | str
         try:
-            batch, fault = make_batch(pickle.loads(row["request"][0]), self.spec), ""
+            made = [make_batch(request, self._spec) for request in pickle.loads(row["chunk"][0])]
         except ImageError as error:
-            batch, fault = Batch(np.zeros((1, 1, 1, 3), np.uint8), np.zeros((1, 1, 1), np.uint8)), str(error)
-        return {"images": batch.images[None], "masks": batch.masks[None], "fault": np.array([fault])}
+            made = str(error)
+        return {"chunk": _pickled(made), "end": row["end"]}
+
+
+def _pickled(value: Any) -> npt.NDArray[np.uint8]:
+    """Return `value` pickled, [1, bytes]."""
+    return np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)[None]

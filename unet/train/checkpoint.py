@@ -1,7 +1,8 @@
 """Checkpoints of a training run: files in its `checkpoints/`, each the whole state after some step.
 
 A checkpoint is one object, whole or absent, and its name carries the digest of its bytes: a damaged one is passed over
-for the one before it. Two are kept. Files are written beside training, one at a time.
+for the one before it. Those of two steps are kept, of each step the last that was written. Files are written beside
+training, one at a time.
 """
 
 import hashlib
@@ -88,10 +89,14 @@ class Checkpoints:
             writing.result()
 
     def _write(self, step: int, data: bytes) -> None:
-        digest = hashlib.sha256(data).hexdigest()[:16]
-        store.write(join_uri(self._folder, f"step-{step:09}-{digest}.pt"), data)
+        begin = f"step-{step:09}-"
+        name = f"{begin}{hashlib.sha256(data).hexdigest()[:16]}.pt"
+        store.write(join_uri(self._folder, name), data)
+        names = sorted(self._names())
+        replaced = [other for other in names if other.startswith(begin) and other != name]
         with suppress(Denied):  # to remove files is a right that no job needs
-            store.open_store(self._folder).delete(sorted(self._names())[:-KEPT])
+            kept = [other for other in names if other not in replaced][-KEPT:]
+            store.open_store(self._folder).delete([other for other in names if other not in kept])
 
     def _names(self) -> list[str]:
         return [name for name in store.list_files(self._folder) if _NAME.fullmatch(name)]

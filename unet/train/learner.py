@@ -90,14 +90,9 @@ class Learner:
             self._update_average()
         return torch.stack(losses).sum()
 
-    @torch.inference_mode()
-    def evaluate(self, images: Tensor, masks: Tensor) -> tuple[LossSums, Tensor]:
-        """Return the loss sums and the predictions (NHW uint8 class indices) of the averaged weights."""
-        self.average.eval()
-        with self._autocast():
-            logits = self.average(normalise(images.to(self.device)).to(self._dtype))
-        sums = self._sums(logits, masks.to(self.device))
-        return sums, logits.argmax(1).to(torch.uint8).cpu()
+    def sums_of(self, logits: Tensor, masks: Tensor) -> LossSums:
+        """Return what `loss_of` needs of logits, NCHW, and masks."""
+        return loss_sums(logits.to(self._dtype), masks, self.class_weights, with_dice=self.settings.loss == "ce+dice")
 
     def loss_of(self, sums: LossSums) -> Tensor:
         """Return the configured loss, scalar."""
@@ -131,9 +126,6 @@ class Learner:
         if scaler := state.get("scaler"):  # empty but in fp16, and unknown to older versions
             self._scaler.load_state_dict(scaler)
 
-    def _sums(self, logits: Tensor, masks: Tensor) -> LossSums:
-        return loss_sums(logits, masks, self.class_weights, with_dice=self.settings.loss == "ce+dice")
-
     def _backward(self, images: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
         """Add the gradients of a part of the batch, whose pixels all together weigh `weight`; return its loss.
 
@@ -142,7 +134,7 @@ class Learner:
         """
         with self._autocast():
             logits = self._forward(normalise(images).to(self._dtype))
-        own = self._sums(logits, masks)
+        own = self.sums_of(logits, masks)
         totals = [total.requires_grad_() for total in all_reduce_sum(own)]
         sums = LossSums(*totals)._replace(weight=weight.to(own.weight))
         loss = cross_entropy(sums)

@@ -9,6 +9,8 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import ray
 import ray.train
@@ -19,6 +21,7 @@ from unet.data.labels import LabelSet
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix, nan_to_none
 from unet.model.network import UNet, architecture
+from unet.model.predictor import Predictor
 from unet.runtime import telemetry
 from unet.runtime.memory import retain_freed_memory
 from unet.settings import RequestError, to_mapping
@@ -32,7 +35,8 @@ from unet.train.loss import LossSums
 from unet.train.optimizer import learning_rate
 from unet.train.progress import Audience, Progress
 from unet.train.ranks import all_reduce_sum, broadcast_object, rank, world_size
-from unet.train.run import TrainingRun
+from unet.train.run import RemainingRequests, TrainingRun
+from unet.train.validation import validate
 
 
 def train_worker(config: dict[str, TrainingRun]) -> None:
@@ -47,8 +51,8 @@ def train_worker(config: dict[str, TrainingRun]) -> None:
     )
     with Checkpoints(run.folder) as checkpoints:
         latest = broadcast_object(checkpoints.latest() if rank() == 0 else None)  # all go on from one and the same
-        loop = TrainingLoop(run, checkpoints, latest)
-        loop.train(stream.batches(run.batch_requests(len(loop.entries), loop.learner.step)))
+        loop = TrainingLoop(run, checkpoints, latest, ray.train.torch.get_device())
+        loop.train(stream.batches(RemainingRequests(run, len(loop.entries), loop.learner.step, rank(), world_size())))
 
 
 def _threads() -> int:
@@ -65,9 +69,9 @@ class TrainingLoop:
     `entries`: one for each finished epoch. `losses`: one for each step since, scalars on the device.
     """
 
-    def __init__(self, run: TrainingRun, checkpoints: Checkpoints, latest: str | None) -> None:
+    def __init__(self, run: TrainingRun, checkpoints: Checkpoints, latest: str | None, device: torch.device) -> None:
         self.run, self.checkpoints = run, checkpoints
-        self.learner = _learner(run, begun=latest is not None)
+        self.learner = _learner(run, device, begun=latest is not None)
         self.entries: list[Entry] = []
         self.losses: list[torch.Tensor] = []
         if latest is not None:
@@ -85,7 +89,8 @@ class TrainingLoop:
                 break
             started = time.monotonic()
             rate = self._train_epoch(epoch, batches)
-            loss, matrix = self._validate(itertools.islice(batches, len(run.validation_requests())))
+            self._save()  # so that a death in validation loses no step
+            loss, matrix = self._validate(itertools.islice(batches, len(run.validation_requests(rank(), world_size()))))
             if not math.isfinite(loss):
                 raise RequestError(_not_finite("validation loss", epoch, self.learner.step))
             speed = {"images_per_second": rate, "seconds": time.monotonic() - started}
@@ -95,7 +100,7 @@ class TrainingLoop:
                 telemetry.record_epoch(entry, run.settings.name)
                 self.journal.add(entry)
                 if _is_best(entry, self.entries):
-                    self._model(entry, matrix).save(join_uri(run.folder, "model"))
+                    replace(self._model(), scores=_scores(entry, matrix)).save(join_uri(run.folder, "model"))
             self.entries.append(entry)
             self.losses = []
             self._save()
@@ -105,8 +110,7 @@ class TrainingLoop:
         every, started, reported = self.run.settings.checkpoint_every, time.monotonic(), self.learner.step
         steps = self.run.steps_of(epoch, self.learner.step)
         for step in steps:
-            batch = next(batches)
-            self.losses.append(self.learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks)))
+            self.losses.append(self.learner.train_step(*_tensors(next(batches))))
             if self.progress.due(self.learner.step):
                 self._check_finite()
                 self.progress.log_step(self.learner.step, epoch, float(self.losses[-1]))
@@ -130,12 +134,8 @@ class TrainingLoop:
     def _validate(self, batches: Iterator[Batch]) -> tuple[float, ConfusionMatrix]:
         """Return the loss over all validation pixels of all ranks, and their confusion matrix."""
         self.learner.average_buffers()
-        matrix = ConfusionMatrix.empty(len(self.run.labels.classes))
-        sums = LossSums.zeros(len(self.run.labels.classes), self.learner.device)
-        for batch in batches:
-            more, prediction = self.learner.evaluate(torch.tensor(batch.images), torch.tensor(batch.masks))
-            sums = LossSums(*(a + b for a, b in zip(sums, more, strict=True)))
-            matrix.add(batch.masks, prediction.numpy())
+        predictor = Predictor(self._model(), device=self.learner.device, precision=self.run.settings.fit.precision)
+        sums, matrix = validate(predictor, self.learner.sums_of, batches)
         loss = float(self.learner.loss_of(LossSums(*all_reduce_sum(sums))))
         counts = torch.from_numpy(matrix.counts).to(self.learner.device)
         return loss, ConfusionMatrix(all_reduce_sum([counts])[0].cpu().numpy())
@@ -182,20 +182,29 @@ class TrainingLoop:
         )
         return entry
 
-    def _model(self, entry: Entry, matrix: ConfusionMatrix) -> Model:
+    def _model(self) -> Model:
+        """Return the model as it is now, without its scores."""
         run = self.run
-        scores = {name: value for name, value in entry.items() if name == "epoch" or name.startswith("val_")}
         return Model(
             network=self.learner.average,
             labels=run.labels,
             geometry=run.settings.geometry,
             training=to_mapping(run.settings) | {"images": len(run.labelled.train), "steps_done": self.learner.step},
-            scores=scores | {"confusion": matrix.counts.tolist()},
             window=run.window,
         )
 
 
-def _learner(run: TrainingRun, *, begun: bool) -> Learner:
+def _tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images and masks as tensors in the memory of `batch`."""
+    return torch.from_numpy(batch.images), torch.from_numpy(batch.masks)
+
+
+def _scores(entry: Entry, matrix: ConfusionMatrix) -> dict[str, Any]:
+    scores = {name: value for name, value in entry.items() if name == "epoch" or name.startswith("val_")}
+    return scores | {"confusion": matrix.counts.tolist()}
+
+
+def _learner(run: TrainingRun, device: torch.device, *, begun: bool) -> Learner:
     settings = run.settings
     torch.manual_seed(settings.fit.seed)
     network = UNet(classes=len(run.labels.classes), **architecture(settings.model))
@@ -204,7 +213,6 @@ def _learner(run: TrainingRun, *, begun: bool) -> Learner:
         print(f"--init-from: {len(matching)} of {len(network.state_dict())} tensors taken")
         network.load_state_dict(matching, strict=False)
     weights = None if run.class_weights is None else torch.tensor(run.class_weights)
-    device = ray.train.torch.get_device()
     return Learner(network, settings.fit, total_steps=run.total_steps, class_weights=weights, device=device)
 
 

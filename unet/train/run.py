@@ -7,7 +7,6 @@ from unet.data.labelled_set import LabelledSet
 from unet.data.labels import LabelSet
 from unet.settings import Window
 from unet.train.examples import BatchRequest, BatchSpec
-from unet.train.ranks import rank, world_size
 from unet.train.schedule import samples_of_step, share
 from unet.train.settings import TrainSettings
 
@@ -57,20 +56,35 @@ class TrainingRun:
         begin = epoch * self.steps_per_epoch
         return range(max(first, begin), min(begin + self.steps_per_epoch, self.total_steps))
 
-    def validation_requests(self) -> list[BatchRequest]:
-        """Return this rank's validation images, each once; those of native geometry, whose sizes differ, one by one."""
-        pairs, settings = share(self.labelled.val, rank(), world_size()), self.settings
+    def validation_requests(self, rank: int, world: int) -> list[BatchRequest]:
+        """Return a rank's validation images, each once; those of native geometry, whose sizes differ, one by one."""
+        pairs, settings = share(self.labelled.val, rank, world), self.settings
         size = settings.fit.batch_size if settings.geometry.kind == "resize" else 1
         return [BatchRequest(tuple(pairs[start : start + size])) for start in range(0, len(pairs), size)]
 
-    def batch_requests(self, epoch: int, step: int) -> Iterator[BatchRequest]:
-        """Yield the batches that remain for this rank from a step of an epoch on, each epoch's validation behind it."""
+    def training_request(self, step: int, rank: int, world: int) -> BatchRequest:
+        """Return a rank's part of the batch of a step."""
         pairs, settings = self.labelled.train, self.settings.fit
-        for later in range(epoch, self.epochs):
-            for number in self.steps_of(later, step):
-                samples = samples_of_step(number, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
-                size = settings.batch_size // settings.accumulate  # of a forward pass, of which each rank has its share
-                passes = [samples[first : first + size] for first in range(0, len(samples), size)]
-                own = [sample for part in passes for sample in share(part, rank(), world_size())]
-                yield BatchRequest(tuple(pairs[sample.row] for sample in own), tuple(own))
-            yield from self.validation_requests()
+        samples = samples_of_step(step, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
+        size = settings.batch_size // settings.accumulate  # of a forward pass, of which each rank has its share
+        passes = [samples[first : first + size] for first in range(0, len(samples), size)]
+        own = [sample for part in passes for sample in share(part, rank, world)]
+        return BatchRequest(tuple(pairs[sample.row] for sample in own), tuple(own))
+
+
+@dataclass(frozen=True)
+class RemainingRequests:
+    """The batches that remain for a rank from step `step` of epoch `epoch` on, each epoch's validation behind it."""
+
+    run: TrainingRun
+    epoch: int
+    step: int
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        validation = self.run.validation_requests(self.rank, self.world)
+        for epoch in range(self.epoch, self.run.epochs):
+            for step in self.run.steps_of(epoch, self.step):
+                yield self.run.training_request(step, self.rank, self.world)
+            yield from validation

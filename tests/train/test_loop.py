@@ -1,0 +1,65 @@
+"""The loop of a worker, alone in this process: what a death costs, and what validation counts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from unet.data.labelled_set import find_labelled_set
+from unet.data.labels import read_labels
+from unet.data.settings import DataSettings
+from unet.model.settings import ModelSettings
+from unet.train.checkpoint import Checkpoints
+from unet.train.examples import Batch, make_batch
+from unet.train.loop import TrainingLoop
+from unet.train.run import RemainingRequests, TrainingRun
+from unet.train.settings import FitSettings, TrainSettings
+
+
+class ValidationError(Exception):
+    """What the batches of a validation do to a loop."""
+
+
+@pytest.fixture
+def run(boxes: Path, tmp_path: Path) -> TrainingRun:
+    """Two epochs of three steps."""
+    data = DataSettings(data=str(boxes), classes="camvid")
+    settings = TrainSettings(
+        output=str(tmp_path),
+        size=(40, 56),
+        checkpoint_every=2,
+        data=data,
+        model=ModelSettings(width=8, depth=2),
+        fit=FitSettings(epochs=2, batch_size=4, precision="fp32"),
+    )
+    labels = read_labels(str(boxes / "classes.csv"))
+    return TrainingRun(settings, str(tmp_path / "run"), find_labelled_set(data), labels, class_weights=None)
+
+
+def batches(run: TrainingRun, loop: TrainingLoop, *, validations: bool = True) -> Iterator[Batch]:
+    for request in RemainingRequests(run, len(loop.entries), loop.learner.step, rank=0, world=1):
+        if not request.samples and not validations:
+            raise ValidationError
+        yield make_batch(request, run.batch_spec)
+
+
+def test_a_death_in_validation_loses_no_step(run: TrainingRun) -> None:
+    with Checkpoints(run.folder) as checkpoints:
+        loop = TrainingLoop(run, checkpoints, None, torch.device("cpu"))
+        with pytest.raises(ValidationError):
+            loop.train(batches(run, loop, validations=False))
+    with Checkpoints(run.folder) as checkpoints:
+        loop = TrainingLoop(run, checkpoints, checkpoints.latest(), torch.device("cpu"))
+        assert (loop.learner.step, len(loop.losses), loop.entries) == (3, 3, [])
+        loop.train(batches(run, loop))
+    assert [entry["step"] for entry in loop.entries] == [3, 6]
+
+
+def test_of_the_checkpoints_before_and_after_a_validation_the_later_is_left(run: TrainingRun) -> None:
+    with Checkpoints(run.folder) as checkpoints:
+        loop = TrainingLoop(run, checkpoints, None, torch.device("cpu"))
+        loop.train(batches(run, loop))
+    names = sorted(path.name for path in Path(run.folder, "checkpoints").iterdir())
+    assert [int(name[5:14]) for name in names] == [4, 6]
+    assert len(checkpoints.load(names[-1])["entries"]) == 2
