@@ -192,7 +192,16 @@ def test_a_run_on_s3_where_a_tenth_of_all_requests_fails_ends_as_on_a_disk(
     assert_same_runs(str(tmp_path / "undisturbed/run"), f"{bucket}/run")
     assert Model.load(f"{bucket}/run/model").scores["epoch"] >= 1
     names = {name.split("/")[0] for name in store.list_files(f"{bucket}/run")}
-    assert names == {"checkpoints", "identity.json", "metrics.jsonl", "model", "report", "settings.yaml", "tensorboard"}
+    assert names == {
+        "check.json",
+        "checkpoints",
+        "identity.json",
+        "metrics.jsonl",
+        "model",
+        "report",
+        "settings.yaml",
+        "tensorboard",
+    }
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
