@@ -1,20 +1,26 @@
 """The loop of a worker, alone in this process: what a death costs, and what validation counts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from unet.data.image import Array
 from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
 from unet.data.settings import DataSettings
+from unet.model.artifact import Model
+from unet.model.predictor import Predictor
 from unet.model.settings import ModelSettings
+from unet.settings import Geometry, RequestError
 from unet.train.checkpoint import Checkpoints
 from unet.train.examples import Batch, make_batch
 from unet.train.loop import TrainingLoop
 from unet.train.run import RemainingRequests, TrainingRun
 from unet.train.settings import FitSettings, TrainSettings
+from unet.train.validation import validate
 
 
 class ValidationError(Exception):
@@ -63,3 +69,24 @@ def test_of_the_checkpoints_before_and_after_a_validation_the_later_is_left(run:
     names = sorted(path.name for path in Path(run.folder, "checkpoints").iterdir())
     assert [int(name[5:14]) for name in names] == [4, 6]
     assert len(checkpoints.load(names[-1])["entries"]) == 2
+
+
+class SmallMemory(Predictor):
+    """A device with room for one image of 40 x 56 pixels, and none that is larger."""
+
+    def logits_in_bands(self, images: Sequence[Array]) -> Iterator[Iterator[torch.Tensor]]:
+        if len(images) > 1 or images[0].shape[0] > 40:
+            torch.empty(1 << 50)  # what a CPU says is a plain RuntimeError
+        return super().logits_in_bands(images)
+
+
+def test_validation_goes_on_in_halves_and_says_what_does_not_fit(run: TrainingRun) -> None:
+    loop = TrainingLoop(run, Checkpoints(run.folder), None, torch.device("cpu"))
+    model = Model(loop.learner.average, run.labels, run.settings.geometry)
+    own = [make_batch(request, run.batch_spec) for request in run.validation_requests(0, 1)]
+    whole, halves = (validate(kind(model), loop.learner.sums_of, own) for kind in (Predictor, SmallMemory))
+    assert (whole[1].counts == halves[1].counts).all()
+    assert all(torch.equal(a, b) for a, b in zip(whole[0], halves[0], strict=True))
+    large = make_batch(run.validation_requests(0, 1)[0], replace(run.batch_spec, geometry=Geometry("resize", (48, 56))))
+    with pytest.raises(RequestError, match=r"an image of 48 x 56 pixels does not fit in memory.*--size or --width"):
+        validate(SmallMemory(model), loop.learner.sums_of, [large])

@@ -81,7 +81,7 @@ class TrainingLoop:
         self.progress = Progress(run.total_steps, run.epochs, run.settings.fit.batch_size, audience)
 
     def train(self, batches: Iterator[Batch]) -> None:
-        """Take all steps that remain; `batches` are those of `TrainingRun.batch_requests`."""
+        """Take all steps that remain; `batches` are those of `RemainingRequests`."""
         run, patience = self.run, self.run.settings.fit.patience
         for epoch in range(len(self.entries), run.epochs):
             if _out_of_patience(self.entries, patience):
@@ -89,7 +89,7 @@ class TrainingLoop:
                 break
             started = time.monotonic()
             rate = self._train_epoch(epoch, batches)
-            self._save()  # so that a death in validation loses no step
+            self._save()  # so that a death in validation loses no step; it averages the buffers too
             loss, matrix = self._validate(itertools.islice(batches, len(run.validation_requests(rank(), world_size()))))
             if not math.isfinite(loss):
                 raise RequestError(_not_finite("validation loss", epoch, self.learner.step))
@@ -133,7 +133,6 @@ class TrainingLoop:
 
     def _validate(self, batches: Iterator[Batch]) -> tuple[float, ConfusionMatrix]:
         """Return the loss over all validation pixels of all ranks, and their confusion matrix."""
-        self.learner.average_buffers()
         predictor = Predictor(self._model(), device=self.learner.device, precision=self.run.settings.fit.precision)
         sums, matrix = validate(predictor, self.learner.sums_of, batches)
         loss = float(self.learner.loss_of(LossSums(*all_reduce_sum(sums))))

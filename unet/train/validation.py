@@ -27,47 +27,36 @@ def validate(predictor: Predictor, sums_of: SumsOf, batches: Iterable[Batch]) ->
     Raises:
         RequestError: an image does not fit in memory; says what can be lowered.
     """
-    classes = len(predictor.model.labels.classes)
-    sums = LossSums(*(zeros.double() for zeros in LossSums.zeros(classes, predictor.device)))
-    matrix = ConfusionMatrix.empty(classes)
 
     def score(pairs: Sequence[tuple[Array, Array]]) -> list[tuple[LossSums, ConfusionMatrix]]:
-        images, truths = zip(*pairs, strict=True)
-        bands = predictor.logits_in_bands(images)
-        return [_score_image(*pair, sums_of, classes) for pair in zip(bands, truths, strict=True)]
+        bands_of_images = predictor.logits_in_bands([image for image, _ in pairs])
+        return [_score(bands, mask, sums_of, classes) for bands, (_, mask) in zip(bands_of_images, pairs, strict=True)]
 
+    classes = len(predictor.model.labels.classes)
+    sums, matrix = LossSums.zeros(classes, predictor.device), ConfusionMatrix.empty(classes)
     for batch in batches:
         for scored in apply_or_halve(score, list(zip(batch.images, batch.masks, strict=True))):
             if isinstance(scored, MemoryError):
-                raise RequestError(_too_large(predictor, batch))
-            sums = _add(sums, scored[0])
+                raise RequestError(_too_large(batch, predictor.model.geometry.kind))
+            sums = LossSums(*(total + more for total, more in zip(sums, scored[0], strict=True)))
             matrix.counts += scored[1].counts
-    return sums, matrix
+    return LossSums(*(total.double() for total in sums)), matrix
 
 
-def _score_image(
-    bands: Iterable[Tensor], truth: Array, sums_of: SumsOf, classes: int
-) -> tuple[LossSums, ConfusionMatrix]:
+def _score(bands: Iterable[Tensor], mask: Array, sums_of: SumsOf, classes: int) -> tuple[LossSums, ConfusionMatrix]:
     """Return the sums of one image from its logits in bands, each [rows, W, C], and its mask, HW."""
-    totals: list[LossSums] = []
-    matrix, top = ConfusionMatrix.empty(classes), 0
+    parts, matrix, top = list[LossSums](), ConfusionMatrix.empty(classes), 0
     for logits in bands:
-        target = truth[top : top + len(logits)]
-        top += len(logits)
-        totals.append(sums_of(logits.permute(2, 0, 1)[None], torch.tensor(target, device=logits.device)[None]))
-        matrix.add(target, logits.max(-1).indices.to(torch.uint8).cpu().numpy())
-    assert top == len(truth)
-    return LossSums(*(torch.stack(parts).double().sum(0) for parts in zip(*totals, strict=True))), matrix
+        truth, top = mask[top : top + len(logits)], top + len(logits)
+        parts.append(sums_of(logits.permute(2, 0, 1)[None], torch.tensor(truth, device=logits.device)[None]))
+        matrix.add(truth, logits.max(-1).indices.to(torch.uint8).cpu().numpy())
+    assert top == len(mask)
+    return LossSums(*(torch.stack(part).double().sum(0) for part in zip(*parts, strict=True))), matrix
 
 
-def _add(a: LossSums, b: LossSums) -> LossSums:
-    return LossSums(*(one + other for one, other in zip(a, b, strict=True)))
-
-
-def _too_large(predictor: Predictor, batch: Batch) -> str:
+def _too_large(batch: Batch, kind: str) -> str:
     height, width = batch.images.shape[1:3]
-    lower = "--size or --width" if predictor.model.geometry.kind == "resize" else "--width"
     return (
-        f"validating an image of {height} x {width} pixels does not fit in memory, or in that of the GPU; "
-        f"lower {lower}, cut the validation images into smaller ones, or add memory"
+        f"validating an image of {height} x {width} pixels does not fit in memory, or in that of the GPU; lower "
+        f"{'--size or --width' if kind == 'resize' else '--width'}, cut the images into smaller ones, or add memory"
     )
