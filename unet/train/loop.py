@@ -36,6 +36,7 @@ from unet.train.optimizer import learning_rate
 from unet.train.progress import Audience, Progress
 from unet.train.ranks import all_reduce_sum, broadcast_object, rank, world_size
 from unet.train.run import RemainingRequests, TrainingRun
+from unet.train.transfer import to_device
 from unet.train.validation import validate
 
 
@@ -79,6 +80,7 @@ class TrainingLoop:
         self.journal = Journal(run.folder, self.entries) if rank() == 0 else None
         audience: Audience = "nobody" if rank() > 0 else "terminal" if run.terminal else "log"
         self.progress = Progress(run.total_steps, run.epochs, run.settings.fit.batch_size, audience)
+        self.progress.log(f"training in {self.learner.precision} on {device.type}")
 
     def train(self, batches: Iterator[Batch]) -> None:
         """Take all steps that remain; `batches` are those of `RemainingRequests`."""
@@ -109,8 +111,9 @@ class TrainingLoop:
         """Take the steps that remain of an epoch; return images per second."""
         every, started, reported = self.run.settings.checkpoint_every, time.monotonic(), self.learner.step
         steps = self.run.steps_of(epoch, self.learner.step)
-        for step in steps:
-            self.losses.append(self.learner.train_step(*_tensors(next(batches))))
+        copied = to_device(itertools.islice(batches, len(steps)), self.learner.device)
+        for step, (images, masks) in zip(steps, copied, strict=True):
+            self.losses.append(self.learner.train_step(images, masks))
             if self.progress.due(self.learner.step):
                 self._check_finite()
                 self.progress.log_step(self.learner.step, epoch, float(self.losses[-1]))
@@ -133,7 +136,7 @@ class TrainingLoop:
 
     def _validate(self, batches: Iterator[Batch]) -> tuple[float, ConfusionMatrix]:
         """Return the loss over all validation pixels of all ranks, and their confusion matrix."""
-        predictor = Predictor(self._model(), device=self.learner.device, precision=self.run.settings.fit.precision)
+        predictor = Predictor(self._model(), device=self.learner.device, precision=self.learner.precision)
         sums, matrix = validate(predictor, self.learner.sums_of, batches)
         loss = float(self.learner.loss_of(LossSums(*all_reduce_sum(sums))))
         counts = torch.from_numpy(matrix.counts).to(self.learner.device)
@@ -188,14 +191,10 @@ class TrainingLoop:
             network=self.learner.average,
             labels=run.labels,
             geometry=run.settings.geometry,
-            training=to_mapping(run.settings) | {"images": len(run.labelled.train), "steps_done": self.learner.step},
+            training=to_mapping(run.settings)
+            | {"images": len(run.labelled.train), "steps_done": self.learner.step, "precision": self.learner.precision},
             window=run.window,
         )
-
-
-def _tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images and masks as tensors in the memory of `batch`."""
-    return torch.from_numpy(batch.images), torch.from_numpy(batch.masks)
 
 
 def _scores(entry: Entry, matrix: ConfusionMatrix) -> dict[str, Any]:

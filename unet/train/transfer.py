@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from unet.data.image import Array
 from unet.train.examples import Batch
 
 
@@ -20,24 +19,16 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for batch in batches:
-        tensors = [_host_tensor(array, pinned=stream is not None) for array in (batch.images, batch.masks)]
+        images, masks = torch.from_numpy(batch.images), torch.from_numpy(batch.masks)
         if stream is not None:
-            tensors = _copy(tensors, device, stream)
-        images, masks = tensors
+            images, masks = _copy([images, masks], device, stream)
         yield images, masks
-
-
-def _host_tensor(array: Array, *, pinned: bool) -> Tensor:
-    """Return a copy: the object store's own memory is read-only."""
-    tensor = torch.empty(array.shape, dtype=torch.uint8, pin_memory=pinned)
-    tensor.numpy()[:] = array
-    return tensor
 
 
 def _copy(tensors: list[Tensor], device: torch.device, stream: torch.cuda.Stream) -> list[Tensor]:
     """Return copies on `device`, made on `stream`, for use on the current stream."""
     with torch.cuda.stream(stream):
-        copies = [tensor.to(device, non_blocking=True) for tensor in tensors]
+        copies = [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
     current = torch.cuda.current_stream(device)
     current.wait_stream(stream)
     for copy in copies:
