@@ -180,7 +180,7 @@ def test_files_without_etags_are_read_each_time(boxes: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("pairs", "side", "limit"), [(6, 2500, 600), pytest.param(12, 8000, 1500, marks=pytest.mark.slow)]
+    ("pairs", "side", "limit"), [(6, 2500, 800), pytest.param(12, 8000, 1500, marks=pytest.mark.slow)]
 )
 def test_promise_36_the_check_of_colour_masks_takes_little_memory(
     tmp_path: Path, pairs: int, side: int, limit: int
