@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from unet.model.precision import DTYPES, fast_precision, resolve_precision
+from unet.model.precision import DTYPES, bf16_speedup, fast_precision, resolve_precision
 
 ASK = "from unet.model.precision import fast_precision; print(fast_precision('cpu'))"
 
@@ -33,7 +33,7 @@ def test_a_cpu_with_instructions_for_bf16_is_given_bf16() -> None:
 
 
 def test_to_ask_leaves_the_number_of_threads_alone() -> None:
-    fast_precision.cache_clear()
+    bf16_speedup.cache_clear()
     before = torch.get_num_threads()
     fast_precision("cpu")
     assert torch.get_num_threads() == before

@@ -15,9 +15,9 @@ from unet.settings import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-CLEARLY_FASTER = 0.75
-"""Share of the seconds of fp32 that bf16 may take at most. It takes 0.5 where a CPU has it (AVX512-BF16; with AMX far
-less), and 2.5 (AVX-512) to 10 (AVX2) where it is emulated: noise does not lead from one to the other."""
+CLEARLY_FASTER = 1.33
+"""Speedup of bf16 over fp32 from which on it is chosen. Measured were 1.9 to 2.2 with AVX512-BF16, and where bf16 is
+emulated 0.4 (AVX-512) and 0.2 (AVX2), on a busy machine too: noise does not lead from one to the other."""
 
 ROUNDS = 5
 """Convolutions timed in each precision, of which the fastest counts; all together take some tens of milliseconds."""
@@ -28,17 +28,26 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
     return fast_precision(device.type) if precision == "auto" else precision
 
 
-@functools.cache
 def fast_precision(device_type: str) -> Precision:
-    """Return bf16, fp16 or fp32: what the current device of this type computes fast in, found once a process."""
-    if device_type == "cuda":
-        major, _ = torch.cuda.get_device_capability()
-        return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
-    return "bf16" if device_type == "cpu" and _bf16_is_fast() else "fp32"
+    """Return bf16, fp16 or fp32: what the current device of this type computes fast in."""
+    if bf16_speedup(device_type) > CLEARLY_FASTER:
+        return "bf16"
+    return "fp16" if device_type == "cuda" and torch.cuda.get_device_capability()[0] == 7 else "fp32"
 
 
-def _bf16_is_fast() -> bool:
-    """Return whether a convolution in bf16 is clearly faster than in fp32 on this CPU.
+@functools.cache
+def bf16_speedup(device_type: str) -> float:
+    """Return how many times as fast as fp32 the current device of this type is in bf16, found once a process.
+
+    Of GPUs this is not measured: infinite where they have it, else 0.
+    """
+    if device_type == "cuda" and torch.cuda.get_device_capability()[0] >= 8:
+        return math.inf
+    return _measure_speedup() if device_type == "cpu" else 0.0
+
+
+def _measure_speedup() -> float:
+    """Return the seconds of a convolution in fp32 over those in bf16, on this CPU.
 
     Both take turns on one thread, and its own seconds count: other programs hardly do.
     """
@@ -54,4 +63,4 @@ def _bf16_is_fast() -> bool:
                 F.conv2d(x, weight, padding=1)
                 seconds[dtype] = min(seconds[dtype], time.thread_time() - started)
     torch.set_num_threads(threads)
-    return seconds[torch.bfloat16] < CLEARLY_FASTER * seconds[torch.float32]
+    return seconds[torch.float32] / seconds[torch.bfloat16]

@@ -15,7 +15,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from unet.model.network import UNet, architecture, normalise, to_channels_last
-from unet.model.precision import DTYPES, fast_precision
+from unet.model.precision import DTYPES, bf16_speedup, fast_precision
 from unet.settings import RequestError
 from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
 from unet.train.optimizer import Optimizer, learning_rate
@@ -52,9 +52,9 @@ class Learner:
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema else network
         self._dtype = next(network.parameters()).dtype
         self.class_weights = class_weights if class_weights is None else class_weights.to(self.device)
-        fast = broadcast_object(fast_precision(self.device.type))
+        fast, speedup = broadcast_object((fast_precision(self.device.type), bf16_speedup(self.device.type)))
         self.precision = fast if settings.precision == "auto" else settings.precision
-        self.optimizer = Optimizer(self.network, settings, torch.bfloat16 if fast == "bf16" else torch.float32)
+        self.optimizer = Optimizer(self.network, settings, speedup)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._replica = DistributedDataParallel(network, forward_sync_buffers=False) if world_size() > 1 else None
         self._forward: Any = self._replica or network

@@ -22,14 +22,15 @@ QUINTIC = 3.4445, -4.7750, 2.0315
 
 ITERATIONS = 5
 
+WORTH_BF16 = 3.0
+"""Speedup of bfloat16 over float32 from which on Muon multiplies in it: in float32 there is 0.4 of the work to do."""
+
 
 class Optimizer:
-    """Updates the weights of `network`, which must already be on its device.
+    """Updates the weights of `network`, which must already be on its device, which is `bf16_speedup` times as fast in
+    bfloat16 as in float32: Muon multiplies in what is faster, whatever the precision of the network."""
 
-    `dtype`: of Muon's matrix products; bfloat16 or float32, whichever is fast on the device.
-    """
-
-    def __init__(self, network: nn.Module, settings: FitSettings, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, network: nn.Module, settings: FitSettings, bf16_speedup: float) -> None:
         kernels = [weight for weight in network.parameters() if weight.ndim > 1]
         others = [weight for weight in network.parameters() if weight.ndim <= 1]  # biases, and scales of norms
         # The first and the last layer stay with AdamW, as Muon's authors advise for embeddings and heads.
@@ -41,6 +42,7 @@ class Optimizer:
         ]
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, fused=True)]
         if hidden:
+            dtype = torch.bfloat16 if bf16_speedup > WORTH_BF16 else torch.float32
             self._parts.append(Muon(hidden, settings.lr, settings.weight_decay, dtype))
 
     @property
