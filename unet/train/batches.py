@@ -9,6 +9,7 @@ import logging
 import math
 import pickle
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -101,6 +102,7 @@ class _BatchActor:
         options.enable_progress_bars = options.print_on_execution_start = False
         options.execution_options.preserve_order = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
+        warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # of a plan of few chunks
         me = ray.get_runtime_context().current_actor
         cut = _CutChunks(requests, self._spec, self._limit // AHEAD_CHUNKS, me)
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
