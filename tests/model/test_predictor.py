@@ -217,10 +217,10 @@ def trained() -> Model:
     """A native model, trained for a few seconds on the scenes that it is applied to: it is sure of most pixels."""
     torch.manual_seed(0)
     network = UNet(classes=len(LABELS.classes), width=8, depth=4, norm="batch", dropout=0.0)
-    learner = Learner(network, FitSettings(ema=0.9, lr=0.012), total_steps=150)
+    learner = Learner(network, FitSettings(ema=0.9, lr=0.012), total_steps=200)
     rng = np.random.default_rng(0)
     scenes = [draw_scene(seed) for seed in SCENES]
-    for _ in range(150):
+    for _ in range(200):
         crops = []
         for which in rng.integers(0, len(scenes), 4):
             image, mask = scenes[which]
