@@ -49,7 +49,7 @@ def test_the_jobs_run_from_the_wheel_in_an_empty_folder(wheel: Path, tmp_path: P
     boxes, empty = write_boxes(tmp_path / "boxes"), tmp_path / "empty"
     empty.mkdir()
     for command in (
-        f"train --data {boxes} --classes {boxes}/classes.csv --size 32 32 --width 8 --depth 1 --epochs 1",
+        f"train --data {boxes} --classes {boxes}/classes.csv --size 32 32 --width 8 --epochs 1 --batch-size 4",
         f"segment --input {boxes}/val/images --output masks --model runs/unet/model",
         f"evaluate --data {boxes} --model runs/unet/model --output scores",
         "export --model runs/unet/model --output unet.onnx",
