@@ -161,6 +161,18 @@ def test_the_first_rows_of_a_png_are_those_of_the_whole(mode: str) -> None:
     assert_regions_are_those_of_the_whole(saved(picture, "PNG"))
 
 
+@pytest.mark.parametrize("segment", [2, 20])
+def test_bytes_that_fill_up_before_a_marker_of_a_jpeg_are_no_fault(segment: int) -> None:
+    """`segment`: where a marker begins, the first or the one behind JFIF."""
+    data = saved(Image.fromarray(photo()), "JPEG")
+    assert data[segment] == 0xFF
+    filled = data[:segment] + b"\xff" * 9 + data[segment:]
+    assert_regions_are_those_of_the_whole(filled)
+    cut = filled[: len(filled) * 2 // 3]  # so that it is decoded to the last row that is needed
+    whole = Image.open(io.BytesIO(data)).crop((0, 0, 331, 20))
+    assert decode_region(open_image(cut), (0, 0, 331, 20)).tobytes() == whole.tobytes()
+
+
 def test_rows_below_the_region_are_not_decoded() -> None:
     for kind in ("PNG", "JPEG"):
         data = saved(Image.fromarray(photo()), kind)

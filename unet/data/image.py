@@ -203,6 +203,11 @@ def decoding_errors() -> Iterator[None]:
 
 
 def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
+    """Return the first image of a file, its header read, whatever its samples are.
+
+    Raises:
+        ImageError: not an image, or larger than `max_pixels`.
+    """
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     if not file.read(1):
         raise ImageError("is empty (0 bytes)")

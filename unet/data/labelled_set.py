@@ -23,7 +23,7 @@ from unet.data.image import Array, ImageError
 from unet.data.labels import IGNORE, LabelSet
 from unet.data.layouts import Pair, Parts, pairs_of, parts_by_layout, summarize
 from unet.data.mask import open_mask, to_classes
-from unet.data.open_pair import OpenPair, naming, open_pair, open_pairs
+from unet.data.open_pair import OpenPair, naming, open_pair, open_pairs, pixels_of
 from unet.data.prefetch import prefetch
 from unet.data.settings import Part, SetSettings
 from unet.settings import RequestError, Window
@@ -264,7 +264,7 @@ def _count_pairs(
     logged = time.monotonic()
     opened = open_pairs([pair for pair, _ in numbered])
     count = partial(_statistics_of, labels)
-    results = prefetch(count, opened, weight=_pixels_of, budget=DECODED_PIXELS, threads=DECODERS)
+    results = prefetch(count, opened, weight=pixels_of, budget=DECODED_PIXELS, threads=DECODERS)
     for done, ((_, part), result) in enumerate(zip(numbered, results, strict=True), 1):
         if isinstance(result, ImageError):
             faults.append(str(result))
@@ -277,10 +277,6 @@ def _count_pairs(
         more = f" (and {len(faults) - 1} more such files: {summarize(faults[1:])})" if len(faults) > 1 else ""
         raise RequestError(faults[0] + more)
     return train, val
-
-
-def _pixels_of(opened: OpenPair | ImageError) -> int:
-    return 0 if isinstance(opened, ImageError) else math.prod(opened.image.size)
 
 
 def _statistics_of(labels: LabelSet, opened: OpenPair | ImageError) -> SetStatistics | ImageError:

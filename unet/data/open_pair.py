@@ -3,6 +3,7 @@
 Whatever is wrong with a file is an ImageError that names it and the remedy.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,6 +115,11 @@ def open_pairs(pairs: Sequence[Pair]) -> Iterator[OpenPair | ImageError]:
             yield image
         else:
             yield mask if isinstance(mask, ImageError) else OpenPair(pair, image, mask)
+
+
+def pixels_of(opened: OpenPair | ImageError) -> int:
+    """Return how many pixels are decoded for what `open_pairs` yields."""
+    return 0 if isinstance(opened, ImageError) else math.prod(opened.image.size)
 
 
 @contextmanager

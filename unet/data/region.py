@@ -45,15 +45,24 @@ def _first_rows_of_jpeg(picture: JpegImagePlugin.JpegImageFile, rows: int) -> Im
     """Return what ends soon after the first `rows`: a copy of the file whose header gives it that height."""
     assert picture.fp is not None
     picture.fp.seek(0)
-    data, place = bytearray(picture.fp.read()), 2
-    marker, length = struct.unpack_from(">HH", data, place)
-    while marker >> 8 == 0xFF and not (0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC)):
-        place += 2 + length
-        marker, length = struct.unpack_from(">HH", data, place)
-    (height,) = struct.unpack_from(">H", data, place + 5)  # of the frame header, behind the bits of a sample
-    if marker >> 8 == 0xFF and rows + 2 * BLOCK_ROWS < height:
-        struct.pack_into(">H", data, place + 5, rows + 2 * BLOCK_ROWS)
+    data = bytearray(picture.fp.read())
+    place = _place_of_height(data)
+    if place is None or rows + 2 * BLOCK_ROWS >= picture.height:
+        return picture
+    struct.pack_into(">H", data, place, rows + 2 * BLOCK_ROWS)
     return Image.open(io.BytesIO(data), formats=("JPEG",))
+
+
+def _place_of_height(data: bytearray) -> int | None:
+    """Return where a JPEG says its height, in the frame header behind the bits of a sample; None if it is not found."""
+    place = 2
+    while place + 7 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return place + 5
+        # A marker may be preceded by bytes that fill up; else the length of its segment follows.
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
+    return None
 
 
 class _UnendedPNG(PngImagePlugin.PngImageFile):

@@ -3,9 +3,8 @@
 Counts leave here, never ratios of more than one image: sums over the parts of a set do not depend on how it was cut.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -13,15 +12,17 @@ import numpy as np
 import torch
 
 from unet.data.image import Array, ImageError
-from unet.data.labelled_set import read_mask, read_pair
+from unet.data.labelled_set import read_mask
 from unet.data.labels import IGNORE, LabelSet
 from unet.data.layouts import Pair
+from unet.data.open_pair import OpenPair, open_pair, open_pairs, pixels_of
+from unet.data.prefetch import prefetch
 from unet.model.metrics import ConfusionMatrix, Counts, Ratios
 from unet.model.predictor import Predictor
 from unet.report.evaluation import ImageScore
 
-READERS = 8
-"""Pairs that are read ahead of the forward passes."""
+DECODERS, DECODED_PIXELS = 8, 1 << 26
+"""Pairs that are decoded ahead of the forward passes, and their pixels, at most; a larger pair goes alone."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,14 @@ class Scorer:
     ) -> None:
         self.labels, self.predictor, self.written = labels, predictor, written
         self.batch_size = batch_size or (1 if predictor is None else predictor.default_batch_size)
-        self.reading = ThreadPoolExecutor(READERS)
         # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each that calls it.
         self.predicting = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, pairs: Sequence[Pair]) -> Scored:
         """Return the scores of `pairs`, in their order. Raise ImageError, naming the file, or Unreachable."""
         images, rows, total = [], [], ConfusionMatrix.empty(len(self.labels.classes))
-        ahead = self._read_ahead(pairs)
+        opened = open_pairs(pairs)
+        ahead = prefetch(self._decode, opened, weight=pixels_of, budget=DECODED_PIXELS, threads=DECODERS)
         while examples := list(islice(ahead, self.batch_size)):
             for example, prediction in zip(examples, self.predictions(examples), strict=True):
                 matrix = ConfusionMatrix.empty(len(self.labels.classes))
@@ -109,8 +110,14 @@ class Scorer:
 
     def read(self, pair: Pair) -> Example:
         """Read a pair, and its written mask if those are scored."""
+        return self._decode(open_pair(pair))
+
+    def _decode(self, opened: OpenPair | ImageError) -> Example:
+        if isinstance(opened, ImageError):
+            raise opened
+        pair = opened.pair
         window = None if self.predictor is None else self.predictor.model.window
-        picture, truth = read_pair(pair, self.labels, window=window)
+        picture, truth = opened.decode(self.labels, window=window)
         prediction = None
         if self.predictor is None:
             prediction = read_mask(self.written[pair.image], self.labels)
@@ -125,15 +132,6 @@ class Scorer:
                     f"{self.written[pair.image]}: holds an ignored label; masks to score hold classes alone"
                 )
         return Example(pair, np.asarray(picture), truth, prediction)
-
-    def _read_ahead(self, pairs: Iterable[Pair]) -> Iterator[Example]:
-        pending: deque[Future[Example]] = deque()
-        for pair in pairs:
-            pending.append(self.reading.submit(self.read, pair))
-            if len(pending) > READERS:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _score_of(example: Example, matrix: ConfusionMatrix) -> ImageScore:

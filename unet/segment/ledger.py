@@ -15,7 +15,6 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -27,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from unet.data.prefetch import prefetch
 from unet.settings import RequestError
 from unet.storage.faults import StorageError, Vanished
 from unet.storage.local import translate_errors
@@ -59,7 +59,7 @@ BATCH_ROWS, GROUP_ROWS = 1024, 8192
 
 _PART_NAME = re.compile(r"(\d{12,})-[0-9a-f]{32}\.parquet")
 _INDEX_NAME = re.compile(r"(\d{12,})-[0-9a-f]{32}\.index\.json")
-_CONCURRENT_READS = 4
+CONCURRENT_READS = 4
 _SCHEMA = COLUMNS.with_metadata({"format": str(FORMAT)})
 
 
@@ -191,9 +191,7 @@ class Ledger:
 
     def _read_all(self, names: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the tables of parts, of any format."""
-        with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
-            for start in range(0, len(names), _CONCURRENT_READS):
-                yield from pool.map(self._read, names[start : start + _CONCURRENT_READS])
+        return prefetch(self._read, names, weight=lambda _: 1, budget=CONCURRENT_READS, threads=CONCURRENT_READS)
 
     def _read(self, name: str) -> pa.Table:
         return pa.concat_tables([COLUMNS.empty_table(), *self._tables(name, RUN_ROWS)])
