@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray._private.authentication.authentication_token_setup import _enable_token_auth
 from ray._private.state import state
+from ray._private.utils import read_ray_address
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # not in its stub
 from ray.experimental import tqdm_ray
 
@@ -30,6 +31,7 @@ __all__ = [
     "FailureDecision",
     "PlacementGroupCleanerCallback",
     "TorchBackend",
+    "begun_cluster",
     "max_resources",
     "progress_bar",
     "use_token_if_found",
@@ -82,6 +84,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     module, private = _TRAIN[name]
     return getattr(importlib.import_module(module), private)
+
+
+def begun_cluster() -> str | None:
+    """Return the address of the cluster that `ray start` began on this machine last; None if there is none.
+
+    Ray's public address="auto" takes any Ray that runs here, also one that another job has started for itself: that
+    job's end would be the end of both.
+    """
+    address: str | None = read_ray_address()
+    return address
 
 
 def max_resources() -> dict[str, int]:

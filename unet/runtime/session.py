@@ -12,7 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet.runtime.memory import RETAINING
-from unet.runtime.ray_internals import LOCAL_ENVIRONMENT, max_resources
+from unet.runtime.ray_internals import LOCAL_ENVIRONMENT, begun_cluster, max_resources
 from unet.runtime.stop import preserve_signal_handlers
 from unet.settings import RequestError
 from unet.storage import store
@@ -31,10 +31,11 @@ def connect(*, worker_output: bool) -> bool:
     if ray.is_initialized():
         return False
     named = os.environ.get("RAY_ADDRESS")
-    if named != "local":
+    address = named or begun_cluster()
+    if address not in (None, "local"):
         try:
             with preserve_signal_handlers():
-                ray.init(address=named or "auto", logging_level=logging.WARNING)
+                ray.init(address=address, logging_level=logging.WARNING)
         except ConnectionError:
             if named:
                 raise RequestError(f"RAY_ADDRESS {named}: no cluster answers there; start it, or unset it") from None
