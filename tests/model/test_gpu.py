@@ -1,6 +1,7 @@
 """The predictor on a GPU: the masks of a CPU, whatever is predicted together, and halves where memory is too small."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from tests.model.test_predictor import Kind, random_model, textured
 from unet.model.predictor import Prediction, Predictor
+from unet.model.transfer import Upload
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,8 +32,7 @@ def whole_memory() -> Iterator[None]:
 def test_masks_are_those_of_the_cpu(kind: Kind) -> None:
     model = random_model(kind, width=16, depth=4)
     images = [textured(seed, 300, 400) for seed in range(6)]
-    with torch.backends.cudnn.flags(allow_tf32=False):  # float32 as a CPU has it
-        there = Predictor(model, device="cuda", precision="fp32").predict_many(images)
+    there = Predictor(model, device="cuda", precision="fp32").predict_many(images)
     here = Predictor(model, precision="fp32").predict_many(images)
     assert share_equal(there, here) >= ALIKE
 
@@ -46,7 +47,7 @@ def test_half_precision_agrees_where_fp32_is_certain(precision: str) -> None:
 
 
 def test_promise_22_halving_a_batch_that_does_not_fit_changes_no_mask(whole_memory: None) -> None:
-    predictor = Predictor(random_model(width=32, depth=4), device="cuda", tile=2048)
+    predictor = Predictor(random_model(width=32, depth=4), device="cuda", precision="fp32", tile=2048)
     images = [textured(seed, 1024, 1024) for seed in range(8)]
     peaks = []
     for count in (1, 8):
@@ -63,7 +64,25 @@ def test_promise_22_halving_a_batch_that_does_not_fit_changes_no_mask(whole_memo
     assert share_equal(whole, halved) >= ALIKE
 
 
-def share_equal(some: list[Prediction | MemoryError], others: list[Prediction | MemoryError]) -> float:
+def test_what_is_uploaded_while_the_gpu_computes_is_what_was_sent() -> None:
+    sent = [torch.full((1 << 20,), value) for value in range(20)]
+    upload = Upload(torch.device("cuda"))
+    for tensor in sent:
+        busy = torch.randn(2048, 2048, device="cuda") @ torch.randn(2048, 2048, device="cuda")
+        arrived = upload(tensor)
+        assert torch.equal(arrived.cpu(), tensor)
+        del arrived, busy  # their memory may be used again
+
+
+def test_threads_share_a_predictor() -> None:
+    predictor = Predictor(random_model(width=16, depth=4), device="cuda", precision="fp32")
+    images = [textured(seed, 300, 400) for seed in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        shared = list(pool.map(lambda image: predictor.predict_batch([image])[0], images * 4))
+    assert share_equal(shared, [predictor.predict_batch([image])[0] for image in images] * 4) >= ALIKE
+
+
+def share_equal(some: Sequence[Prediction | MemoryError], others: Sequence[Prediction | MemoryError]) -> float:
     """The share of pixels that are equal in the masks of both, which are all there."""
     equal = []
     for one, other in zip(some, others, strict=True):

@@ -12,10 +12,8 @@ import torch.multiprocessing as mp
 
 from tests.train.test_learner import batch_of
 from unet.model.network import UNet
-from unet.train.examples import Batch
 from unet.train.learner import Learner
 from unet.train.settings import FitSettings
-from unet.train.transfer import to_device
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,6 +47,7 @@ def no_synchronization() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize(
     "settings",
@@ -56,30 +55,18 @@ def no_synchronization() -> Iterator[None]:
 )
 def test_no_step_waits_for_the_gpu(settings: dict[str, Any], precision: str, no_synchronization: None) -> None:
     learner = learner_on("cuda", precision=precision, **settings)
-    batches = (Batch(*(part.numpy() for part in batch_of(step))) for step in range(STEPS))
     losses = []
-    for step, batch in enumerate(to_device(batches, learner.device)):
+    for step in range(STEPS):
         if step == 2:  # what is prepared once is prepared
             torch.cuda.set_sync_debug_mode("error")
-        losses.append(learner.train_step(*batch))
+        losses.append(learner.train_step(*batch_of(step)))
     torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(torch.stack(losses)).all()
 
 
-def test_batches_copied_ahead_are_those_that_were_sent() -> None:
-    batches = [Batch(*(part.numpy() for part in batch_of(step, count=64))) for step in range(20)]
-    arrived = to_device(iter(batches), torch.device("cuda"))
-    for batch, (images, masks) in zip(batches, arrived, strict=True):
-        busy = torch.randn(2048, 2048, device="cuda") @ torch.randn(2048, 2048, device="cuda")
-        assert torch.equal(images.cpu(), torch.tensor(batch.images))
-        assert torch.equal(masks.cpu(), torch.tensor(batch.masks))
-        del images, masks, busy  # their memory may be used again
-
-
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_it_learns_what_a_cpu_does(optimizer: str) -> None:
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        there = losses_of(learner_on("cuda", optimizer=optimizer, precision="fp32"))
+    there = losses_of(learner_on("cuda", optimizer=optimizer, precision="fp32"))
     assert there == pytest.approx(losses_of(learner_on("cpu", optimizer=optimizer, precision="fp32")), rel=0.05)
 
 

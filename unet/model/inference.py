@@ -1,6 +1,7 @@
 """The network as it is applied: the same function of an image as the trained one, prepared for speed.
 
-On a CPU it also sums in the same order on any number of threads, which PyTorch's own operations do not all do.
+On a CPU it also sums in the same order on any number of threads, which PyTorch's own operations do not all do. On a GPU
+cuDNN adds biases and applies ReLUs within its convolutions, where it can.
 """
 
 import copy
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from unet.model.network import UNet, UpBlock, to_channels_last
+from unet.model.network import DoubleConv, UNet, UpBlock, to_channels_last
+
+FUSING_CAPABILITY = 8
+"""Compute capability from which on cuDNN fuses in all precisions."""
+
+INT32_RANGE = 1 << 31
+"""Numbers of a tensor that cuDNN's fused convolutions can count."""
 
 
 def prepare_for_inference(network: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
@@ -19,6 +26,8 @@ def prepare_for_inference(network: UNet, device: torch.device, dtype: torch.dtyp
     network = _fold_batch_norms(copy.deepcopy(network).eval().requires_grad_(False))
     if device.type == "cpu":
         network = _make_deterministic(network)
+    elif torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= FUSING_CAPABILITY:
+        network = _fuse_relus(network)
     return to_channels_last(network.to(device, dtype))
 
 
@@ -105,3 +114,34 @@ class DeterministicGroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed: Tensor = self.norm(x.contiguous())
         return normed.contiguous(memory_format=torch.channels_last)
+
+
+def _fuse_relus(network: UNet) -> UNet:
+    """Fuse each convolution with its ReLU, where no norm lies between; return `network`."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, DoubleConv) and isinstance(child.first, nn.Conv2d):
+                setattr(parent, name, nn.Sequential(ConvReLU(child.first), ConvReLU(child.second)))
+    return network
+
+
+class ConvReLU(nn.Module):
+    """ReLU of a convolution of a `DoubleConv`, in one kernel on a GPU.
+
+    PyTorch's own addition of a bias to channels-last bf16 takes a quarter of a U-Net's time on an H200.
+    """
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(convolution, nn.Conv2d)
+        self.convolution = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.convolution
+        if x.shape[0] * x.shape[2] * x.shape[3] * max(conv.in_channels, conv.out_channels) >= INT32_RANGE:
+            return F.relu(conv(x), inplace=True)
+        one = (1, 1)
+        y: Tensor = torch.cudnn_convolution_relu(
+            x, conv.weight, conv.bias, stride=one, padding=one, dilation=one, groups=1
+        )
+        return y

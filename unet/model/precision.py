@@ -35,6 +35,13 @@ def fast_precision(device_type: str) -> Precision:
     return "fp16" if device_type == "cuda" and torch.cuda.get_device_capability()[0] == 7 else "fp32"
 
 
+def forbid_tf32(precision: Precision, device: torch.device) -> None:
+    """Let convolutions in fp32 on a GPU be float32 as a CPU has it, from now on in this process: PyTorch's default
+    rounds what they multiply to 10 bits of mantissa."""
+    if precision == "fp32" and device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+
+
 @functools.cache
 def bf16_speedup(device_type: str) -> float:
     """Return how many times as fast as fp32 the current device of this type is in bf16, found once a process.

@@ -5,6 +5,7 @@ the network leaves them. The model's geometry decides what the network is given;
 A mask depends on its image and on `fingerprint` alone, never on the other images of its batch or the number of threads.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,9 @@ from unet.data.image import Array, preprocess_image
 from unet.model.artifact import Model
 from unet.model.inference import prepare_for_inference
 from unet.model.network import PREPROCESSING_VERSION, normalise
-from unet.model.precision import DTYPES, resolve_precision
+from unet.model.precision import DTYPES, forbid_tf32, resolve_precision
 from unet.model.tiling import blend_tiles, resize_in_bands, round_up, split_band, tile_spans
+from unet.model.transfer import Upload
 from unet.settings import Precision, RequestError
 
 T = TypeVar("T")
@@ -40,7 +42,7 @@ class Prediction:
 
 
 class Predictor:
-    """Applies `model` on `device`.
+    """Applies `model` on `device`. Threads may share it: a GPU then computes for one while others prepare.
 
     `tile`: geometry native only: larger images are cut into tiles of this height and width at most [pixels].
     `tta`: averages the logits of each image and of its mirror image.
@@ -66,8 +68,12 @@ class Predictor:
         self.tta = tta
         if self.tile < 2 * self.size_divisor:
             raise RequestError(f"--tile {tile} must be at least {2 * self.size_divisor} for a network of this depth")
-        self._dtype = DTYPES[resolve_precision(precision, self.device)]
+        resolved = resolve_precision(precision, self.device)
+        forbid_tf32(resolved, self.device)
+        self._dtype = DTYPES[resolved]
         self._network = prepare_for_inference(model.network, self.device, self._dtype)
+        self._upload = Upload(self.device)
+        self._applying = threading.Lock()
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -175,10 +181,12 @@ class Predictor:
     def _forward(self, images: Sequence[Array]) -> Tensor:
         """Return the logits, NHWC, of images padded to multiples of `size_divisor` by repeating their borders."""
         batch = torch.from_numpy(np.stack([_pad(image, self.size_divisor) for image in images]))
-        inputs = normalise(batch.to(self.device)).to(self._dtype)
-        logits = self._network(inputs)
-        if self.tta:
-            logits = (logits.float() + self._network(inputs.flip(-1)).flip(-1)) / 2
+        uploaded = self._upload(batch)
+        with self._applying:  # so that the activations of one batch alone are in memory
+            inputs = normalise(uploaded).to(self._dtype)
+            logits = self._network(inputs)
+            if self.tta:
+                logits = (logits.float() + self._network(inputs.flip(-1)).flip(-1)) / 2
         result: Tensor = logits.permute(0, 2, 3, 1)
         return result
 

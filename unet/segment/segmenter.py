@@ -28,6 +28,9 @@ from unet.storage.objects import Guard, no_guard
 IO_THREADS = 16
 """Requests at a time, of reading and of writing each."""
 
+GPU_THREADS = 4
+"""Batches at a time of a worker with a GPU: it computes one, while the others are resized, copied or come back."""
+
 MAX_ENCODED_BYTES, MAX_DECODED_PIXELS = 1 << 28, 1 << 26
 """Bytes of files being read, and pixels from before they are decoded until their mask is written, at most. A larger
 image goes alone."""
@@ -65,8 +68,9 @@ class Segmenter:
         self._reading, self._writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
         self._decoded: list[_Work] = []
         self._has_decoded = threading.Condition()
-        # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each thread that calls it.
-        threading.Thread(target=self._predict_all, daemon=True).start()
+        # Forward passes have threads of their own: PyTorch keeps a pool of threads for each thread that calls it.
+        for _ in range(GPU_THREADS if self.predictor.device.type == "cuda" else 1):
+            threading.Thread(target=self._predict_all, daemon=True).start()
 
     def submit(self, item: Item) -> "Future[Outcome]":
         """Begin with an object. The future raises a fault that ends the run."""

@@ -106,7 +106,9 @@ class _BatchActor:
         me = ray.get_runtime_context().current_actor
         cut = _CutChunks(requests, self._spec, self._limit // AHEAD_CHUNKS, me)
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
-        cuts = ray.data.from_items([None]).map_batches(cut, compute=ray.data.TaskPoolStrategy(1), num_cpus=0)
+        # As far ahead as `admit` lets it, not by Ray's two chunks, which keep no more than three tasks busy.
+        ahead: dict[str, Any] = {"_generator_backpressure_num_objects": -1}
+        cuts = ray.data.from_items([None]).map_batches(cut, compute=ray.data.TaskPoolStrategy(1), num_cpus=0, **ahead)
         make, pool = _MakeChunk(self._spec), ray.data.TaskPoolStrategy(self._tasks)
         made = cuts.map_batches(make, compute=pool, **self._task_options)
         for row in made.iter_batches(batch_size=None, prefetch_batches=0):

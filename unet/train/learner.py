@@ -15,7 +15,8 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from unet.model.network import UNet, architecture, normalise, to_channels_last
-from unet.model.precision import DTYPES, bf16_speedup, fast_precision
+from unet.model.precision import DTYPES, bf16_speedup, fast_precision, forbid_tf32
+from unet.model.transfer import Upload
 from unet.settings import RequestError
 from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
 from unet.train.optimizer import Optimizer, learning_rate
@@ -42,6 +43,7 @@ class Learner:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
+        self._upload = Upload(self.device)
         self.settings = settings
         self.total_steps = total_steps
         self.step = 0
@@ -54,6 +56,7 @@ class Learner:
         self.class_weights = class_weights if class_weights is None else class_weights.to(self.device)
         fast, speedup = broadcast_object((fast_precision(self.device.type), bf16_speedup(self.device.type)))
         self.precision = fast if settings.precision == "auto" else settings.precision
+        forbid_tf32(self.precision, self.device)
         self.optimizer = Optimizer(self.network, settings, speedup)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._replica = DistributedDataParallel(network, forward_sync_buffers=False) if world_size() > 1 else None
@@ -71,7 +74,7 @@ class Learner:
         # Dropout depends on the step and the rank alone.
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step + (rank() << 40))
         parts = self.settings.accumulate
-        images, masks = images.to(self.device, non_blocking=True), masks.to(self.device, non_blocking=True)
+        images, masks = self._upload(images), self._upload(masks)
         weight = all_reduce_sum([weight_of(masks, self.class_weights)])[0]
         losses = []
         for place, part in enumerate(zip(images.tensor_split(parts), masks.tensor_split(parts), strict=True), 1):

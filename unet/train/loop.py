@@ -36,7 +36,6 @@ from unet.train.optimizer import learning_rate
 from unet.train.progress import Audience, Progress
 from unet.train.ranks import all_reduce_sum, broadcast_object, rank, world_size
 from unet.train.run import RemainingRequests, TrainingRun
-from unet.train.transfer import to_device
 from unet.train.validation import validate
 
 
@@ -111,9 +110,8 @@ class TrainingLoop:
         """Take the steps that remain of an epoch; return images per second."""
         every, started, reported = self.run.settings.checkpoint_every, time.monotonic(), self.learner.step
         steps = self.run.steps_of(epoch, self.learner.step)
-        copied = to_device(itertools.islice(batches, len(steps)), self.learner.device)
-        for step, (images, masks) in zip(steps, copied, strict=True):
-            self.losses.append(self.learner.train_step(images, masks))
+        for step, batch in zip(steps, itertools.islice(batches, len(steps)), strict=True):
+            self.losses.append(self.learner.train_step(torch.from_numpy(batch.images), torch.from_numpy(batch.masks)))
             if self.progress.due(self.learner.step):
                 self._check_finite()
                 self.progress.log_step(self.learner.step, epoch, float(self.losses[-1]))
