@@ -15,7 +15,7 @@ from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
 from unet.data.settings import AugmentSettings, DataSettings
 from unet.settings import Geometry, RequestError
-from unet.train.batches import CHUNK_BYTES, CHUNK_IMAGES, BatchStream, cut_chunks
+from unet.train.batches import CHUNK_BYTES, BatchStream, cut_chunks
 from unet.train.examples import BatchRequest, BatchSpec, make_batch
 from unet.train.schedule import samples_of_step
 
