@@ -1,14 +1,17 @@
 """Masks are looked up in tables, a band at a time."""
 
+import io
 import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from unet.data import image
-from unet.data.image import encode_image
+from unet.data.image import ImageError, encode_image
 from unet.data.labels import read_labels
-from unet.data.mask import decode_mask, open_mask, to_classes
+from unet.data.mask import decode_mask, is_read_by_colors, open_mask, to_classes
+from unet.data.tiff import Region
 
 PUBLISHED = read_labels("camvid32")
 
@@ -41,3 +44,47 @@ def test_a_colour_mask_is_decoded_without_copies_of_it() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3.5 * side**2
+
+
+CAMVID = read_labels("camvid")
+
+
+def palette_mask(indices: np.ndarray, colors: np.ndarray) -> bytes:  # type: ignore[type-arg]
+    picture = Image.fromarray(indices.astype(np.uint8))
+    picture.putpalette(colors.astype(np.uint8).tobytes())
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("region", [None, (3, 5, 20, 31)])
+@pytest.mark.parametrize("shift", [0, 1, 5])
+def test_a_palette_in_another_order_is_read_by_its_colours(shift: int, region: Region | None) -> None:
+    classes = np.random.default_rng(0).integers(0, 11, (40, 30))
+    colors = np.roll(CAMVID.colors[:11], shift, axis=0)
+    data = palette_mask((classes + shift) % 11, colors)
+    mask = to_classes(open_mask(data), CAMVID, region)
+    left, top, right, bottom = region or (0, 0, 30, 40)
+    assert (mask == classes[top:bottom, left:right]).all()
+    picture = open_mask(data)
+    picture.load()
+    assert is_read_by_colors(picture, CAMVID) == bool(shift)
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_other_colours_than_the_labels_leave_indices_to_speak(first: int) -> None:
+    """A palette of grays in their order does too, though the labels have black and white."""
+    values = np.random.default_rng(0).integers(first, 11, (40, 30))
+    for colors in (np.arange(256)[:, None].repeat(3, 1), np.random.default_rng(1).integers(0, 256, (256, 3))):
+        assert (decode_mask(palette_mask(values, colors), CAMVID) == values).all()
+
+
+def test_a_binary_palette_mask_with_white_first_is_not_inverted() -> None:
+    foreground = np.random.default_rng(0).random((40, 30)) < 0.1
+    data = palette_mask(~foreground, np.array([[255, 255, 255], [0, 0, 0]]))
+    assert (decode_mask(data, read_labels("binary")) == foreground).all()
+
+
+def test_a_palette_mask_of_neither_colours_nor_indices_of_labels_is_refused() -> None:
+    with pytest.raises(ImageError, match="holds the value 99"):
+        decode_mask(palette_mask(np.full((4, 4), 99), np.full((100, 3), 77)), CAMVID)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.conftest import make_pair
 from unet.data.image import decode_image, open_image, to_rgb_picture
-from unet.data.region import Region, decode_region
-from unet.data.tiff import part_of_tiff
+from unet.data.region import decode_region
+from unet.data.tiff import Region
 
 SIZE = (213, 331)
 """Height and width: no multiple of any tile or block."""
@@ -43,7 +43,7 @@ def photo(channels: int = 3, dtype: type = np.uint8) -> npt.NDArray[Any]:
 
 
 def assert_regions_are_those_of_the_whole(data: bytes) -> None:
-    whole = Image.open(io.BytesIO(data))
+    whole = open_image(data)
     whole.load()
     for region in REGIONS:
         part = decode_region(open_image(data), region)
@@ -80,8 +80,6 @@ def tiffs() -> Iterator[tuple[str, bytes]]:
         for layout, placed in layouts.items():
             for compression in (None, "deflate", "lzw", "packbits", "zstd"):
                 for order in "<>":
-                    if order == ">" and name == "gray16" and compression:
-                        continue  # Pillow itself does not read these rightly
                     data = tiff(image, byteorder=order, compression=compression, **options, **placed)
                     yield f"{name} {layout} {compression} {order}", data
             if name in ("RGB", "gray", "gray16"):
@@ -102,8 +100,6 @@ def tiffs() -> Iterator[tuple[str, bytes]]:
 
 def test_a_region_of_any_tiff_is_made_of_its_tiles_or_strips() -> None:
     for name, data in tiffs():
-        picture = Image.open(io.BytesIO(data))
-        assert part_of_tiff(picture, (0, 0, 9, 9)) is not None, name  # type: ignore[arg-type]
         try:
             assert_regions_are_those_of_the_whole(data)
         except Exception as error:

@@ -16,8 +16,8 @@ from PIL import Image
 
 from unet.data.image import Array
 from unet.data.labels import IGNORE
-from unet.data.region import Region
 from unet.data.settings import AugmentSettings
+from unet.data.tiff import Region
 from unet.settings import Geometry
 
 GREY = (127, 127, 127)

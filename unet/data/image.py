@@ -9,21 +9,22 @@ import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from unet.data.labels import LabelSet
-from unet.data.region import Region, decode_region, is_shown_as_stored
+from unet.data.region import decode_region, is_shown_as_stored
+from unet.data.tiff import MAGIC, Region, TiffPicture, UnknownTiffError, open_tiff
+from unet.data.window import Samples, scale_to_8_bits
 from unet.settings import Geometry, Window
 
 Array = npt.NDArray[np.uint8]
-Samples = npt.NDArray[np.integer[Any]]
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""Pillow decoders that are ever tried, whatever a file claims to be."""
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+"""Pillow decoders that are ever tried, whatever a file claims to be; tifffile reads TIFF."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 """What an image's name ends with, lower case."""
@@ -73,9 +74,10 @@ def load(picture: Image.Image) -> None:
 def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
     """Return the pixels of an opened image as displayed, HWC uint8 RGB; `load` it.
 
-    16-bit grayscale is scaled by `window`; without one, as in colour, samples keep their high byte. Transparency is
+    16-bit samples are scaled by `window`; without one, as in PNGs in colour, they keep their high byte. Transparency is
     dropped. Raise what `load` does.
     """
+    _set_window(picture, window)
     load(picture)
     with decoding_errors():
         image = np.empty((picture.height, picture.width, 3), np.uint8)
@@ -86,6 +88,7 @@ def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
 
 def to_rgb_picture(picture: Image.Image, window: Window | None = None, region: Region | None = None) -> Image.Image:
     """Return what `to_rgb_array` does, or a rectangle of it, as Pillow's image: what Pillow does needs no array."""
+    _set_window(picture, window)
     with decoding_errors():
         inside = region is not None and region[2] <= picture.width and region[3] <= picture.height
         if region is not None and inside and is_shown_as_stored(picture):
@@ -96,11 +99,14 @@ def to_rgb_picture(picture: Image.Image, window: Window | None = None, region: R
 
 
 def sixteen_bit_samples(picture: Image.Image) -> Samples | None:
-    """Return the samples of a 16-bit grayscale image, HW, by which a `Window` is chosen; None for any other image.
+    """Return the samples of a 16-bit image, HW or HWC, by which a `Window` is chosen; None for any other image.
 
     Raises:
         ImageError: truncated or damaged.
     """
+    if isinstance(picture, TiffPicture) and picture.is_deep_colour:
+        with decoding_errors():
+            return picture.samples()
     if not _is_sixteen_bit(picture):
         return None
     with decoding_errors():
@@ -211,13 +217,25 @@ def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     if not file.read(1):
         raise ImageError("is empty (0 bytes)")
+    file.seek(0)
+    is_tiff = file.read(4) in MAGIC
+    file.seek(0)
     try:
-        picture = Image.open(file, formats=FORMATS)
-    except _DECODING_ERRORS:
-        raise ImageError(f"is not an image in one of the formats {', '.join(FORMATS)}") from None
+        picture = open_tiff(file) if is_tiff else Image.open(file, formats=FORMATS)
+    except UnknownTiffError as error:
+        raise ImageError(str(error)) from None
+    except _DECODING_ERRORS as error:
+        if is_tiff:
+            raise ImageError(f"is a damaged TIFF: {error}") from None
+        raise ImageError(f"is not an image in one of the formats {', '.join((*FORMATS, 'TIFF'))}") from None
     if picture.width * picture.height > max_pixels:
         raise ImageError(f"has {picture.width} x {picture.height} pixels, more than the limit of {max_pixels}")
     return picture
+
+
+def _set_window(picture: Image.Image, window: Window | None) -> None:
+    if isinstance(picture, TiffPicture):
+        picture.window = window
 
 
 def _to_file(picture: Image.Image, kind: str, **options: int) -> bytes:
@@ -233,23 +251,13 @@ def _to_indexed_png(indices: Array, palette: Array, *, compress_level: int) -> b
 
 
 def _is_sixteen_bit(picture: Image.Image) -> bool:
-    """Return whether an image is grayscale of more than 8 bits; Pillow gives colour of 16 bits in 8."""
+    """Return whether an image is grayscale of more than 8 bits; Pillow gives PNGs in colour of 16 bits in 8."""
     return picture.mode.startswith("I")
-
-
-def _scale_to_8_bits(samples: Samples, window: Window | None) -> Array:
-    if window is None:
-        return (samples.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-    low, high = window
-    scaled = samples.astype(np.float32)
-    scaled -= low  # in place: there may be a hundred million
-    scaled *= 255 / (high - low)
-    return scaled.round(out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
 
 
 def _to_rgb(picture: Image.Image, window: Window | None) -> Image.Image:
     if _is_sixteen_bit(picture):  # which convert() would clip to white
-        picture = Image.fromarray(_scale_to_8_bits(np.asarray(picture), window))
+        picture = Image.fromarray(scale_to_8_bits(np.asarray(picture), window))
     elif "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")

@@ -22,7 +22,7 @@ from PIL import Image
 from unet.data.image import Array, ImageError
 from unet.data.labels import IGNORE, LabelSet
 from unet.data.layouts import Pair, Parts, pairs_of, parts_by_layout, summarize
-from unet.data.mask import open_mask, to_classes
+from unet.data.mask import is_read_by_colors, open_mask, to_classes
 from unet.data.open_pair import OpenPair, naming, open_pair, open_pairs, pixels_of
 from unet.data.prefetch import prefetch
 from unet.data.settings import Part, SetSettings
@@ -36,7 +36,7 @@ DECODERS = 16
 DECODED_PIXELS = 1 << 27
 """Pixels of these pairs, at most; a larger pair is decoded alone. Pillow takes up to four bytes for each."""
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Of what the check leaves for the next one."""
 
 SAMPLES_PER_IMAGE = 1024
@@ -71,7 +71,9 @@ class SetStatistics:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Pairs by (height, width)."""
     sixteen_bit: int = 0
-    """16-bit grayscale images."""
+    """16-bit images."""
+    by_color: int = 0
+    """Masks with a palette that are read by its colours."""
     samples: Counter[int] = field(default_factory=Counter)
     """How often each value occurs in `SAMPLES_PER_IMAGE` pixels of each of them."""
 
@@ -87,6 +89,7 @@ class SetStatistics:
         self.ignored += other.ignored
         self.sizes += other.sizes
         self.sixteen_bit += other.sixteen_bit
+        self.by_color += other.by_color
         self.samples += other.samples
 
     def to_json(self) -> dict[str, Any]:
@@ -96,6 +99,7 @@ class SetStatistics:
             "ignored": self.ignored,
             "sizes": [[*size, count] for size, count in self.sizes.items()],
             "sixteen_bit": self.sixteen_bit,
+            "by_color": self.by_color,
             "samples": sorted(self.samples.items()),
         }
 
@@ -107,6 +111,7 @@ class SetStatistics:
             counts["ignored"],
             Counter({(height, width): count for height, width, count in counts["sizes"]}),
             counts["sixteen_bit"],
+            counts["by_color"],
             Counter(dict(counts["samples"])),
         )
 
@@ -225,6 +230,8 @@ def statistics_table(
         lines.append(f"{'':16}... {len(sizes) - MAX_SIZES} more sizes")
     if any(part.sixteen_bit for part in parts):
         lines.append(_row("16-bit images", *(part.sixteen_bit for part in parts)))
+    if any(part.by_color for part in parts):
+        lines.append(_row("read by colour", *(part.by_color for part in parts)) + "   masks: other order of palette")
     if window is not None:
         lines.append(_row("window", f"{window[0]} to {window[1]}"))
     for index, name in enumerate(labels.names):
@@ -290,8 +297,14 @@ def _statistics_of(labels: LabelSet, opened: OpenPair | ImageError) -> SetStatis
         return error
     counts = np.array(Image.fromarray(mask).histogram())
     drawn = [] if samples is None else np.random.default_rng(0).choice(samples.ravel(), SAMPLES_PER_IMAGE).tolist()
-    sizes = Counter([(mask.shape[0], mask.shape[1])])
-    return SetStatistics(counts[: len(labels.classes)], int(counts[IGNORE]), sizes, int(bool(drawn)), Counter(drawn))
+    return SetStatistics(
+        counts[: len(labels.classes)],
+        int(counts[IGNORE]),
+        sizes=Counter([(mask.shape[0], mask.shape[1])]),
+        sixteen_bit=int(bool(drawn)),
+        by_color=int(opened.mask.mode == "P" and is_read_by_colors(opened.mask, labels)),
+        samples=Counter(drawn),
+    )
 
 
 def _digest_of_check(labelled: LabelledSet, labels: LabelSet, limit: int) -> str:

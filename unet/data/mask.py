@@ -3,6 +3,7 @@
 A sample is looked up in a table, a band of rows at a time; what no label has ends in an ImageError with the remedy.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import IO, Any
 
@@ -12,7 +13,8 @@ from PIL import Image
 
 from unet.data.image import MAX_PIXELS, Array, ImageError, bands, decoding_errors, open_picture
 from unet.data.labels import INVALID, LabelSet, built_in_labels
-from unet.data.region import Region, decode_region
+from unet.data.region import decode_region
+from unet.data.tiff import Region
 
 
 def open_mask(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -20,7 +22,7 @@ def open_mask(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image
     picture = open_picture(data, max_pixels)
     if picture.format == "JPEG":
         raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
-    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"):
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "F"):
         raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
     return picture
 
@@ -32,11 +34,13 @@ def to_classes(picture: Image.Image, labels: LabelSet, region: Region | None = N
         ImageError: truncated or damaged, or it holds values or colours that `labels` does not know.
     """
     with decoding_errors():
-        if region is not None:
-            picture = decode_region(picture, region)
+        if region is not None and (picture.mode != "P" or _palette_agrees(picture, labels)):
+            picture, region = decode_region(picture, region), None
         picture.load()
-        mask = np.empty((picture.height, picture.width), np.uint8)
-    look_up = _classes_of_colors if picture.mode.startswith("RGB") else _classes_of_values
+    look_up = _look_up(picture, labels)
+    if region is not None:
+        picture = picture.crop(region)
+    mask = np.empty((picture.height, picture.width), np.uint8)
     for top, band in bands(picture):
         mask[top : top + band.height] = look_up(band, labels)
     if (mask == INVALID).any():
@@ -44,9 +48,48 @@ def to_classes(picture: Image.Image, labels: LabelSet, region: Region | None = N
     return mask
 
 
+def is_read_by_colors(picture: Image.Image, labels: LabelSet) -> bool:
+    """Return whether the classes of a mask, decoded, follow from its colours.
+
+    They do in RGB, and where all colours used of a palette are the labels' own, but at other indices: a program that
+    reduces colours orders palettes by frequency. A palette of grays in their order says nothing.
+    """
+    if picture.mode != "P":
+        return picture.mode.startswith("RGB")
+    palette, used = _palette_of(picture), np.flatnonzero(picture.histogram()[:256])
+    if used.max() >= len(palette) or (palette[used] == used[:, None]).all():
+        return False
+    classes = _color_to_class(labels)[_numbers_of(palette[used])]
+    return bool((classes != INVALID).all() and (classes != labels.value_to_class[used]).any())
+
+
 def decode_mask(data: bytes, labels: LabelSet) -> Array:
     """Return a mask file as `to_classes` does, and raise what it and `open_mask` raise."""
     return to_classes(open_mask(data), labels)
+
+
+def _look_up(picture: Image.Image, labels: LabelSet) -> Callable[[Image.Image, LabelSet], Array]:
+    """Return what finds the classes of a band of a mask, decoded."""
+    if picture.mode == "P" and is_read_by_colors(picture, labels):
+        return lambda band, labels: _classes_of_colors(band.convert("RGB"), labels)
+    return _classes_of_colors if picture.mode.startswith("RGB") else _classes_of_values
+
+
+def _palette_agrees(picture: Image.Image, labels: LabelSet) -> bool:
+    """Return whether no colour in the palette of a mask, opened, is that of another label than its index."""
+    if picture.palette is None:
+        return False
+    palette = _palette_of(picture)
+    classes = _color_to_class(labels)[_numbers_of(palette)]
+    return bool(((classes == INVALID) | (classes == labels.value_to_class[: len(palette)])).all())
+
+
+def _palette_of(picture: Image.Image) -> Array:
+    """Return the colours of a palette, [N, 3]."""
+    assert picture.palette is not None
+    mode = picture.palette.rawmode or picture.palette.mode
+    colors = np.frombuffer(bytes(picture.palette.palette), np.uint8).reshape(-1, len(mode))
+    return colors[:, [mode.index(channel) for channel in "RGB"]]
 
 
 def _samples(band: Image.Image) -> npt.NDArray[Any]:
@@ -62,8 +105,8 @@ def _classes_of_values(band: Image.Image, labels: LabelSet) -> Array:
     values = _samples(band)
     if values.dtype.itemsize == 1:
         return labels.value_to_class[values.view(np.uint8)]
-    classes = labels.value_to_class[values.clip(0, 255)]
-    return np.where((values < 0) | (values > 255), np.uint8(INVALID), classes)
+    known = (values >= 0) & (values <= 255) & (values == np.trunc(values))  # not NaN
+    return np.where(known, labels.value_to_class[np.where(known, values, 0).astype(np.uint8)], np.uint8(INVALID))
 
 
 def _classes_of_colors(band: Image.Image, labels: LabelSet) -> Array:
@@ -83,6 +126,10 @@ def _color_to_class(labels: LabelSet) -> Array:
 
 def _number_of(color: tuple[int, ...]) -> int:
     return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def _numbers_of(colors: Array) -> npt.NDArray[np.uint32]:
+    return colors.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
 
 
 def _unknown_in(picture: Image.Image, labels: LabelSet) -> str:
@@ -109,7 +156,7 @@ def _unknown_values(present: npt.NDArray[np.generic], labels: LabelSet) -> str:
             "give the foreground the index 255 in the label file, or --binary in place of --classes"
         )
     unknown = [value for value in present.tolist() if value not in known]
-    listed = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+    listed = ", ".join(f"{value:.10g}" for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
     if labels == built_in_labels("binary"):
         return f"holds the value {listed}, and {_BINARY_REMEDY}"
     return (

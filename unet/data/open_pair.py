@@ -11,12 +11,13 @@ from typing import IO
 
 from PIL import Image
 
-from unet.data.image import Array, ImageError, Samples, load, open_image, sixteen_bit_samples, to_rgb_picture
+from unet.data.image import Array, ImageError, load, open_image, sixteen_bit_samples, to_rgb_picture
 from unet.data.labels import LabelSet
 from unet.data.layouts import Pair
 from unet.data.mask import open_mask, to_classes
 from unet.data.prefetch import prefetch
-from unet.data.region import Region
+from unet.data.tiff import Region
+from unet.data.window import Samples
 from unet.settings import Window
 from unet.storage import store
 from unet.storage.faults import Unreachable

@@ -1,19 +1,16 @@
 """A rectangle of a large image, for which no more of its file is decoded than the format demands.
 
-Pillow decodes it, so that its pixels are those of the whole image: of a TIFF the strips or tiles that the rectangle
-touches, of JPEG and PNG the rows down to the last one that is needed. Other files are decoded whole.
+Its pixels are those of the whole image. Of a TIFF the strips or tiles are decoded that the rectangle touches, of JPEG
+and PNG the rows down to the last one that is needed; other files whole.
 """
 
 import io
 import struct
 from typing import IO
 
-from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
-from unet.data.tiff import part_of_tiff
-
-Region = tuple[int, int, int, int]
-"""Left, top, right, bottom [pixels]: whole pixels inside the image."""
+from unet.data.tiff import Region, TiffPicture
 
 BLOCK_ROWS = 32
 """A row of blocks in a JPEG has 32 rows of pixels at most; where chroma is enlarged, the next row of blocks counts."""
@@ -21,16 +18,13 @@ BLOCK_ROWS = 32
 
 def decode_region(picture: Image.Image, region: Region) -> Image.Image:
     """Return a rectangle of an opened picture, as stored. Raise what Pillow does on damaged bytes."""
-    left, top = 0, 0
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        if (found := part_of_tiff(picture, region)) is not None:
-            data, left, top = found
-            picture = Image.open(io.BytesIO(data), formats=("TIFF",))
-    elif isinstance(picture, JpegImagePlugin.JpegImageFile):
+    if isinstance(picture, TiffPicture):
+        return picture.decode(region)
+    if isinstance(picture, JpegImagePlugin.JpegImageFile):
         picture = _first_rows_of_jpeg(picture, region[3])
     elif isinstance(picture, PngImagePlugin.PngImageFile):
         picture = _first_rows_of_png(picture, region[3])
-    return picture.crop((region[0] - left, region[1] - top, region[2] - left, region[3] - top))
+    return picture.crop(region)
 
 
 def is_shown_as_stored(picture: Image.Image) -> bool:

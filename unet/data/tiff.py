@@ -1,123 +1,234 @@
-"""A part of a TIFF as a smaller TIFF: of the strips or tiles that a rectangle touches, the bytes unchanged.
+"""TIFF, read by tifffile: whole, or the strips and tiles that a rectangle touches.
 
-What decodes the whole file so decodes the part, to the same pixels, whatever their compression and layout.
+What is opened is an image of Pillow's, as of any other format. Pillow itself reads TIFFs whose samples are no colours
+but are turned into some, as CMYK; it reads others wrongly, without a word: bands in planes, or of more than 8 bits.
 """
 
+import logging
 import math
-import struct
-from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
-from typing import IO, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
-from PIL import TiffImagePlugin
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import ExifTags, Image, ImageFile
 
-WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, ORIENTATION = 256, 257, 258, 259, 262, 277, 284, 274
-STRIP_OFFSETS, STRIP_BYTES, STRIP_ROWS = 273, 279, 278
-TILE_OFFSETS, TILE_BYTES, TILE_WIDTH, TILE_LENGTH = 324, 325, 322, 323
-"""Tags, by "TIFF Revision 6.0" (Adobe, 1992)."""
+from unet.data.window import scale_to_8_bits
+from unet.settings import Window
 
-KEPT = (BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, 266, 292, 293, 317, 320, 338, 339, 347, 530)
-"""What says how bytes become pixels; also: FillOrder, T4Options, T6Options, Predictor, ColorMap, ExtraSamples,
-SampleFormat, JPEGTables, YCbCrSubSampling."""
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""What a TIFF begins with, in either order of bytes, classic and BigTIFF."""
 
-UNCOMPRESSED, JPEG, YCBCR, IN_PLANES = 1, 7, 6, 2
-"""Values of Compression, PhotometricInterpretation and PlanarConfiguration."""
+ORIENTATION = 274
+"""A tag, by "TIFF Revision 6.0" (Adobe, 1992)."""
 
-Fields = dict[int, Sequence[int] | bytes]
-Span = tuple[int, int]
-"""Offset and length of bytes in a file."""
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
+"""Values of PhotometricInterpretation."""
 
+UNCOMPRESSED, JPEG = 1, 7
+"""Values of Compression."""
 
-class Grid(NamedTuple):
-    """The strips or tiles of an image, by rows, one plane after the other."""
+IN_PLANES = 2
+"""Value of PlanarConfiguration."""
 
-    span: Callable[[int], Span]
-    """Where the bytes of one lie in the file, by its number."""
-    width: int
-    height: int
-    """Of a strip or tile [pixels]."""
-    across: int
-    down: int
-    planes: int
+ALPHA = ((1,), (2,))
+"""Values of ExtraSamples where there is one: associated and unassociated alpha."""
 
+GRAY_MODES = {np.bool_: "1", np.uint8: "L", np.uint16: "I;16"}
+"""Modes of Pillow's by the type of samples. Other whole numbers are I, and others F."""
 
-def part_of_tiff(
-    picture: TiffImagePlugin.TiffImageFile, region: tuple[int, int, int, int]
-) -> tuple[bytes, int, int] | None:
-    """Return a TIFF that holds `region` (left, top, right, bottom) of `picture`, and the column and row of `picture`
-    at which it begins. None where the layout is not understood, or pixels are turned, or depend on other tags."""
-    tags, (width, height) = picture.tag_v2, picture.size
-    jpeg_alone = tags.get(PHOTOMETRIC) == YCBCR and tags.get(COMPRESSION) != JPEG
-    grid = _grid(tags, width, height)
-    if grid is None or jpeg_alone or tags.get(ORIENTATION, 1) != 1 or picture.fp is None:
-        return None
-    columns = range(region[0] // grid.width, math.ceil(region[2] / grid.width))
-    rows = range(region[1] // grid.height, math.ceil(region[3] / grid.height))
-    cells = [
-        (plane * grid.down + row) * grid.across + column
-        for plane in range(grid.planes)
-        for row in rows
-        for column in columns
-    ]
-    left, top = columns.start * grid.width, rows.start * grid.height
-    fields: Fields = {tag: _values(tags[tag]) for tag in KEPT if tag in tags}
-    fields[WIDTH] = [min(width, columns.stop * grid.width) - left]
-    fields[LENGTH] = [min(height, rows.stop * grid.height) - top]
-    if TILE_OFFSETS in tags:
-        fields |= {TILE_WIDTH: [grid.width], TILE_LENGTH: [grid.height]}
-    else:
-        fields[STRIP_ROWS] = [grid.height]
-    return _write(tags.prefix, fields, TILE_OFFSETS in tags, _read(picture.fp, map(grid.span, cells))), left, top
+MAX_CELL_PIXELS = 1 << 28
+"""Of a strip or tile, however small the image is of which it is a part."""
+
+Region = tuple[int, int, int, int]
+"""Left, top, right, bottom [pixels]: whole pixels inside the image."""
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of a file becomes an error
 
 
-def _grid(tags: TiffImagePlugin.ImageFileDirectory_v2, width: int, height: int) -> Grid | None:
-    """Return the strips or tiles of an image; of an uncompressed one in strips, its rows."""
-    tiled = TILE_OFFSETS in tags
-    cell_width = tags.get(TILE_WIDTH, 0) if tiled else width
-    cell_height = tags.get(TILE_LENGTH, 0) if tiled else min(tags.get(STRIP_ROWS, height), height)
-    planes = tags.get(SAMPLES, 1) if tags.get(PLANAR, 1) == IN_PLANES else 1
-    offsets = tags.get(TILE_OFFSETS if tiled else STRIP_OFFSETS, ())
-    lengths = tags.get(TILE_BYTES if tiled else STRIP_BYTES, ())
-    if (tiled and STRIP_OFFSETS in tags) or not cell_width or not cell_height:
-        return None
-    across, down = math.ceil(width / cell_width), math.ceil(height / cell_height)
-    if len(offsets) != planes * across * down or len(lengths) != len(offsets):
-        return None
-    if tiled or planes > 1 or tags.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED:
-        return Grid(lambda cell: (offsets[cell], lengths[cell]), cell_width, cell_height, across, down, planes)
-    bits = tags.get(BITS, (1,))
-    row = math.ceil(width * (sum(bits) if len(bits) > 1 else bits[0] * tags.get(SAMPLES, 1)) / 8)
-    return Grid(lambda y: (offsets[y // cell_height] + y % cell_height * row, row), width, 1, 1, height, 1)
+class _PillowReadsError(Exception):
+    """Samples that Pillow turns into colours."""
 
 
-def _values(value: object) -> Sequence[int] | bytes:
-    return value if isinstance(value, bytes | tuple) else [value]  # type: ignore[list-item]
+class UnknownTiffError(ValueError):
+    """A TIFF that is not read; the message says what it is and the remedy."""
 
 
-def _read(file: IO[bytes], spans: Iterable[Span]) -> list[bytes]:
-    read = []
-    for offset, length in spans:
-        file.seek(offset)
-        read.append(file.read(length))
-    return read
+def open_tiff(file: IO[bytes]) -> Image.Image:
+    """Return the first image of a TIFF, its header read.
 
-
-def _write(prefix: bytes, fields: Fields, tiled: bool, cells: Sequence[bytes]) -> bytes:
-    """Return a TIFF of one image: the header, its strips or tiles, and the directory of its `fields`, in order of tag.
-
-    `prefix`: II or MM, the order of the bytes of all numbers.
+    Raises:
+        UnknownTiffError: samples that nothing here takes for an image or a mask.
+        ValueError: damaged.
     """
-    lengths, order = [len(cell) for cell in cells], "<" if prefix == b"II" else ">"
-    places = list(accumulate(lengths[:-1], initial=8))
-    fields |= {TILE_OFFSETS: places, TILE_BYTES: lengths} if tiled else {STRIP_OFFSETS: places, STRIP_BYTES: lengths}
-    body = b"".join(cells)
-    body += b"\0" * (len(body) % 2)  # a directory begins at an even place
-    start = 8 + len(body)
-    entries, values = struct.pack(f"{order}H", len(fields)), b""
-    for tag, value in sorted(fields.items()):
-        kind, data = (7, value) if isinstance(value, bytes) else (4, struct.pack(f"{order}{len(value)}L", *value))
-        if len(data) > 4:
-            place = start + 2 + 12 * len(fields) + 4 + len(values)
-            data, values = struct.pack(f"{order}L", place), values + data + b"\0" * (len(data) % 2)
-        entries += struct.pack(f"{order}HHL", tag, kind, len(value)) + data.ljust(4, b"\0")
-    return prefix + struct.pack(f"{order}HL", 42, start) + body + entries + b"\0\0\0\0" + values
+    try:
+        return TiffPicture(file)
+    except _PillowReadsError:
+        return Image.open(file, formats=("TIFF",))
+
+
+class TiffPicture(ImageFile.ImageFile):
+    """The first image of a TIFF. Its pixels are decoded once they are needed.
+
+    `window`: how colours of more than 8 bits become 8, to be set before; gray keeps its samples.
+    """
+
+    format, format_description = "TIFF", "TIFF"
+    window: Window | None = None
+
+    def _open(self) -> None:
+        assert self.fp is not None
+        with _tifffile_errors():
+            self._page = page = tifffile.TiffFile(self.fp).pages.first
+            self._mode = _mode_of(page)
+            assert page.dtype is not None
+            self._dtype, self._size = page.dtype, (page.imagewidth, page.imagelength)
+            self._bands = {"LA": 2, "RGB": 3}.get(self._mode, 1)
+            self.getexif()[ExifTags.Base.Orientation] = page.tags.valueof(ORIENTATION, 1)
+        self._loaded = False
+
+    @property
+    def is_deep_colour(self) -> bool:
+        """Whether colours have more than 8 bits."""
+        return self._bands > 1 and self._dtype != np.uint8
+
+    def load(self) -> Any:
+        """As Pillow's."""
+        if not self._loaded:
+            decoded = self.decode()
+            self.im, self.palette, self._mode, self._loaded = decoded.im, decoded.palette, decoded.mode, True
+            self.fp = None
+        return Image.Image.load(self)
+
+    def decode(self, region: Region | None = None) -> Image.Image:
+        """Return the image or a rectangle of it, as stored. Raise ValueError: damaged."""
+        samples = self.samples(region)
+        if self.is_deep_colour:
+            samples = scale_to_8_bits(samples, self.window)
+        if self._mode == "I" and samples.size and max(-int(samples.min()), int(samples.max())) >= 1 << 31:
+            raise ValueError("samples of more than 32 bits")
+        wanted = {"I": np.dtype(np.int32), "F": np.dtype(np.float32)}.get(self._mode, samples.dtype)
+        picture = Image.fromarray(samples.astype(wanted, copy=False))
+        if self._mode == "P":
+            colors = (np.asarray(self._page.colormap) >> 8).astype(np.uint8)
+            picture.putpalette(np.ascontiguousarray(colors.T).tobytes())
+        return picture
+
+    def samples(self, region: Region | None = None) -> npt.NDArray[Any]:
+        """Return the samples of the image, or of a rectangle of it, as stored, HW or HWC; black is zero.
+
+        Gray of fewer than 8 bits is brought to 8. Raise ValueError: damaged.
+        """
+        page = self._page
+        left, top, right, bottom = region or (0, 0, *self.size)
+        samples = np.full((bottom - top, right - left, self._bands), page.nodata, self._dtype)
+        with _tifffile_errors():
+            for x, y, band, cell in self._cells(left, top, right, bottom):
+                rows = slice(max(top, y), min(bottom, y + cell.shape[0]))
+                columns = slice(max(left, x), min(right, x + cell.shape[1]))
+                inside = cell[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+                bands = slice(band, band + 1) if page.planarconfig == IN_PLANES else slice(None)
+                place = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+                samples[(*place, bands)] = inside[..., : self._bands]
+        if page.photometric == WHITE_IS_ZERO:
+            white = (1 << page.bitspersample) - 1
+            samples = ~samples if page.bitspersample == 1 else (white - samples).astype(self._dtype)
+        if self._dtype == np.uint8 and page.bitspersample < 8 and self._mode == "L":
+            samples = samples * np.uint8(255 // ((1 << page.bitspersample) - 1))
+        return samples[..., 0] if self._bands == 1 else samples
+
+    def _cells(self, left: int, top: int, right: int, bottom: int) -> Iterator[tuple[int, int, int, npt.NDArray[Any]]]:
+        """Yield the strips or tiles that a rectangle touches: column and row of the image at which it begins, its band
+        (of an image in planes), and its samples, HWC. What a sparse file leaves out is left out."""
+        page, (width, height) = self._page, self.size
+        cell_width, cell_height = (
+            (page.tilewidth, page.tilelength) if page.is_tiled else (width, min(page.rowsperstrip, height))
+        )
+        if cell_width * cell_height > MAX_CELL_PIXELS:
+            raise ValueError(f"tiles of {cell_width} x {cell_height} pixels")
+        across, down = math.ceil(width / cell_width), math.ceil(height / cell_height)
+        in_planes = page.planarconfig == IN_PLANES
+        if len(page.dataoffsets) < across * down * (page.samplesperpixel if in_planes else 1):
+            raise ValueError("strips or tiles are missing")
+        for band in range(self._bands if in_planes else 1):
+            for row in range(top // cell_height, math.ceil(bottom / cell_height)):
+                for column in range(left // cell_width, math.ceil(right / cell_width)):
+                    number = (band * down + row) * across + column
+                    if not page.databytecounts[number]:
+                        continue
+                    if self._rows_lie_open():
+                        first, last = max(top, row * cell_height), min(bottom, (row + 1) * cell_height)
+                        yield 0, first, band, self._open_rows(number, first - row * cell_height, last - first)
+                    else:
+                        data = self._read(page.dataoffsets[number], page.databytecounts[number])
+                        tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+                        decoded, (_, _, y, x, _), _ = page.decode(data, number, **tables)
+                        assert decoded is not None
+                        yield x, y, band, decoded[0]
+
+    def _rows_lie_open(self) -> bool:
+        """Return whether rows can be read without those before them, which matters where a strip is the whole image."""
+        page = self._page
+        plain = page.compression == UNCOMPRESSED and page.predictor == 1 and page.fillorder == 1
+        return plain and not page.is_tiled and page.bitspersample == 8 * self._dtype.itemsize
+
+    def _open_rows(self, strip: int, first: int, count: int) -> npt.NDArray[Any]:
+        """Return `count` rows of a strip, from its row `first` on."""
+        page = self._page
+        bands = 1 if page.planarconfig == IN_PLANES else page.samplesperpixel
+        row_bytes = self.width * bands * self._dtype.itemsize
+        data = self._read(page.dataoffsets[strip] + first * row_bytes, count * row_bytes)
+        return np.frombuffer(data, self._dtype.newbyteorder(page.parent.byteorder)).reshape(count, self.width, bands)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        assert self.fp is not None
+        self.fp.seek(offset)
+        data: bytes = self.fp.read(length)
+        if len(data) < length:
+            raise ValueError("truncated")
+        return data
+
+
+def _mode_of(page: tifffile.TiffPage) -> str:
+    """Return the mode of Pillow's that the samples have, RGB for colours of more bits. Raise UnknownTiffError."""
+    photometric, bands, dtype, extra = page.photometric, page.samplesperpixel, page.dtype, page.extrasamples
+    colours = photometric in (RGB, YCBCR) or (photometric == BLACK_IS_ZERO and bands == 3)
+    as_colours = photometric in (CMYK, CIELAB) or (photometric == YCBCR and page.compression != JPEG)
+    if as_colours and dtype == np.uint8 and page.planarconfig != IN_PLANES:
+        raise _PillowReadsError
+    if as_colours or dtype is None or isinstance(page.bitspersample, tuple) or page.imagedepth > 1:
+        pass
+    elif colours and (bands == 3 or len(extra) == bands - 3) and dtype in (np.uint8, np.uint16):
+        if page.bitspersample >= 8:
+            return "RGB"
+    elif photometric == PALETTE and bands == 1 and dtype == np.uint8 and page.colormap is not None:
+        return "P"
+    elif photometric in (BLACK_IS_ZERO, WHITE_IS_ZERO) and (bands == 1 or (bands == 2 and extra in ALPHA)):
+        if bands == 2 and dtype == np.uint8:
+            return "LA"
+        if bands == 1 and (dtype.kind in "ub" or (dtype.kind in "if" and photometric == BLACK_IS_ZERO)):
+            return GRAY_MODES.get(dtype.type, "F" if dtype.kind == "f" else "I")
+    raise UnknownTiffError(_refusal(page))
+
+
+def _refusal(page: tifffile.TiffPage) -> str:
+    bands, kind = page.samplesperpixel, page.dtype or f"{page.bitspersample} bits"
+    photometric = getattr(page.photometric, "name", page.photometric)
+    planes = " in planes" if page.planarconfig == IN_PLANES else ""
+    remedy = "save it as gray, or as RGB of 8 or 16 bits"
+    return (
+        f"is a TIFF of {bands} band{'s' * (bands > 1)} of {kind}{planes} ({photometric}), which is not read; {remedy}"
+    )
+
+
+@contextmanager
+def _tifffile_errors() -> Iterator[None]:
+    """Raise a ValueError for whatever tifffile raises on damaged bytes."""
+    try:
+        yield
+    except (_PillowReadsError, UnknownTiffError, MemoryError):
+        raise
+    except Exception as error:  # by compression
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
