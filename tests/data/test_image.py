@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.conftest import make_pair
 from unet.data.image import (
@@ -323,3 +323,32 @@ def test_an_overlay_mixes_image_and_label_colours() -> None:
     image: Array = np.full((2, 2, 3), 100, np.uint8)
     mixed = overlay(image, np.zeros((2, 2), np.uint8), CAMVID, opacity=0.5)
     assert mixed[0, 0].tolist() == [114, 114, 114]
+
+
+def test_an_orientation_in_xmp_turns_nothing() -> None:
+    """As in OpenCV and libvips."""
+    image = make_pair(0)[0]
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert np.array_equal(decode_image(saved(Image.fromarray(image), "WEBP", lossless=True, xmp=xmp)), image)
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    assert np.array_equal(decode_image(saved(Image.fromarray(image), pnginfo=text)), image)
+
+
+def test_a_damaged_chunk_that_pixels_do_not_depend_on_is_left_out() -> None:
+    image = make_pair(0)[0]
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Title", "a title")
+    data = saved(Image.fromarray(image), pnginfo=text)
+    assert np.array_equal(decode_image(data.replace(b"a title", b"A title")), image)
+    for kind in (b"IHDR", b"IDAT"):
+        place = data.index(kind) + 4
+        damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        with pytest.raises(ImageError):
+            decode_image(damaged)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
+def test_newer_formats_are_read_as_pillow_has_them(kind: str) -> None:
+    image = np.full((40, 56, 3), (200, 30, 90), np.uint8)
+    assert np.abs(decode_image(saved(Image.fromarray(image), kind)).astype(int) - image).max() <= 4

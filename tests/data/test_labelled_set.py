@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +32,47 @@ def find(folder: Path, **options: object) -> tuple[list[str], list[str]]:
     return [pair.key for pair in labelled.train], [pair.key for pair in labelled.val]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=lambda layout: layout.images.format(part="train"))
+WITH_PARTS = [layout for layout in LAYOUTS if "{part}" in layout.images]
+
+
+@pytest.mark.parametrize("layout", WITH_PARTS, ids=lambda layout: " ".join(layout.folders("train")))
 def test_a_layout_with_a_validation_part_is_found(tmp_path: Path, boxes: Path, layout: Layout) -> None:
-    sources = ("train/images", "train/masks", "val/images", "val/masks")
-    targets = (*layout.folders("train"), *layout.folders(layout.val_part))
-    for source, target in zip(sources, targets, strict=True):
-        shutil.copytree(boxes / source, tmp_path / "set" / str(target))
+    for part, name in (("train", layout.train_part), ("val", layout.val_part)):
+        for kind, folder, ending in zip(
+            ("images", "masks"), layout.folders(name), (layout.image_ending, layout.mask_ending), strict=True
+        ):
+            for file in (boxes / part / kind).iterdir():
+                target = tmp_path / "set" / folder / f"{file.stem}{ending}{file.suffix}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
+    if layout.marker:
+        (tmp_path / "set" / layout.marker).touch()
     train, val = find(tmp_path / "set")
-    assert train == [f"{number:03}" for number in range(12)]
-    assert val == [f"{number:03}" for number in range(100, 105)]
+    assert [key.removesuffix(layout.image_ending) for key in train] == [f"{number:03}" for number in range(12)]
+    assert [key.removesuffix(layout.image_ending) for key in val] == [f"{number:03}" for number in range(100, 105)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_endings_of_names_may_be_given(tmp_path: Path, boxes: Path, together: bool) -> None:
+    for part in ("train", "val"):
+        for kind, ending in (("images", "_sat"), ("masks", "_map")):
+            for file in (boxes / part / kind).iterdir():
+                target = tmp_path / part / ("files" if together else kind) / f"{file.stem}{ending}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
+    endings = {"image_suffix": "_sat", "mask_suffix": "_map", "classes": "camvid"}
+    folders = [str(tmp_path / "train" / ("files" if together else kind)) for kind in ("images", "masks")]
+    labelled = find_labelled_set(SetSettings(images=folders[0], masks=folders[1], **endings))  # type: ignore[arg-type]
+    assert len(labelled.train + labelled.val) == 12
+    if not together:
+        assert len(find_labelled_set(SetSettings(data=str(tmp_path), **endings)).val) == 5  # type: ignore[arg-type]
+
+
+def test_an_accent_is_one_however_it_is_written(tmp_path: Path, boxes: Path) -> None:
+    for kind, form in (("images", "NFC"), ("masks", "NFD")):
+        file = next((boxes / "train" / kind).iterdir())
+        file.rename(file.with_name(unicodedata.normalize(form, "Höhe.png")))  # type: ignore[arg-type]
+    assert len(find_labelled_set(SetSettings(data=str(boxes))).train) == 12
 
 
 def test_a_folder_of_images_and_masks_is_split(boxes: Path) -> None:

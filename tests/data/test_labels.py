@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unet.data.labels import BUILT_IN, IGNORE, INVALID, Label, LabelSet, read_labels
+from unet.data.labels import BUILT_IN, IGNORE, INVALID, Label, LabelSet, color_of, read_labels
 from unet.settings import RequestError
 
 HEADER = "index,name,red,green,blue\n"
@@ -94,7 +94,8 @@ def test_voc_has_a_background_twenty_classes_and_an_ignored_border() -> None:
         (HEADER + "0,a,5,0,0\n", "needs 2 to 254 classes"),
         (HEADER + "0,a,5,0,0\n1,b,6,0,300\n", "must lie in 0..255"),
         (HEADER + "0,a,5,0,0\none,b,6,0,0\n", "line 3: index, red, green, blue must be whole numbers"),
-        ("index,name\n0,a\n", "no column blue, green, red"),
+        ("index,red,green,blue\n0,1,2,3\n", "no column name"),
+        ("index,name,red,green\n0,a,1,2\n", "no column blue"),
         (
             "index,name,red,green,blue,ignore\n0,a,0,0,0,0\n1,b,1,0,0,0\n2,b,2,0,0,1\n",
             "'b': is ignored in one row and not in another",
@@ -105,6 +106,41 @@ def test_a_faulty_label_file_is_refused_by_name(tmp_path: Path, text: str, messa
     with pytest.raises(RequestError, match=message) as error:
         read(tmp_path, text)
     assert "labels.csv" in str(error.value)
+
+
+EXPORTS = {
+    "labels.csv": "name;r;g;b\nground;0;0;0\nbox;255;0;0\n",
+    "tabs.csv": "index\tname\tr\tg\tb\n1\tbox\t255\t0\t0\n0\tground\t0\t0\t0\n",
+    "labelmap.txt": "# label:color_rgb:parts:actions\nground:0,0,0::\nbox:255,0,0::\n",
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_label_files_of_other_programs_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(EXPORTS[name])
+    labels = read_labels(str(tmp_path / name))
+    assert labels.names == ("ground", "box")
+    assert [label.value for label in labels.labels] == [0, 1]
+    assert labels.colors[:2].tolist() == [[0, 0, 0], [255, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("_classes.csv", "Pixel Value, Class\n0, background\n1, car\n2, tree\n"),
+        ("dataset.json", '{"labels": {"background": 0, "car": 1, "tree": 2}}'),
+        ("dataset.json", '{"labels": {"0": "background", "1": "car", "2": "tree"}}'),
+    ],
+)
+def test_labels_without_colours_have_those_of_voc(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    labels = read_labels(str(tmp_path / name))
+    assert labels.names == ("background", "car", "tree")
+    assert labels.colors[:3].tolist() == read_labels("voc").colors[:3].tolist()
+
+
+def test_the_colour_map_is_that_of_voc() -> None:
+    assert all(label.color == color_of(label.value) for label in read_labels("voc").labels)
 
 
 def test_an_unknown_label_set_names_the_built_in_ones() -> None:

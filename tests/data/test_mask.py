@@ -2,8 +2,10 @@
 
 import io
 import tracemalloc
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -49,7 +51,7 @@ def test_a_colour_mask_is_decoded_without_copies_of_it() -> None:
 CAMVID = read_labels("camvid")
 
 
-def palette_mask(indices: np.ndarray, colors: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def palette_mask(indices: npt.NDArray[Any], colors: npt.NDArray[Any]) -> bytes:
     picture = Image.fromarray(indices.astype(np.uint8))
     picture.putpalette(colors.astype(np.uint8).tobytes())
     file = io.BytesIO()
@@ -88,3 +90,12 @@ def test_a_binary_palette_mask_with_white_first_is_not_inverted() -> None:
 def test_a_palette_mask_of_neither_colours_nor_indices_of_labels_is_refused() -> None:
     with pytest.raises(ImageError, match="holds the value 99"):
         decode_mask(palette_mask(np.full((4, 4), 99), np.full((100, 3), 77)), CAMVID)
+
+
+def test_a_mask_in_the_alpha_channel_is_refused() -> None:
+    pixels = np.zeros((20, 30, 4), np.uint8)
+    pixels[5:9, 3:7, 3] = 255
+    with pytest.raises(ImageError, match="alpha channel that holds the mask"):
+        decode_mask(encode_image(pixels), read_labels("binary"))
+    pixels[5:9, 3:7, :3] = 255
+    assert decode_mask(encode_image(pixels), read_labels("binary")).sum() == 16

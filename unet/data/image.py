@@ -16,17 +16,21 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from unet.data.labels import LabelSet
-from unet.data.region import decode_region, is_shown_as_stored
+from unet.data.png import without_damaged_chunks
+from unet.data.region import decode_region, forget_xmp, is_shown_as_stored
 from unet.data.tiff import MAGIC, Region, TiffPicture, UnknownTiffError, open_tiff
 from unet.data.window import Samples, scale_to_8_bits
 from unet.settings import Geometry, Window
 
 Array = npt.NDArray[np.uint8]
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "AVIF", "JPEG2000")
 """Pillow decoders that are ever tried, whatever a file claims to be; tifffile reads TIFF."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
+    *(".avif", ".jp2", ".j2k"),
+)
 """What an image's name ends with, lower case."""
 
 MAX_PIXELS = 1 << 28
@@ -68,6 +72,8 @@ def load(picture: Image.Image) -> None:
         TooLargeError: does not fit in memory.
     """
     with decoding_errors():
+        picture.load()
+        forget_xmp(picture)
         ImageOps.exif_transpose(picture, in_place=True)
 
 
@@ -225,6 +231,8 @@ def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
     except UnknownTiffError as error:
         raise ImageError(str(error)) from None
     except _DECODING_ERRORS as error:
+        if (repaired := without_damaged_chunks(file)) is not None:
+            return open_picture(repaired, max_pixels)
         if is_tiff:
             raise ImageError(f"is a damaged TIFF: {error}") from None
         raise ImageError(f"is not an image in one of the formats {', '.join((*FORMATS, 'TIFF'))}") from None

@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -21,7 +21,7 @@ from PIL import Image
 
 from unet.data.image import Array, ImageError
 from unet.data.labels import IGNORE, LabelSet
-from unet.data.layouts import Pair, Parts, pairs_of, parts_by_layout, summarize
+from unet.data.layouts import PLAIN, Pair, Parts, pairs_of, parts_by_layout, summarize
 from unet.data.mask import is_read_by_colors, open_mask, to_classes
 from unet.data.open_pair import OpenPair, naming, open_pair, open_pairs, pixels_of
 from unet.data.prefetch import prefetch
@@ -145,14 +145,16 @@ def find_part(settings: SetSettings, part: Part) -> LabelledSet:
 
 
 def _find_parts(settings: SetSettings, folder: str | None = None) -> Parts:
+    endings = settings.image_suffix, settings.mask_suffix
     if settings.images is not None and settings.masks is not None:
         store.check_readable(settings.images, "--images")
         store.check_readable(settings.masks, "--masks")
-        parts: Parts = {"train": partial(pairs_of, settings.images, settings.masks)}
+        layout = replace(PLAIN, image_ending=endings[0], mask_ending=endings[1])
+        parts: Parts = {"train": partial(pairs_of, settings.images, settings.masks, layout)}
     else:
-        parts = parts_by_layout(folder or settings.data or "", "--data")
+        parts = parts_by_layout(folder or settings.data or "", "--data", *endings)
     if settings.val_data is not None:
-        given = parts_by_layout(settings.val_data, "--val-data")
+        given = parts_by_layout(settings.val_data, "--val-data", *endings)
         parts["val"] = given.get("val", given["train"])
     return parts
 

@@ -7,6 +7,7 @@ Everything past decoding speaks class indices only.
 """
 
 import csv
+import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -144,50 +145,101 @@ def built_in_labels(name: str) -> LabelSet:
 
 
 def read_labels(source: str) -> LabelSet:
-    """Return the label set named `source`: a built-in name (as in `camvid`) or the path of a CSV.
+    """Return the label set named `source`: a built-in name (as in `camvid`) or the path of a file.
 
-    The CSV has the columns index, name, red, green, blue and, optionally, ignore (1 or 0). Without that column
-    the label named void is the ignored one. Rows of one name are one class.
+    A table has the columns index, name, red, green, blue and, optionally, ignore (1 or 0), in any order, between
+    commas, semicolons or tabs. Without ignore, the label named void is the ignored one. Without index, labels count
+    from 0 by row; without colours they have those of Pascal VOC's colour map. Rows of one name are one class. The
+    labelmap.txt of CVAT, the _classes.csv of Roboflow and the dataset.json of nnU-Net are taken too.
 
     Raises:
         RequestError: names the file, the line and what is wrong with it.
     """
     if source in BUILT_IN:
         return built_in_labels(source)
-    path = Path(source)
+    path, place = Path(source), f"--classes {source}"
     if not path.is_file():
         known = ", ".join(BUILT_IN)
-        raise RequestError(f"--classes {source}: no such file and no built-in label set; built in: {known}")
+        raise RequestError(f"{place}: no such file and no built-in label set; built in: {known}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"--classes {source}: cannot be read as a CSV in UTF-8 ({error})") from None
-    return _parse_labels(text, f"--classes {source}")
+        raise RequestError(f"{place}: cannot be read as a CSV in UTF-8 ({error})") from None
+    if path.suffix == ".json":
+        return _parse_nnunet(text, place)
+    return _parse_labels(_from_cvat(text) if path.name == "labelmap.txt" else text, place)
+
+
+COLUMNS = {
+    "index": ("index", "value", "pixel value", "id"),
+    "name": ("name", "class", "label"),
+    "red": ("red", "r"),
+    "green": ("green", "g"),
+    "blue": ("blue", "b"),
+    "ignore": ("ignore",),
+}
+"""The columns of a label file, and what programs call them."""
 
 
 def _parse_labels(text: str, place: str) -> LabelSet:
-    """Return the label set of a CSV. Raise RequestError that begins with `place`."""
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
-    missing = {"index", "name", "red", "green", "blue"} - set(reader.fieldnames or ())
-    if missing:
+    """Return the label set of a table. Raise RequestError that begins with `place`."""
+    lines = text.splitlines()
+    header = lines[0] if lines else ""
+    reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+    headings = {heading.strip().lower(): heading for heading in reader.fieldnames or ()}
+    found = {column: headings[name] for column, names in COLUMNS.items() for name in names if name in headings}
+    missing = {"name"} - found.keys() or {"red", "green", "blue"} - found.keys()
+    if missing and (len(missing) < 3 or "name" in missing):
         raise RequestError(
             f"{place}: no column {', '.join(sorted(missing))}; the header must read index,name,red,green,blue[,ignore]"
         )
-    labels = tuple(_label(f"{place}, line {reader.line_num}", row) for row in reader)
+    rows = ({column: row[heading] for column, heading in found.items()} for row in reader)
+    labels = tuple(_label(f"{place}, line {reader.line_num}", row, number) for number, row in enumerate(rows))
+    return _label_set(labels, place)
+
+
+def _label(place: str, row: dict[str, str], number: int) -> Label:
+    try:
+        ignore, value = row.get("ignore"), int(row.get("index", number))
+        color = (int(row["red"]), int(row["green"]), int(row["blue"])) if "red" in row else color_of(value)
+        name = row["name"].strip()
+        return Label(
+            value=value, name=name, color=color, ignore=bool(int(ignore)) if ignore else name.lower() == "void"
+        )
+    except (TypeError, ValueError, AttributeError):
+        raise RequestError(f"{place}: index, red, green, blue must be whole numbers, ignore 0 or 1") from None
+
+
+def _label_set(labels: tuple[Label, ...], place: str) -> LabelSet:
     try:
         return LabelSet(labels)
     except RequestError as error:
         raise RequestError(f"{place}: {error}") from None
 
 
-def _label(place: str, row: dict[str, str]) -> Label:
+def _from_cvat(text: str) -> str:
+    """Return the table of a labelmap.txt, whose lines are name:red,green,blue:parts:actions."""
+    rows = (line.split(":") for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    return "\n".join(("name,red,green,blue", *(f"{name},{color}" for name, color, *_ in rows)))
+
+
+def _parse_nnunet(text: str, place: str) -> LabelSet:
+    """Return the labels of a dataset.json: its values by name, or (version 1) its names by value."""
     try:
-        ignore = row.get("ignore")
-        return Label(
-            value=int(row["index"]),
-            name=row["name"].strip(),
-            color=(int(row["red"]), int(row["green"]), int(row["blue"])),
-            ignore=bool(int(ignore)) if ignore else row["name"].strip().lower() == "void",
-        )
-    except (TypeError, ValueError, AttributeError):
-        raise RequestError(f"{place}: index, red, green, blue must be whole numbers, ignore 0 or 1") from None
+        pairs = [(k, v) if isinstance(v, int) else (v, int(k)) for k, v in json.loads(text)["labels"].items()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise RequestError(
+            f"{place}: holds no labels, each with a value, as the dataset.json of nnU-Net does"
+        ) from None
+    names = [(str(name), value) for name, value in pairs]
+    labels = (Label(value=v, name=name, color=color_of(v), ignore=name.lower() == "ignore") for name, v in names)
+    return _label_set(tuple(labels), place)
+
+
+def color_of(value: int) -> tuple[int, int, int]:
+    """Return the colour of a value in the colour map of Pascal VOC: bits 0, 3, 6 of the value are the highest of red,
+    1, 4, 7 of green, 2, 5 of blue."""
+    red, green, blue = (
+        sum((value >> (3 * place + channel) & 1) << (7 - place) for place in range(3)) for channel in range(3)
+    )
+    return red, green, blue

@@ -4,6 +4,7 @@ A pair's key is its path below the image folder without the suffix. Image and ma
 without the endings that a layout gives to each. A published set is read as it comes.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,15 +40,18 @@ Parts = dict[str, Callable[[], Pairs]]
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders below --data, and how the files in them are named. `{part}` in a folder is train or `val_part`."""
+    """Folders below --data, and how the files in them are named. `{part}` in a folder is one of its parts."""
 
     images: str
     masks: str
+    train_part: str = "train"
     val_part: str = "val"
     image_ending: str = ""
     """What the names of images end with before their suffix; files with other names are not of the set."""
     mask_ending: str = ""
     """What the names of masks end with before their suffix."""
+    marker: str = ""
+    """A file below --data without which the set is of another layout."""
     split_lists: str | None = None
     """Folder in which train.txt and val.txt, if they exist, list the stems of each part. In a set with such a folder,
     images without a mask are left out."""
@@ -61,36 +65,46 @@ PLAIN = Layout("images", "masks")
 
 LAYOUTS = (
     Layout("{part}", "{part}annot"),
+    Layout("{part}", "{part}_masks", mask_ending="_mask"),
+    Layout("{part}", "{part}", val_part="valid", mask_ending="_mask", marker="train/_classes.csv"),
     Layout("images_prepped_{part}", "annotations_prepped_{part}", val_part="test"),
     Layout("{part}/images", "{part}/masks"),
     Layout("images/{part}", "masks/{part}"),
+    Layout("img_dir/{part}", "ann_dir/{part}"),
+    Layout("images/{part}", "annotations/{part}", train_part="training", val_part="validation"),
+    Layout("imagesTr", "labelsTr", image_ending="_0000"),
     Layout("leftImg8bit/{part}", "gtFine/{part}", image_ending="_leftImg8bit", mask_ending="_gtFine_labelIds"),
     Layout("701_StillsRaw_full", "LabeledApproved_full", mask_ending="_L"),
     Layout("JPEGImages", "SegmentationClass", split_lists="ImageSets/Segmentation"),
     PLAIN,
 )
-"""Tried in this order: CamVid as it came with SegNet, image-segmentation-keras, plain ones with parts, Cityscapes,
-CamVid as published, Pascal VOC, and one without parts."""
+"""Tried in this order: CamVid as it came with SegNet, Carvana, Roboflow, image-segmentation-keras, plain ones with
+parts, MMSegmentation, ADE20K, nnU-Net, Cityscapes, CamVid as published, Pascal VOC, and one without parts."""
 
 
-def parts_by_layout(folder: str, flag: str) -> Parts:
+def parts_by_layout(folder: str, flag: str, image_ending: str = "", mask_ending: str = "") -> Parts:
     """Return the parts of the set in `folder`. To find the pairs of one looks at its files alone.
+
+    `image_ending`, `mask_ending`: in place of those of the layout.
 
     Raises:
         RequestError: names `flag` and the folder; or, when a part is found, the files that do not pair.
     """
     store.check_readable(folder, flag)
     for layout in LAYOUTS:
-        images, masks = (join_uri(folder, name) for name in layout.folders("train"))
-        if store.exists(images) and store.exists(masks):
+        images, masks = (join_uri(folder, name) for name in layout.folders(layout.train_part))
+        marked = not layout.marker or store.exists(join_uri(folder, layout.marker))
+        if marked and store.exists(images) and store.exists(masks):
+            endings = image_ending or layout.image_ending, mask_ending or layout.mask_ending
+            layout = replace(layout, image_ending=endings[0], mask_ending=endings[1])
             if layout.split_lists is not None:
-                return _parts_by_lists(images, masks, join_uri(folder, layout.split_lists))
+                return _parts_by_lists(images, masks, join_uri(folder, layout.split_lists), layout)
             val_images, val_masks = (join_uri(folder, name) for name in layout.folders(layout.val_part))
             parts: Parts = {"train": partial(pairs_of, images, masks, layout)}
             if val_images != images and store.exists(val_images):
                 parts["val"] = partial(pairs_of, val_images, val_masks, layout)
             return parts
-    known = "; ".join("{}/ + {}/".format(*layout.folders("train")) for layout in LAYOUTS)
+    known = "; ".join("{}/ + {}/".format(*layout.folders(layout.train_part)) for layout in LAYOUTS)
     raise RequestError(
         f"{flag} {folder}: holds none of the known layouts ({known}); arrange it so, or use --images and --masks"
     )
@@ -102,7 +116,9 @@ def pairs_of(images: str, masks: str, layout: Layout = PLAIN) -> Pairs:
     Raises:
         RequestError: no images, two files of one stem, or files that do not pair.
     """
-    image_files, mask_files = _files_by_stem(images, layout.image_ending), _files_by_stem(masks, layout.mask_ending)
+    masks_ending_here = layout.mask_ending if images == masks else ""
+    image_files = _files_by_stem(images, layout.image_ending, masks_ending_here)
+    mask_files = _files_by_stem(masks, layout.mask_ending)
     if not image_files:
         kinds = " ".join(f"{layout.image_ending}{suffix}" for suffix in SUFFIXES)
         raise RequestError(f"{images}: holds no image ({kinds}); name a folder that does")
@@ -117,9 +133,9 @@ def summarize(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _parts_by_lists(images: str, masks: str, lists: str) -> Parts:
+def _parts_by_lists(images: str, masks: str, lists: str, layout: Layout) -> Parts:
     """Return the parts that the lists name; without a list for training, all other masks are trained on."""
-    image_files, mask_files = _files_by_stem(images), _files_by_stem(masks)
+    image_files, mask_files = _files_by_stem(images, layout.image_ending), _files_by_stem(masks, layout.mask_ending)
     stems = {name: _read_stems(join_uri(lists, f"{name}.txt")) for name in ("train", "val")}
 
     def listed(name: str) -> Pairs:
@@ -172,12 +188,18 @@ def _refuse_unpaired(
         raise RequestError(f"{kind}: {unpaired}; {remedy} or remove this one")
 
 
-def _files_by_stem(folder: str, ending: str = "") -> dict[str, ObjectInfo]:
-    """Return the images in `folder`, their URIs as keys, by their paths below it, without `ending` and suffix."""
+def _files_by_stem(folder: str, ending: str = "", other_ending: str = "") -> dict[str, ObjectInfo]:
+    """Return the images in `folder`, their URIs as keys, by their paths below it, without `ending` and suffix.
+
+    Names that end in `other_ending`, and not in `ending`, are left out. Paths are of one normal form: macOS writes an
+    accent as a character of its own, most others do not.
+    """
     files: dict[str, ObjectInfo] = {}
     for item in store.list_objects(folder):
         path = PurePosixPath(item.key)
-        stem = path.with_suffix("").as_posix()
+        stem = unicodedata.normalize("NFC", path.with_suffix("").as_posix())
+        if other_ending and stem.endswith(other_ending) and not (ending and stem.endswith(ending)):
+            continue
         if path.suffix.lower() in SUFFIXES and stem.endswith(ending):
             stem, uri = stem.removesuffix(ending), join_uri(folder, item.key)
             if stem in files:

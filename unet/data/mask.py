@@ -33,10 +33,13 @@ def to_classes(picture: Image.Image, labels: LabelSet, region: Region | None = N
     Raises:
         ImageError: truncated or damaged, or it holds values or colours that `labels` does not know.
     """
+    whole = region is None
     with decoding_errors():
         if region is not None and (picture.mode != "P" or _palette_agrees(picture, labels)):
             picture, region = decode_region(picture, region), None
         picture.load()
+    if whole and picture.mode in ("LA", "RGBA"):
+        _refuse_alpha(picture)
     look_up = _look_up(picture, labels)
     if region is not None:
         picture = picture.crop(region)
@@ -66,6 +69,13 @@ def is_read_by_colors(picture: Image.Image, labels: LabelSet) -> bool:
 def decode_mask(data: bytes, labels: LabelSet) -> Array:
     """Return a mask file as `to_classes` does, and raise what it and `open_mask` raise."""
     return to_classes(open_mask(data), labels)
+
+
+def _refuse_alpha(picture: Image.Image) -> None:
+    """Raise ImageError for a mask of one colour whose alpha, which is dropped, has several values."""
+    *colors, alpha = np.array(picture.getextrema())
+    if alpha[0] != alpha[1] and all(low == high for low, high in colors):
+        raise ImageError("is one colour under an alpha channel that holds the mask; save that channel as grayscale")
 
 
 def _look_up(picture: Image.Image, labels: LabelSet) -> Callable[[Image.Image, LabelSet], Array]:

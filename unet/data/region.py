@@ -31,8 +31,15 @@ def is_shown_as_stored(picture: Image.Image) -> bool:
     """Return whether an opened picture is known not to be turned by EXIF, before its pixels are decoded."""
     if isinstance(picture, PngImagePlugin.PngImageFile) and _has_exif_behind_pixels(picture.fp):
         return False
+    forget_xmp(picture)
     exif = Image.Image.getexif(picture)  # a PNG's own method would decode it
     return bool(exif.get(ExifTags.Base.Orientation, 1) == 1)
+
+
+def forget_xmp(picture: Image.Image) -> None:
+    """Drop what Pillow would take an orientation from where EXIF has none, and other programs do not."""
+    for key in ("xmp", "XML:com.adobe.xmp"):
+        picture.info.pop(key, None)
 
 
 def _first_rows_of_jpeg(picture: JpegImagePlugin.JpegImageFile, rows: int) -> Image.Image:
@@ -86,7 +93,7 @@ def _has_exif_behind_pixels(file: IO[bytes] | None) -> bool:
         length, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
         if kind in (b"IEND", b"\0\0\0\0"):
             break
-        if behind and (kind == b"eXIf" or file.read(32).startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))):
+        if behind and (kind == b"eXIf" or file.read(32).startswith(b"Raw profile type exif")):
             return True
         behind |= kind == b"IDAT"
         place += 12 + length

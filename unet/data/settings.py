@@ -15,12 +15,16 @@ class SetSettings:
 
     data: str | None = None
     """Folder of the labelled set, laid out as images/ + masks/ (with train/ and val/ inside or around them), as CamVid
-    (train/ trainannot/ val/ valannot/, or as published), Cityscapes or Pascal VOC, or as image-segmentation-keras
-    does."""
+    (train/ trainannot/ val/ valannot/, or as published), Cityscapes, Pascal VOC, ADE20K or Carvana, or as
+    image-segmentation-keras, MMSegmentation, nnU-Net or Roboflow does."""
     images: str | None = None
     """Folder of images, in place of --data; needs --masks."""
     masks: str | None = None
     """Folder of masks, in place of --data; needs --images."""
+    image_suffix: str = ""
+    """What the names of images end with before .png or its like, as in NAME_sat.jpg: _sat. Other files are left out."""
+    mask_suffix: str = ""
+    """What the names of masks end with before .png or its like, as in NAME_mask.png: _mask."""
     val_data: str | None = None
     """Labelled set to validate on, laid out as --data. Default: the val part of --data, else a split."""
     val_fraction: float = 0.2
@@ -28,8 +32,9 @@ class SetSettings:
     stays on its side as the set grows."""
     classes: str | None = None
     """Label set: camvid, camvid32 (as published, in 32 colours), cityscapes, voc, or a CSV with the columns
-    index,name,red,green,blue[,ignore], where rows of one name are one class. Needed to train on your own data; to score
-    a model, its own by default."""
+    index,name,red,green,blue[,ignore], where rows of one name are one class; or the labelmap.txt of CVAT, the
+    _classes.csv of Roboflow, the dataset.json of nnU-Net. Needed to train on your own data; to score a model, its own
+    by default."""
     binary: bool = False
     """In place of --classes: masks hold 0 and 255, or 0 and 1: background and foreground."""
     score_ignore: bool = False
