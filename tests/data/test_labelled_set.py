@@ -11,16 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import make_pair, write_pair
+from unet.data.check import check_labelled_set, choose_window, statistics_table
 from unet.data.image import ImageError, encode_image
-from unet.data.labelled_set import (
-    LabelledSet,
-    check_labelled_set,
-    choose_window,
-    find_labelled_set,
-    find_part,
-    read_pair,
-    statistics_table,
-)
+from unet.data.labelled_set import LabelledSet, find_labelled_set, find_part, read_pair
 from unet.data.labels import Label, LabelSet, read_labels
 from unet.data.layouts import LAYOUTS, Layout, Pair
 from unet.data.settings import DataSettings, SetSettings
@@ -231,7 +224,8 @@ def test_promise_36_the_check_of_colour_masks_takes_little_memory(
     (tmp_path / "classes.csv").write_text("index,name,red,green,blue\n0,ground,0,0,0\n1,box,255,0,0\n")
     program = f"""
 import resource
-from unet.data.labelled_set import check_labelled_set, find_labelled_set
+from unet.data.check import check_labelled_set
+from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
 from unet.data.settings import DataSettings
 labelled = find_labelled_set(DataSettings(data={str(tmp_path)!r}, classes="camvid", val_fraction=0.5))

@@ -12,15 +12,9 @@ import pytest
 from PIL import Image
 
 from unet.command_line import run
+from unet.data.check import check_labelled_set, choose_window, statistics_table
 from unet.data.image import decode_image, encode_image
-from unet.data.labelled_set import (
-    LabelledSet,
-    check_labelled_set,
-    choose_window,
-    find_labelled_set,
-    read_pair,
-    statistics_table,
-)
+from unet.data.labelled_set import LabelledSet, find_labelled_set, read_pair
 from unet.data.labels import IGNORE, LabelSet, read_labels
 from unet.data.mask import decode_mask
 from unet.data.settings import DataSettings, SetSettings

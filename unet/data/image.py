@@ -13,11 +13,11 @@ from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from unet.data.labels import LabelSet
 from unet.data.png import without_damaged_chunks
-from unet.data.region import decode_region, forget_xmp, is_shown_as_stored
+from unet.data.region import decode_region, orientation_of, show
 from unet.data.tiff import MAGIC, Region, TiffPicture, UnknownTiffError, open_tiff
 from unet.data.window import Samples, scale_to_8_bits
 from unet.settings import Geometry, Window
@@ -72,9 +72,7 @@ def load(picture: Image.Image) -> None:
         TooLargeError: does not fit in memory.
     """
     with decoding_errors():
-        picture.load()
-        forget_xmp(picture)
-        ImageOps.exif_transpose(picture, in_place=True)
+        show(picture)
 
 
 def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
@@ -97,7 +95,7 @@ def to_rgb_picture(picture: Image.Image, window: Window | None = None, region: R
     _set_window(picture, window)
     with decoding_errors():
         inside = region is not None and region[2] <= picture.width and region[3] <= picture.height
-        if region is not None and inside and is_shown_as_stored(picture):
+        if region is not None and inside and orientation_of(picture) == 1:
             return _to_rgb(decode_region(picture, region), window)
     load(picture)
     with decoding_errors():

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from unet.data.image import SUFFIXES
+from unet.data.settings import MaskOrientation
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.objects import ObjectInfo, join_uri
@@ -30,6 +31,8 @@ class Pair:
     """Of both files, when they were listed [bytes]."""
     etags: tuple[str, str] = field(default=("", ""), compare=False)
     """Of both files, when they were listed."""
+    mask_orientation: MaskOrientation = field(default="auto", compare=False)
+    """How the mask lies if EXIF turns the image."""
 
 
 Pairs = tuple[Pair, ...]

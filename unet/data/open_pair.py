@@ -9,13 +9,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
+import numpy as np
 from PIL import Image
 
-from unet.data.image import Array, ImageError, load, open_image, sixteen_bit_samples, to_rgb_picture
+from unet.data.image import (
+    Array,
+    ImageError,
+    decoding_errors,
+    load,
+    open_image,
+    sixteen_bit_samples,
+    to_rgb_picture,
+)
 from unet.data.labels import LabelSet
 from unet.data.layouts import Pair
 from unet.data.mask import open_mask, to_classes
 from unet.data.prefetch import prefetch
+from unet.data.region import displayed_size, orientation_of
+from unet.data.settings import MaskOrientation
 from unet.data.tiff import Region
 from unet.data.window import Samples
 from unet.settings import Window
@@ -29,6 +40,22 @@ FILE_BYTES = 256 << 20
 """Bytes of the files that are read ahead, at most."""
 
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of an EXIF orientation to how it is displayed."""
+
+
+class UndecidedOrientationError(ImageError):
+    """A mask may lie as its image is stored, or as it is displayed."""
+
+
 @dataclass(frozen=True)
 class OpenPair:
     """Image and mask, as `open_image` and `open_mask` return them."""
@@ -39,14 +66,15 @@ class OpenPair:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the mask; its image is displayed in the same."""
-        return self.mask.height, self.mask.width
+        """Height and width of the image as displayed, and of the mask. Raise ImageError: damaged."""
+        with naming(self.pair.image), decoding_errors():
+            return displayed_size(self.image)[::-1]
 
     def decode(
         self, labels: LabelSet, *, window: Window | None = None, region: Region | None = None
     ) -> tuple[Image.Image, Array]:
         """Return image (Pillow's, RGB) and mask (HW uint8 class indices), or the same rectangle of both."""
-        if region == (0, 0, *self.mask.size):
+        if region == (0, 0, *self.size[::-1]):
             region = None
         with naming(self.pair.image):
             image = to_rgb_picture(self.image, window, region)
@@ -61,16 +89,39 @@ class OpenPair:
         return samples
 
     def decode_mask(self, labels: LabelSet, region: Region | None = None) -> Array:
-        """Return the mask; the image has been decoded. Raise ImageError, too, where it has another size."""
+        """Return the mask as its image is displayed, or a rectangle of it.
+
+        Raises:
+            ImageError: damaged, of another size than its image, or of unknown labels.
+            UndecidedOrientationError: its image is turned by EXIF, and nothing says whether the mask is turned with it.
+        """
+        stored = self.mask_orientation() == "stored"
+        turn = TURNS.get(orientation_of(self.image)) if stored else None
         with naming(self.pair.mask):
-            mask = to_classes(self.mask, labels, region)
-        if self.image.size != self.mask.size:
-            sizes = [f"{height} x {width}" for width, height in (self.mask.size, self.image.size)]
-            raise ImageError(
-                f"{self.pair.mask}: the mask has {sizes[0]} pixels, its image {self.pair.image} has {sizes[1]}; "
-                "export both at one size"
+            mask = to_classes(self.mask, labels, region if turn is None else None)
+        if turn is None:
+            return mask
+        turned = Image.fromarray(mask).transpose(turn)
+        return np.asarray(turned if region is None else turned.crop(region))
+
+    def mask_orientation(self) -> MaskOrientation | None:
+        """Return how the mask lies, or None if its image is not turned. Raise as `decode_mask`."""
+        (height, width), mask, lies = self.size, self.mask.size, self.pair.mask_orientation
+        orientation, displayed = orientation_of(self.image), (width, height)
+        stored = (height, width) if orientation > 4 else displayed
+        sizes: dict[MaskOrientation, tuple[int, int]] = {"displayed": displayed, "stored": stored}
+        fitting = [lie for lie, size in sizes.items() if mask == size and lies in ("auto", lie)]
+        if not fitting:
+            both = f"the mask has {mask[1]} x {mask[0]} pixels, its image {self.pair.image} has {height} x {width}"
+            raise ImageError(f"{self.pair.mask}: {both}; export both at one size")
+        if orientation == 1:
+            return None
+        if len(fitting) > 1:
+            raise UndecidedOrientationError(
+                f"{self.pair.image}: EXIF turns it (orientation {orientation}), and nothing says whether its mask is "
+                "turned with it; give --mask-orientation stored or displayed"
             )
-        return mask
+        return fitting[0]
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,22 @@ import io
 import struct
 from typing import IO
 
-from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from unet.data.tiff import Region, TiffPicture
+
+ORIENTATION = "orientation"
+"""Key of an image's `info`, from when it is shown on: the EXIF orientation that it had."""
 
 BLOCK_ROWS = 32
 """A row of blocks in a JPEG has 32 rows of pixels at most; where chroma is enlarged, the next row of blocks counts."""
 
 
 def decode_region(picture: Image.Image, region: Region) -> Image.Image:
-    """Return a rectangle of an opened picture, as stored. Raise what Pillow does on damaged bytes."""
+    """Return a rectangle of an opened picture as stored, of a shown one as shown. Raise what Pillow does on damaged
+    bytes."""
+    if ORIENTATION in picture.info:
+        return picture.crop(region)
     if isinstance(picture, TiffPicture):
         return picture.decode(region)
     if isinstance(picture, JpegImagePlugin.JpegImageFile):
@@ -27,13 +33,33 @@ def decode_region(picture: Image.Image, region: Region) -> Image.Image:
     return picture.crop(region)
 
 
-def is_shown_as_stored(picture: Image.Image) -> bool:
-    """Return whether an opened picture is known not to be turned by EXIF, before its pixels are decoded."""
-    if isinstance(picture, PngImagePlugin.PngImageFile) and _has_exif_behind_pixels(picture.fp):
-        return False
+def orientation_of(picture: Image.Image) -> int:
+    """Return the EXIF orientation of an image, opened, 1 to 8; a PNG is decoded for it if it may lie behind its pixels.
+
+    Raise what Pillow does on damaged bytes.
+    """
+    if ORIENTATION not in picture.info:
+        if isinstance(picture, PngImagePlugin.PngImageFile) and _has_exif_behind_pixels(picture.fp):
+            show(picture)
+        else:
+            forget_xmp(picture)
+            exif = Image.Image.getexif(picture)  # a PNG's own method would decode it
+            return int(exif.get(ExifTags.Base.Orientation, 1))
+    return int(picture.info[ORIENTATION])
+
+
+def show(picture: Image.Image) -> None:
+    """Decode an image, opened, and turn it as it is displayed. Raise what Pillow does on damaged bytes."""
+    picture.load()
     forget_xmp(picture)
-    exif = Image.Image.getexif(picture)  # a PNG's own method would decode it
-    return bool(exif.get(ExifTags.Base.Orientation, 1) == 1)
+    picture.info.setdefault(ORIENTATION, picture.getexif().get(ExifTags.Base.Orientation, 1))
+    ImageOps.exif_transpose(picture, in_place=True)
+
+
+def displayed_size(picture: Image.Image) -> tuple[int, int]:
+    """Return width and height of an image, opened or shown, as it is displayed. Raise what Pillow does."""
+    turned = orientation_of(picture) > 4 and ORIENTATION not in picture.info
+    return (picture.height, picture.width) if turned else picture.size
 
 
 def forget_xmp(picture: Image.Image) -> None:

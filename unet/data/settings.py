@@ -8,6 +8,9 @@ from unet.settings import RequestError, Window, at_least
 Part = Literal["val", "train", "all"]
 """Of a labelled set."""
 
+MaskOrientation = Literal["auto", "stored", "displayed"]
+"""Of a mask whose image EXIF turns; auto: as their sizes say."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SetSettings:
@@ -25,6 +28,9 @@ class SetSettings:
     """What the names of images end with before .png or its like, as in NAME_sat.jpg: _sat. Other files are left out."""
     mask_suffix: str = ""
     """What the names of masks end with before .png or its like, as in NAME_mask.png: _mask."""
+    mask_orientation: MaskOrientation = "auto"
+    """How masks lie whose photos EXIF turns: as these are stored, or as they are displayed. auto: as the sizes of some
+    say for all; refused if none do."""
     val_data: str | None = None
     """Labelled set to validate on, laid out as --data. Default: the val part of --data, else a split."""
     val_fraction: float = 0.2

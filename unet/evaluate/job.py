@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import ray
 import yaml
 
+from unet.data.check import check_labelled_set, orient_masks, statistics_table
 from unet.data.image import ImageError
-from unet.data.labelled_set import check_labelled_set, find_part, statistics_table
+from unet.data.labelled_set import find_part
 from unet.data.labels import LabelSet, read_labels
 from unet.data.layouts import Pair
 from unet.data.settings import SetSettings
@@ -124,6 +125,7 @@ def _pairs(settings: EvaluateSettings, labels: LabelSet, window: Window | None) 
     labelled = find_part(settings.data, settings.part)
     statistics = check_labelled_set(labelled, labels, settings.data.check_limit, print)
     print(statistics_table(labelled, labels, statistics, window))
+    labelled = orient_masks(labelled, statistics)
     return (*labelled.train, *labelled.val)
 
 

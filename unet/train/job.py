@@ -22,14 +22,8 @@ import ray.train.torch
 import yaml
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from unet.data.labelled_set import (
-    SetStatistics,
-    check_labelled_set,
-    choose_window,
-    find_labelled_set,
-    read_pair,
-    statistics_table,
-)
+from unet.data.check import SetStatistics, check_labelled_set, choose_window, orient_masks, statistics_table
+from unet.data.labelled_set import find_labelled_set, read_pair
 from unet.data.labels import LabelSet, read_labels
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
@@ -177,6 +171,7 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> T
     statistics = check_labelled_set(
         labelled, labels, settings.data.check_limit, print, cache=join_uri(folder, "check.json")
     )
+    labelled = orient_masks(labelled, statistics)
     window = kept_window(before, _window(settings.data.window, statistics))
     print(statistics_table(labelled, labels, statistics, window))
     return TrainingRun(
