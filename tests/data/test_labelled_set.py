@@ -1,5 +1,6 @@
 """Finding, splitting and checking labelled sets."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import make_pair, write_pair
-from unet.data.check import check_labelled_set, choose_window, statistics_table
+from unet.data.check import apply_check, check_labelled_set, choose_window, statistics_table
 from unet.data.image import ImageError, encode_image
 from unet.data.labelled_set import LabelledSet, find_labelled_set, find_part, read_pair
 from unet.data.labels import Label, LabelSet, read_labels
@@ -270,3 +271,33 @@ def test_the_table_of_a_part_has_its_column_alone(boxes: Path) -> None:
     assert table.splitlines()[0].split() == ["val"]
     assert table.splitlines()[1].split() == ["pairs", "5"]
     assert "to learn" not in table
+
+
+def damage(boxes: Path, *names: str) -> None:
+    for name in names:
+        file = boxes / "train" / name
+        file.write_bytes(file.read_bytes()[:-30])
+
+
+def test_a_share_of_damaged_pairs_may_be_left_out(boxes: Path, tmp_path: Path) -> None:
+    damage(boxes, "images/003.png", "masks/005.png")
+    labels, labelled = read_labels("camvid"), find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    for share in (0.0, 0.1):  # of 17 pairs
+        with pytest.raises(RequestError, match=r"003\.png: cannot be decoded.*and 1 more such file"):
+            check_labelled_set(labelled, labels, 99, print, skip_damaged=share)
+    cache, lines = str(tmp_path / "check.json"), list[str]()
+    for _ in range(2):  # the second time from the cache
+        statistics = check_labelled_set(labelled, labels, 3, lines.append, cache, 0.12)
+        left = apply_check(labelled, statistics)
+        assert {pair.key for pair in labelled.train} - {pair.key for pair in left.train} == {"003", "005"}
+        assert len(left.val) == 5
+        assert re.search(r"left out +2 +0   damaged", statistics_table(labelled, labels, statistics))
+    assert [line.partition(": ")[0] for line in lines if "png" in line] == ["left out"] * 2
+    assert all(name in " ".join(lines) for name in ("images/003.png", "masks/005.png"))
+
+
+def test_a_label_that_is_unknown_is_no_damage(boxes: Path) -> None:
+    (boxes / "train" / "masks" / "003.png").write_bytes(encode_image(np.full((40, 56), 99, np.uint8)))
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    with pytest.raises(RequestError, match="holds the value 99"):
+        check_labelled_set(labelled, read_labels("camvid"), 99, print, skip_damaged=0.5)

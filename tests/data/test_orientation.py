@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.conftest import make_pair
-from unet.data.check import check_labelled_set, orient_masks, statistics_table
+from unet.data.check import apply_check, check_labelled_set, statistics_table
 from unet.data.image import Array
 from unet.data.labelled_set import LabelledSet, find_labelled_set
 from unet.data.labels import read_labels
@@ -37,7 +37,7 @@ def found(folder: Path, lies: MaskOrientation = "auto") -> LabelledSet:
     labelled = find_labelled_set(SetSettings(data=str(folder), val_fraction=0.3, mask_orientation=lies))
     statistics = check_labelled_set(labelled, BINARY, 100, print)
     print(statistics_table(labelled, BINARY, statistics))
-    return orient_masks(labelled, statistics)
+    return apply_check(labelled, statistics)
 
 
 @pytest.mark.parametrize("lies", ["stored", "displayed"])

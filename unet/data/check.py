@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from unet.data.image import ImageError
+from unet.data.image import DamagedError, ImageError
 from unet.data.labelled_set import LabelledSet, orient
 from unet.data.labels import IGNORE, LabelSet
 from unet.data.layouts import summarize
@@ -66,6 +66,8 @@ class SetStatistics:
     """Masks with a palette that are read by its colours."""
     turned: Counter[str] = field(default_factory=Counter)
     """Images that EXIF turns, by how their masks lie: displayed, stored, or auto where that is not known."""
+    damaged: dict[str, str] = field(default_factory=dict)
+    """What is wrong with pairs that are left out, by the URIs of their images."""
     samples: Counter[int] = field(default_factory=Counter)
     """How often each value occurs in `SAMPLES_PER_IMAGE` pixels of each of them."""
 
@@ -83,6 +85,7 @@ class SetStatistics:
         self.sixteen_bit += other.sixteen_bit
         self.by_color += other.by_color
         self.turned += other.turned
+        self.damaged |= other.damaged
         self.samples += other.samples
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class SetStatistics:
             "sixteen_bit": self.sixteen_bit,
             "by_color": self.by_color,
             "turned": dict(self.turned),
+            "damaged": self.damaged,
             "samples": sorted(self.samples.items()),
         }
 
@@ -107,6 +111,7 @@ class SetStatistics:
             counts["sixteen_bit"],
             counts["by_color"],
             Counter(counts["turned"]),
+            counts["damaged"],
             Counter(dict(counts["samples"])),
         )
 
@@ -121,9 +126,16 @@ def choose_window(statistics: tuple[SetStatistics, SetStatistics]) -> Window | N
 
 
 def check_labelled_set(
-    labelled: LabelledSet, labels: LabelSet, limit: int, log: Callable[[str], None], cache: str | None = None
+    labelled: LabelledSet,
+    labels: LabelSet,
+    limit: int,
+    log: Callable[[str], None],
+    cache: str | None = None,
+    skip_damaged: float = 0.0,
 ) -> tuple[SetStatistics, SetStatistics]:
     """Read every pair, or a random sample of `limit`, and return the statistics of training and validation part.
+
+    Of all pairs, which then are read, a share of `skip_damaged` may be damaged.
 
     `log` is called with lines about its progress. `cache` is a file, which need not exist: what was counted in the same
     files, by their sizes and etags, is taken from there in place of the files, and put there where nothing is wrong.
@@ -133,11 +145,11 @@ def check_labelled_set(
     """
     if not all(etag for pair in labelled.train + labelled.val for etag in pair.etags):
         cache = None  # a server that gives none
-    digest = _digest_of_check(labelled, labels, limit)
+    digest = _digest_of_check(labelled, labels, limit, skip_damaged)
     if cache is not None and (known := _read_cache(cache, digest)) is not None:
         log("check: the files are those of the last check, which found nothing wrong")
         return known
-    train, val = _count_pairs(labelled, labels, limit, log)
+    train, val = _count_pairs(labelled, labels, limit, skip_damaged, log)
     for name, pairs, statistics in (("training", labelled.train, train), ("validation", labelled.val, val)):
         if pairs and statistics.sizes.total() == len(pairs) and not statistics.pixels.any():
             raise RequestError(f"the {name} masks hold no pixel of any class; is --classes the right label set?")
@@ -147,12 +159,15 @@ def check_labelled_set(
     return train, val
 
 
-def orient_masks(labelled: LabelledSet, statistics: tuple[SetStatistics, SetStatistics]) -> LabelledSet:
-    """Return the set with the orientation of its masks that the check has found, where images are turned by EXIF.
+def apply_check(labelled: LabelledSet, statistics: tuple[SetStatistics, SetStatistics]) -> LabelledSet:
+    """Return the set without its damaged pairs, and with the orientation of masks where EXIF turns their images.
 
     Raises:
-        RequestError: it has not found it.
+        RequestError: the check has not found how they lie.
     """
+    damaged = statistics[0].damaged | statistics[1].damaged
+    parts = ((pair for pair in part if pair.image not in damaged) for part in (labelled.train, labelled.val))
+    labelled = LabelledSet(*map(tuple, parts))
     turned = statistics[0].turned + statistics[1].turned
     found: list[MaskOrientation] = [lie for lie in ("displayed", "stored") if turned[lie]]
     if turned["auto"] and len(found) != 1:
@@ -186,6 +201,8 @@ def statistics_table(
         lines.append(f"{'':16}... {len(sizes) - MAX_SIZES} more sizes")
     if any(part.sixteen_bit for part in parts):
         lines.append(_row("16-bit images", *(part.sixteen_bit for part in parts)))
+    if any(part.damaged for part in parts):
+        lines.append(_row("left out", *(len(part.damaged) for part in parts)) + "   damaged")
     for lie in ("displayed", "stored"):
         if any(part.turned[lie] for part in parts):
             lines.append(_row(f"turned, {lie}"[:15], *(part.turned[lie] for part in parts)) + "   by EXIF; masks")
@@ -206,10 +223,10 @@ def _row(name: str, *cells: object) -> str:
 
 
 def _count_pairs(
-    labelled: LabelledSet, labels: LabelSet, limit: int, log: Callable[[str], None]
+    labelled: LabelledSet, labels: LabelSet, limit: int, skip_damaged: float, log: Callable[[str], None]
 ) -> tuple[SetStatistics, SetStatistics]:
     numbered = [(pair, 0) for pair in labelled.train] + [(pair, 1) for pair in labelled.val]
-    if len(numbered) > limit:
+    if len(numbered) > limit and not skip_damaged:
         numbered = random.Random(0).sample(numbered, limit)
     train, val = (SetStatistics(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
     faults = []
@@ -217,14 +234,21 @@ def _count_pairs(
     opened = open_pairs([pair for pair, _ in numbered])
     count = partial(_statistics_of, labels)
     results = prefetch(count, opened, weight=pixels_of, budget=DECODED_PIXELS, threads=DECODERS)
-    for done, ((_, part), result) in enumerate(zip(numbered, results, strict=True), 1):
-        if isinstance(result, ImageError):
+    for done, ((pair, part), result) in enumerate(zip(numbered, results, strict=True), 1):
+        if isinstance(result, DamagedError) and skip_damaged:
+            (train, val)[part].damaged[pair.image] = str(result)
+            log(f"left out: {result}")
+        elif isinstance(result, ImageError):
             faults.append(str(result))
         else:
             (train, val)[part].add(result)
         if time.monotonic() - logged > LOG_INTERVAL:
             logged = time.monotonic()
             log(f"check: {done} of {len(numbered)} pairs read")
+    damaged = [*train.damaged.values(), *val.damaged.values()]
+    if len(damaged) > skip_damaged * len(numbered):
+        share = f"--skip-damaged {skip_damaged:g} allows for fewer of {len(numbered)} pairs"
+        faults += [f"{damaged[0]} ({share})", *damaged[1:]]
     if faults:
         more = f" (and {len(faults) - 1} more such files: {summarize(faults[1:])})" if len(faults) > 1 else ""
         raise RequestError(faults[0] + more)
@@ -258,13 +282,14 @@ def _statistics_of(labels: LabelSet, opened: OpenPair | ImageError) -> SetStatis
     )
 
 
-def _digest_of_check(labelled: LabelledSet, labels: LabelSet, limit: int) -> str:
+def _digest_of_check(labelled: LabelledSet, labels: LabelSet, limit: int, skip_damaged: float) -> str:
     """Return a digest of all that the check depends on; of the files, their sizes and etags."""
     parts = [
         [[pair.key, *pair.sizes, *pair.etags, pair.mask_orientation] for pair in part]
         for part in (labelled.train, labelled.val)
     ]
-    return hashlib.sha256(json.dumps([parts, labels.to_json(), limit]).encode()).hexdigest()
+    asked = [parts, labels.to_json(), limit, skip_damaged]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _read_cache(uri: str, digest: str) -> tuple[SetStatistics, SetStatistics] | None:

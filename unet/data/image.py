@@ -46,6 +46,10 @@ class ImageError(ValueError):
     """Bytes that cannot be taken as an image or a mask; the message says why, the caller knows the file."""
 
 
+class DamagedError(ImageError):
+    """Bytes that are no image, or not a whole one."""
+
+
 class TooLargeError(ImageError):
     """Memory was too small for the image; another time there may be more."""
 
@@ -209,7 +213,7 @@ def decoding_errors() -> Iterator[None]:
     except MemoryError:
         raise TooLargeError("does not fit in memory beside the others") from None
     except _DECODING_ERRORS as error:
-        raise ImageError(f"cannot be decoded: {error}") from None
+        raise DamagedError(f"cannot be decoded: {error}") from None
 
 
 def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
@@ -220,7 +224,7 @@ def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
     """
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     if not file.read(1):
-        raise ImageError("is empty (0 bytes)")
+        raise DamagedError("is empty (0 bytes)")
     file.seek(0)
     is_tiff = file.read(4) in MAGIC
     file.seek(0)
@@ -232,8 +236,8 @@ def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
         if (repaired := without_damaged_chunks(file)) is not None:
             return open_picture(repaired, max_pixels)
         if is_tiff:
-            raise ImageError(f"is a damaged TIFF: {error}") from None
-        raise ImageError(f"is not an image in one of the formats {', '.join((*FORMATS, 'TIFF'))}") from None
+            raise DamagedError(f"is a damaged TIFF: {error}") from None
+        raise DamagedError(f"is not an image in one of the formats {', '.join((*FORMATS, 'TIFF'))}") from None
     if picture.width * picture.height > max_pixels:
         raise ImageError(f"has {picture.width} x {picture.height} pixels, more than the limit of {max_pixels}")
     return picture

@@ -181,7 +181,7 @@ def naming(uri: str) -> Iterator[None]:
     try:
         yield
     except ImageError as error:
-        raise ImageError(f"{uri}: {error}") from None
+        raise type(error)(f"{uri}: {error}") from None
     except Unreachable:
         raise
     except OSError as error:

@@ -45,6 +45,9 @@ class SetSettings:
     """In place of --classes: masks hold 0 and 255, or 0 and 1: background and foreground."""
     score_ignore: bool = False
     """Train and score the ignored labels as classes of their own."""
+    skip_damaged: float = 0.0
+    """Share of the pairs that may be damaged, and are then left out: files that are no image, or not a whole one. The
+    check reads every pair for it."""
     check_limit: int = 5000
     """How many pairs are read in full before anything starts; of a larger set, a random sample of that many."""
 
@@ -61,6 +64,8 @@ class SetSettings:
         if not 0 < self.val_fraction < 1:
             raise RequestError(f"--val-fraction {self.val_fraction} must lie between 0 and 1")
         at_least("--check-limit", self.check_limit, 1)
+        if not 0 <= self.skip_damaged < 1:
+            raise RequestError(f"--skip-damaged {self.skip_damaged} must lie in 0..1, 1 excluded")
 
     @property
     def folder(self) -> str | None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 import yaml
 
-from unet.data.check import check_labelled_set, orient_masks, statistics_table
+from unet.data.check import apply_check, check_labelled_set, statistics_table
 from unet.data.image import ImageError
 from unet.data.labelled_set import find_part
 from unet.data.labels import LabelSet, read_labels
@@ -123,9 +123,10 @@ def _labels(settings: EvaluateSettings, model: Model | None) -> LabelSet:
 
 def _pairs(settings: EvaluateSettings, labels: LabelSet, window: Window | None) -> tuple[Pair, ...]:
     labelled = find_part(settings.data, settings.part)
-    statistics = check_labelled_set(labelled, labels, settings.data.check_limit, print)
+    data = settings.data
+    statistics = check_labelled_set(labelled, labels, data.check_limit, print, skip_damaged=data.skip_damaged)
     print(statistics_table(labelled, labels, statistics, window))
-    labelled = orient_masks(labelled, statistics)
+    labelled = apply_check(labelled, statistics)
     return (*labelled.train, *labelled.val)
 
 

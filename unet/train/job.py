@@ -22,7 +22,7 @@ import ray.train.torch
 import yaml
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from unet.data.check import SetStatistics, check_labelled_set, choose_window, orient_masks, statistics_table
+from unet.data.check import SetStatistics, apply_check, check_labelled_set, choose_window, statistics_table
 from unet.data.labelled_set import find_labelled_set, read_pair
 from unet.data.labels import LabelSet, read_labels
 from unet.model.artifact import Model
@@ -168,12 +168,11 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> T
                 f"--init-from {settings.fit.init_from}: none of its weights fit; give the --model, --width, "
                 "--norm and --upsample that it was trained with"
             )
-    statistics = check_labelled_set(
-        labelled, labels, settings.data.check_limit, print, cache=join_uri(folder, "check.json")
-    )
-    labelled = orient_masks(labelled, statistics)
+    data, cache = settings.data, join_uri(folder, "check.json")
+    statistics = check_labelled_set(labelled, labels, data.check_limit, print, cache, data.skip_damaged)
+    found, labelled = labelled, apply_check(labelled, statistics)
     window = kept_window(before, _window(settings.data.window, statistics))
-    print(statistics_table(labelled, labels, statistics, window))
+    print(statistics_table(found, labels, statistics, window))
     return TrainingRun(
         settings=settings,
         folder=folder,
@@ -182,6 +181,7 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> T
         class_weights=_class_weights(settings, labels, statistics[0]),
         largest=max(statistics[1].sizes, key=math.prod, default=(0, 0)),
         window=window,
+        left_out=tuple(image for part in statistics for image in part.damaged),
         terminal=sys.stderr.isatty(),
     )
 

@@ -58,9 +58,15 @@ def read_identity(folder: str) -> Identity:
 
 
 def identity_of(run: TrainingRun) -> Identity:
-    """Return what the run trains on: the number of pairs, a digest of their keys and labels, and the window."""
-    train, val = len(run.labelled.train), len(run.labelled.val)
-    return {"train": train, "val": val, "digest": _digest(run), "window": run.window and list(run.window)}
+    """Return what the run trains on: the number of pairs, a digest of their keys and labels, the window, and the images
+    of damaged pairs, which are left out."""
+    return {
+        "train": len(run.labelled.train),
+        "val": len(run.labelled.val),
+        "digest": _digest(run),
+        "window": run.window and list(run.window),
+        "left_out": list(run.left_out),
+    }
 
 
 def check_identity(run: TrainingRun, before: Identity) -> None:

@@ -28,6 +28,8 @@ class TrainingRun:
     """Height and width of the largest validation image seen."""
     window: Window | None = None
     """How 16-bit images are scaled."""
+    left_out: tuple[str, ...] = ()
+    """Images of the damaged pairs that are left out."""
 
     @property
     def steps_per_epoch(self) -> int:
