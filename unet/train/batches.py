@@ -99,6 +99,8 @@ class _BatchActor:
         """Yield each chunk, pickled, in order. Not a reference to it: an owner keeps 15 kB of each that it lends."""
         options = ray.data.DataContext.get_current()
         options.target_max_block_size = 1  # a row is a block
+        # Chunks that a task has cut and Ray has not taken yet: with its own two, no more than three tasks are busy.
+        options._max_num_blocks_in_streaming_gen_buffer = AHEAD_CHUNKS
         options.enable_progress_bars = options.print_on_execution_start = False
         options.execution_options.preserve_order = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
@@ -106,9 +108,7 @@ class _BatchActor:
         me = ray.get_runtime_context().current_actor
         cut = _CutChunks(requests, self._spec, self._limit // AHEAD_CHUNKS, me)
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
-        # As far ahead as `admit` lets it, not by Ray's two chunks, which keep no more than three tasks busy.
-        ahead: dict[str, Any] = {"_generator_backpressure_num_objects": -1}
-        cuts = ray.data.from_items([None]).map_batches(cut, compute=ray.data.TaskPoolStrategy(1), num_cpus=0, **ahead)
+        cuts = ray.data.from_items([None]).map_batches(cut, compute=ray.data.TaskPoolStrategy(1), num_cpus=0)
         make, pool = _MakeChunk(self._spec), ray.data.TaskPoolStrategy(self._tasks)
         made = cuts.map_batches(make, compute=pool, **self._task_options)
         for row in made.iter_batches(batch_size=None, prefetch_batches=0):
