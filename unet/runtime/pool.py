@@ -200,9 +200,7 @@ class WorkerPool:
         message: Callable[[], Any] = lambda: None,
     ) -> None:
         resources = {"num_cpus": 0, "num_gpus": 1} if gpu else {"num_cpus": 1}
-        # Events of its calls, for Ray's dashboard, would take 7 kB of each in this process, up to some thousand calls.
-        options = {"scheduling_strategy": "SPREAD", "enable_task_events": False}
-        self._actor = ray.remote(worker).options(**options, **resources)
+        self._actor = ray.remote(worker).options(scheduling_strategy="SPREAD", **resources)
         self._arguments, self._range = arguments, workers
         self._least_held, self._message = least_held, message
         self._members: list[_Member] = []

@@ -54,9 +54,7 @@ class BatchStream:
         }
         actor: Any = ray.remote(_BatchActor)
         task_options = {"num_cpus": 1} if anywhere else here
-        self._actor = actor.options(max_concurrency=2, enable_task_events=False, **here).remote(
-            spec, tasks, limit, task_options
-        )
+        self._actor = actor.options(max_concurrency=2, **here).remote(spec, tasks, limit, task_options)
 
     def batches(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
         """Yield the batches of `requests`, in their order. `requests` can be pickled, and iterated more than once.
