@@ -1,5 +1,6 @@
 """Finding, splitting and checking labelled sets."""
 
+import errno
 import re
 import shutil
 import subprocess
@@ -301,3 +302,13 @@ def test_a_label_that_is_unknown_is_no_damage(boxes: Path) -> None:
     labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
     with pytest.raises(RequestError, match="holds the value 99"):
         check_labelled_set(labelled, read_labels("camvid"), 99, print, skip_damaged=0.5)
+
+
+def test_a_file_that_the_system_cannot_read_is_no_damage(boxes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(picture: Image.Image) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("unet.data.image.show", fail)
+    labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    with pytest.raises(RequestError, match=r"cannot be read \(Input/output error\)"):
+        check_labelled_set(labelled, read_labels("camvid"), 99, print, skip_damaged=0.9)

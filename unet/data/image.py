@@ -207,12 +207,15 @@ _DECODING_ERRORS = (
 
 @contextmanager
 def decoding_errors() -> Iterator[None]:
-    """Raise an ImageError for what Pillow raises while it decodes."""
+    """Raise an ImageError for what Pillow raises while it decodes. What the system says of a file passes: it may be
+    whole."""
     try:
         yield
     except MemoryError:
         raise TooLargeError("does not fit in memory beside the others") from None
     except _DECODING_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise DamagedError(f"cannot be decoded: {error}") from None
 
 

@@ -124,14 +124,13 @@ class TiffPicture(ImageFile.ImageFile):
         page = self._page
         left, top, right, bottom = region or (0, 0, *self.size)
         samples = np.full((bottom - top, right - left, self._bands), page.nodata, self._dtype)
-        with _tifffile_errors():
-            for x, y, band, cell in self._cells(left, top, right, bottom):
-                rows = slice(max(top, y), min(bottom, y + cell.shape[0]))
-                columns = slice(max(left, x), min(right, x + cell.shape[1]))
-                inside = cell[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
-                bands = slice(band, band + 1) if page.planarconfig == IN_PLANES else slice(None)
-                place = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-                samples[(*place, bands)] = inside[..., : self._bands]
+        for x, y, band, cell in self._cells(left, top, right, bottom):
+            rows = slice(max(top, y), min(bottom, y + cell.shape[0]))
+            columns = slice(max(left, x), min(right, x + cell.shape[1]))
+            inside = cell[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+            bands = slice(band, band + 1) if page.planarconfig == IN_PLANES else slice(None)
+            place = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+            samples[(*place, bands)] = inside[..., : self._bands]
         if page.photometric == WHITE_IS_ZERO:
             white = (1 << page.bitspersample) - 1
             samples = ~samples if page.bitspersample == 1 else (white - samples).astype(self._dtype)
@@ -146,11 +145,12 @@ class TiffPicture(ImageFile.ImageFile):
         cell_width, cell_height = (
             (page.tilewidth, page.tilelength) if page.is_tiled else (width, min(page.rowsperstrip, height))
         )
-        if cell_width * cell_height > MAX_CELL_PIXELS:
+        if not 0 < cell_width * cell_height <= max(MAX_CELL_PIXELS, width * height):
             raise ValueError(f"tiles of {cell_width} x {cell_height} pixels")
         across, down = math.ceil(width / cell_width), math.ceil(height / cell_height)
         in_planes = page.planarconfig == IN_PLANES
-        if len(page.dataoffsets) < across * down * (page.samplesperpixel if in_planes else 1):
+        cells = across * down * (page.samplesperpixel if in_planes else 1)
+        if min(len(page.dataoffsets), len(page.databytecounts)) < cells:
             raise ValueError("strips or tiles are missing")
         for band in range(self._bands if in_planes else 1):
             for row in range(top // cell_height, math.ceil(bottom / cell_height)):
@@ -164,7 +164,8 @@ class TiffPicture(ImageFile.ImageFile):
                     else:
                         data = self._read(page.dataoffsets[number], page.databytecounts[number])
                         tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-                        decoded, (_, _, y, x, _), _ = page.decode(data, number, **tables)
+                        with _tifffile_errors():
+                            decoded, (_, _, y, x, _), _ = page.decode(data, number, **tables)
                         assert decoded is not None
                         yield x, y, band, decoded[0]
 
@@ -225,10 +226,11 @@ def _refusal(page: tifffile.TiffPage) -> str:
 
 @contextmanager
 def _tifffile_errors() -> Iterator[None]:
-    """Raise a ValueError for whatever tifffile raises on damaged bytes."""
+    """Raise a ValueError, which says why, for whatever tifffile raises on damaged bytes; every codec has errors of its
+    own. What a file that cannot be read raises passes."""
     try:
         yield
-    except (_PillowReadsError, UnknownTiffError, MemoryError):
+    except (_PillowReadsError, UnknownTiffError, MemoryError, OSError):
         raise
-    except Exception as error:  # by compression
+    except Exception as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
