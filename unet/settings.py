@@ -37,8 +37,8 @@ class Geometry:
     """Height and width [pixels]."""
 
 
-Window = tuple[int, int]
-"""Samples of 16-bit grayscale images that become black and white, 0 and 255; between them the scale is linear."""
+Window = tuple[float, float]
+"""Samples that become black and white, 0 and 255; between them the scale is linear."""
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 

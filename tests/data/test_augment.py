@@ -9,6 +9,7 @@ from unet.data import augment as augmentation
 from unet.data.augment import augment, draw_view
 from unet.data.image import Array
 from unet.data.labels import IGNORE, INVALID
+from unet.data.planes import Planes
 from unet.data.settings import AugmentSettings
 from unet.settings import Geometry
 
@@ -126,7 +127,7 @@ def test_the_view_of_a_region_is_that_of_the_whole(
         monkeypatch.setattr(augmentation, "SMALL_PIXELS", 0)
         view = draw_view(size, geometry=geometry, settings=settings, rng=np.random.default_rng(seed))
         left, top, right, bottom = view.region
-        part = view.render(Image.fromarray(image[top:bottom, left:right]), mask[top:bottom, left:right])
+        part = view.render(Planes.of(image[top:bottom, left:right]), mask[top:bottom, left:right])
         assert (part[0] == whole[0]).all(), seed
         assert (part[1] == whole[1]).all(), seed
         less += (bottom - top) * (right - left) < height * width / 2

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import make_pair
-from unet.data.image import ImageError, decode_image, encode_image, open_image, to_rgb_array, to_rgb_picture
+from unet.data.image import ImageError, encode_image, open_image, to_rgb_array, to_rgb_picture
+from unet.data.planes import decode_image
 
 MAX_PIXELS = 1 << 22
 GROWTH = 400 << 20

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests.conftest import make_pair
+from unet.data.channels import Channels
 from unet.data.image import (
     Array,
     ImageError,
-    decode_image,
     encode_image,
     encode_mask,
     open_image,
@@ -21,11 +21,11 @@ from unet.data.image import (
     preprocess_image,
     preprocess_mask,
     resize_mask,
-    sixteen_bit_samples,
     to_rgb_picture,
 )
 from unet.data.labels import IGNORE, LabelSet, read_labels
 from unet.data.mask import decode_mask
+from unet.data.planes import check_samples, decode_image
 from unet.settings import Geometry
 
 CAMVID = read_labels("camvid")
@@ -193,19 +193,20 @@ def test_sixteen_bit_grayscale_keeps_its_high_byte() -> None:
 def test_a_window_scales_sixteen_bit_grayscale_and_nothing_else() -> None:
     values = np.array([[0, 1000, 1002, 2000, 3000, 65535]], np.uint16)
     data = saved(Image.fromarray(values))
-    decoded = decode_image(data, window=(1000, 3000))
+    window = Channels(windows=((1000, 3000),))
+    decoded = decode_image(data, window)
     assert decoded[0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]
     assert (np.asarray(to_rgb_picture(open_image(data), (1000, 3000))) == decoded).all()
-    samples = sixteen_bit_samples(open_image(data))
+    samples, _ = check_samples(open_image(data), Channels())
     assert samples is not None
-    assert (samples == values).all()
+    assert (samples[:, 0] == values.ravel()).all()
     for narrow in (
         encode_image(make_pair(0)[0]),
         encode_image(make_pair(0)[1]),
         png_of_16_bits(np.zeros((2, 2, 3), np.uint16)),
     ):
-        assert sixteen_bit_samples(open_image(narrow)) is None
-        assert (decode_image(narrow, window=(0, 9)) == decode_image(narrow)).all()
+        assert check_samples(open_image(narrow), Channels()) == (None, None)
+        assert (decode_image(narrow, Channels(windows=((0, 9),))) == decode_image(narrow)).all()
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_damaged_bytes_are_an_image_error(data: bytes, message: str) -> None:
 
 def test_the_pixel_limit_is_checked_before_decoding() -> None:
     with pytest.raises(ImageError, match="more than the limit of 100"):
-        decode_image(encode_image(make_pair(0)[0]), max_pixels=100)
+        open_image(encode_image(make_pair(0)[0]), max_pixels=100)
 
 
 def test_index_palette_and_colour_masks_decode_alike() -> None:

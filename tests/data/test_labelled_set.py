@@ -13,12 +13,14 @@ import pytest
 from PIL import Image
 
 from tests.conftest import make_pair, write_pair
-from unet.data.check import apply_check, check_labelled_set, choose_window, statistics_table
+from unet.data.channels import RGB
+from unet.data.check import apply_check, check_labelled_set
 from unet.data.image import ImageError, encode_image
 from unet.data.labelled_set import LabelledSet, find_labelled_set, find_part, read_pair
 from unet.data.labels import Label, LabelSet, read_labels
 from unet.data.layouts import LAYOUTS, Layout, Pair
 from unet.data.settings import DataSettings, SetSettings
+from unet.data.statistics import choose_channels, statistics_table
 from unet.settings import RequestError
 
 
@@ -154,7 +156,7 @@ def check(folder: Path, cache: Path, labels: LabelSet | None = None, limit: int 
     labelled = find_labelled_set(DataSettings(data=str(folder), classes="camvid"))
     lines: list[str] = []
     statistics = check_labelled_set(labelled, labels, limit, lines.append, str(cache))
-    return lines, statistics_table(labelled, labels, statistics, choose_window(statistics))
+    return lines, statistics_table(labelled, labels, statistics, choose_channels(RGB, (), statistics))
 
 
 def test_a_set_that_was_checked_is_not_read_again(boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

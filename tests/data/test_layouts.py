@@ -12,12 +12,15 @@ import pytest
 from PIL import Image
 
 from unet.command_line import run
-from unet.data.check import check_labelled_set, choose_window, statistics_table
-from unet.data.image import decode_image, encode_image
+from unet.data.channels import RGB
+from unet.data.check import check_labelled_set
+from unet.data.image import encode_image
 from unet.data.labelled_set import LabelledSet, find_labelled_set, read_pair
 from unet.data.labels import IGNORE, LabelSet, read_labels
 from unet.data.mask import decode_mask
+from unet.data.planes import decode_image
 from unet.data.settings import DataSettings, SetSettings
+from unet.data.statistics import choose_channels, statistics_table
 from unet.evaluate.job import evaluate
 from unet.evaluate.scorer import Scorer
 from unet.evaluate.settings import EvaluateSettings
@@ -204,21 +207,22 @@ def test_the_window_of_a_16_bit_set_is_what_its_images_hold_but_for_their_tails(
     write_satellite(tmp_path)
     labelled, labels = find_labelled_set(settings_of("binary", tmp_path)), read_labels("binary")
     statistics = check_labelled_set(labelled, labels, 5000, print)
-    window = choose_window(statistics)
-    assert window is not None
+    channels = choose_channels(RGB, (), statistics)
+    assert channels.bands is None
+    (window,) = channels.windows
     assert 500 <= window[0] < 540
     assert 2940 < window[1] <= 3000
-    assert f"{window[0]} to {window[1]}" in statistics_table(labelled, labels, statistics, window)
+    assert f"{window[0]} to {window[1]}" in statistics_table(labelled, labels, statistics, channels)
     dark, _ = read_pair(labelled.train[0], labels)
-    seen, mask = read_pair(labelled.train[0], labels, window=window)
-    assert np.asarray(dark)[1:].max() == 3000 >> 8
-    assert np.asarray(seen)[mask == 0].mean() < 110 < 145 < np.asarray(seen)[mask == 1].mean()
+    seen, mask = read_pair(labelled.train[0], labels, channels=channels)
+    assert dark.to_array()[1:].max() == 3000 >> 8
+    assert seen.to_array()[mask == 0].mean() < 110 < 145 < seen.to_array()[mask == 1].mean()
 
 
 def test_a_set_of_eight_bits_has_no_window(tmp_path: Path) -> None:
     labelled, labels = found("binary", tmp_path), read_labels("binary")
     statistics = check_labelled_set(labelled, labels, 5000, print)
-    assert choose_window(statistics) is None
+    assert choose_channels(RGB, (), statistics) == RGB
     assert "window" not in statistics_table(labelled, labels, statistics)
 
 
@@ -288,7 +292,8 @@ def test_binary_and_classes_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "words"), [("9 9", "--window 9 9: LOW must be below HIGH"), ("0 4095", "--window: is for 16-bit")]
+    ("window", "words"),
+    [("9 9", "--window 9 9: LOW must be below HIGH"), ("0 4095", "--window: is for images of more")],
 )
 def test_a_window_that_cannot_be_right_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], window: str, words: str
@@ -309,8 +314,8 @@ def test_a_16_bit_set_is_trained_and_segmented_through_the_window_of_the_model(
     flags = flags_of("binary", tmp_path / "set", tmp_path / "out")
     assert run(train, TrainSettings, flags if given is None else [*flags, "--window", *map(str, given)]) == 0
     model = Model.load(str(tmp_path / "out/run/model"))
-    assert model.window is not None
-    assert given in (None, model.window)
+    assert model.channels.window is not None
+    assert given in (None, model.channels.window)
     if given is not None:
         return
     settings = SegmentSettings(
@@ -319,13 +324,14 @@ def test_a_16_bit_set_is_trained_and_segmented_through_the_window_of_the_model(
     assert segment(settings) == 0
     predictor = Predictor(model)
     for file in (tmp_path / "set/images").iterdir():
-        expected = predictor.predict(decode_image(file.read_bytes(), window=model.window))
+        expected = predictor.predict(decode_image(file.read_bytes(), model.channels))
         written = decode_mask((tmp_path / f"masks/{file.name}.png").read_bytes(), model.labels)
         assert (written == expected).all()
     labelled = find_labelled_set(settings_of("binary", tmp_path / "set"))
-    for pair, image in zip(labelled.train, Scorer(model.labels, predictor, {})(labelled.train).images, strict=True):
-        seen, truth = read_pair(pair, model.labels, window=model.window)
-        assert image.pixel_accuracy == pytest.approx((predictor.predict(np.asarray(seen)) == truth).mean())
+    scorer = Scorer(model.labels, predictor, {}, channels=model.channels)
+    for pair, image in zip(labelled.train, scorer(labelled.train).images, strict=True):
+        seen, truth = read_pair(pair, model.labels, channels=model.channels)
+        assert image.pixel_accuracy == pytest.approx((predictor.predict(seen.to_array()) == truth).mean())
 
 
 @pytest.mark.slow

@@ -7,12 +7,13 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.conftest import make_pair
-from unet.data.check import apply_check, check_labelled_set, statistics_table
+from unet.data.check import apply_check, check_labelled_set
 from unet.data.image import Array
 from unet.data.labelled_set import LabelledSet, find_labelled_set
 from unet.data.labels import read_labels
 from unet.data.open_pair import UndecidedOrientationError, open_pair
 from unet.data.settings import MaskOrientation, SetSettings
+from unet.data.statistics import statistics_table
 from unet.settings import RequestError
 
 BINARY = read_labels("binary")
@@ -49,13 +50,13 @@ def test_the_sizes_of_some_say_how_all_masks_lie(tmp_path: Path, lies: str, caps
     for pair in labelled.train + labelled.val:
         image, mask = open_pair(pair).decode(BINARY)
         assert np.array_equal(mask, expected[pair.key]), pair.key
-        bright = np.asarray(image).min(-1) > 110
+        bright = image.to_array().min(-1) > 110
         assert (bright == (mask == 1)).mean() > 0.95, pair.key
         height, width = open_pair(pair).size
         assert (height, width) == mask.shape
         part, mask_part = open_pair(pair).decode(BINARY, region=(3, 5, width - 4, height - 2))
         assert np.array_equal(mask_part, mask[5 : height - 2, 3 : width - 4])
-        assert np.array_equal(np.asarray(part), np.asarray(image)[5 : height - 2, 3 : width - 4])
+        assert np.array_equal(part.to_array(), image.to_array()[5 : height - 2, 3 : width - 4])
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(3, (40, 56)), (6, (48, 48))])
@@ -70,7 +71,7 @@ def test_a_set_whose_sizes_say_nothing_is_refused_until_it_is_told(
         labelled = found(tmp_path, lies)
         by_key = {pair.key: open_pair(pair) for pair in labelled.train + labelled.val}
         image, mask = by_key["001"].decode(BINARY)
-        agree = ((np.asarray(image).min(-1) > 110) == (mask == 1)).mean()
+        agree = ((image.to_array().min(-1) > 110) == (mask == 1)).mean()
         assert agree > 0.95 if lies == "stored" else agree < 0.95
 
 

@@ -13,7 +13,8 @@ import tifffile
 from PIL import Image
 
 from tests.conftest import make_pair
-from unet.data.image import decode_image, open_image, to_rgb_picture
+from unet.data.image import open_image, to_rgb_picture
+from unet.data.planes import decode_image
 from unet.data.region import decode_region
 from unet.data.tiff import Region
 

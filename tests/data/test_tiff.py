@@ -10,9 +10,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from unet.data.image import ImageError, decode_image, open_image
+from unet.data.channels import Channels
+from unet.data.image import ImageError, open_image
 from unet.data.labels import read_labels
 from unet.data.mask import decode_mask
+from unet.data.planes import decode_image
 from unet.data.tiff import TiffPicture
 
 SIZE = (21, 34)
@@ -80,12 +82,12 @@ def test_a_tiff_is_read_to_the_sample_or_refused_by_name() -> None:
     read = refused = 0
     for name, data, samples in grid():
         if samples is None:
-            with pytest.raises(ImageError, match=r"is a TIFF of \d bands? of \w+.*which is not read"):
-                open_image(data)
+            with pytest.raises(ImageError, match=r"is a TIFF of \d bands? of \w+"):
+                decode_image(data)
             refused += 1
         elif samples.dtype.kind == "f":
             with pytest.raises(ImageError, match="floating-point"):
-                open_image(data)
+                decode_image(data)
             refused += 1
         else:
             picture = open_image(data)
@@ -102,7 +104,7 @@ def test_a_tiff_is_read_to_the_sample_or_refused_by_name() -> None:
 def test_colour_of_16_bits_is_scaled_by_the_window() -> None:
     samples = np.random.default_rng(0).integers(0, 2048, (*SIZE, 3)).astype(np.uint16)
     data = tiff(samples, photometric="rgb", planarconfig="contig", compression="deflate", tile=(16, 16))
-    image = decode_image(data, window=(0, 2047))
+    image = decode_image(data, Channels(windows=((0, 2047),)))
     assert np.abs(image.astype(float) - samples * (255 / 2047)).max() <= 0.5
     assert np.array_equal(decode_image(data), samples >> 8)
 

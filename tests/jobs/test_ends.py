@@ -217,7 +217,7 @@ def test_promise_33_more_failures_than_allowed_end_the_run_at_once(
     assert (code, "more than --max-failed 0.1%" in said) == (3, True)
 
 
-@pytest.mark.parametrize("stage", ["unet.segment.segmenter.to_rgb_array", "unet.segment.writer.encode_mask", "predict"])
+@pytest.mark.parametrize("stage", ["unet.segment.segmenter.read_array", "unet.segment.writer.encode_mask", "predict"])
 @pytest.mark.parametrize("error", [RuntimeError("cannot allocate\nmemory"), MemoryError(), TypeError("of C++")])
 def test_promise_34_any_exception_on_one_object_is_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, error: Exception

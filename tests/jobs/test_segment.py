@@ -21,7 +21,8 @@ from tests.conftest import ROOT, make_pair
 from tests.jobs.bench import Bench, fill, image_bytes, outcomes_of, save_model
 from tests.servers.proxy import Proxy
 from tests.servers.s3 import rclone
-from unet.data.image import decode_image, encode_image
+from unet.data.image import encode_image
+from unet.data.planes import decode_image
 from unet.model.artifact import Model
 from unet.model.predictor import Predictor
 from unet.segment.item import Item

@@ -27,7 +27,8 @@ from tests.jobs.job_process import JobProcess
 from tests.processes import command_line, descendants
 from tests.servers.proxy import Action, Proxy
 from unet.command_line import run
-from unet.data.image import Array, decode_image
+from unet.data.image import Array
+from unet.data.planes import decode_image
 from unet.model.artifact import Model
 from unet.model.predictor import Prediction, Predictor
 from unet.segment import job as segmentation

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from unet.command_line import parse
+from unet.data.channels import Channels
 from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
@@ -75,17 +76,17 @@ def test_promise_41_a_run_on_a_window_of_its_own_goes_on_with_it(left: Path) -> 
     before = read_identity(run.folder)
     assert "window" not in before
     check_identity(run, before)
-    begun = replace(run, window=(200, 3000))
+    begun = replace(run, channels=Channels(windows=((200, 3000),)))
     check_identity(begun, before | {"digest": digest_with_window(begun)})  # as 0.1.0 wrote it
     check_identity(run, identity_of(begun))
-    assert identity_of(begun)["window"] == [200, 3000]
+    assert identity_of(begun)["channels"] == {"window": [200, 3000]}
     with pytest.raises(RequestError, match="another labelled set"):
         check_identity(replace(run, labels=read_labels("camvid")), before)
 
 
 def digest_with_window(run: TrainingRun) -> str:
     keys = [[pair.key for pair in part] for part in (run.labelled.train, run.labelled.val)]
-    return hashlib.sha256(json.dumps([keys, run.labels.to_json(), run.window]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([keys, run.labels.to_json(), run.channels.window]).encode()).hexdigest()
 
 
 @pytest.mark.usefixtures("one_ray")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from unet.data.channels import Channels
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
 from unet.model.network import UNet
@@ -56,10 +57,10 @@ def test_a_window_is_kept_and_its_absence_leaves_the_description_as_it_was(saved
     model, folder = saved
     description = json.loads((Path(folder) / "model.json").read_text())
     assert (description["format"], description["preprocessing"]) == (1, {"version": 1, "range": [-1, 1]})
-    assert Model.load(folder).window is None
-    model.window = (212, 3890)
+    assert Model.load(folder).channels == Channels()
+    model.channels = Channels(windows=((212, 3890),))
     model.save(folder)
-    assert Model.load(folder).window == (212, 3890)
+    assert Model.load(folder).channels == model.channels
 
 
 def test_weights_that_do_not_match_their_description_are_refused(saved: tuple[Model, str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unet.command_line import run
+from unet.data.channels import Channels
 from unet.data.labels import read_labels
 from unet.model import onnx as module
 from unet.model.artifact import Model
@@ -77,7 +78,7 @@ def test_the_file_says_what_it_is(saved: str, tmp_path: Path) -> None:
 
 def test_a_model_says_what_the_caller_does_to_images() -> None:
     model = make_model(kind="resize")
-    model.window = (0, 4000)
+    model.channels = Channels(windows=((0, 4000),))
     metadata = module.onnx_metadata(model)["preprocessing"]
     assert "resize the image to 32 x 48" in metadata["size"]
     assert metadata["window"] == (0, 4000)

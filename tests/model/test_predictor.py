@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from unet.data.channels import Channels
 from unet.data.image import Array, preprocess_image
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
@@ -204,7 +205,7 @@ def test_the_fingerprint_names_what_changes_pixels_and_nothing_else() -> None:
     assert Predictor(model, precision="bf16").fingerprint == base  # masks made on any hardware by default stay valid
     assert len({str(Predictor(model, precision=other).fingerprint) for other in get_args(Precision)}) == 3
     assert "window" not in base
-    assert Predictor(replace(model, window=(0, 4095))).fingerprint != base
+    assert Predictor(replace(model, channels=Channels(windows=((0, 4095),)))).fingerprint != base
     resize = random_model("resize")
     assert Predictor(resize, tile=512).fingerprint == Predictor(resize).fingerprint != base
 
@@ -252,7 +253,8 @@ ONE_LARGE_IMAGE = """
 import sys, torch
 from unet.model import inference
 from unet.model.artifact import Model
-from unet.data.image import decode_image, encode_mask
+from unet.data.planes import decode_image
+from unet.data.image import encode_mask
 from unet.data.labels import read_labels
 from unet.model.network import UNet
 from unet.model.predictor import Prediction, Predictor

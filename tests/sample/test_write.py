@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from unet.data.image import Array, decode_image
+from unet.data.image import Array
 from unet.data.labels import IGNORE, built_in_labels
 from unet.data.mask import decode_mask
+from unet.data.planes import decode_image
 from unet.model.metrics import ConfusionMatrix
 from unet.sample.canvas import SIZE
 from unet.sample.scene import draw_scene

@@ -1,16 +1,18 @@
 """Whether a run goes on that was begun before, and how long it is."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from unet.data.channels import Channels
 from unet.data.labelled_set import LabelledSet
 from unet.data.labels import read_labels
 from unet.data.layouts import Pair
 from unet.settings import RequestError, to_mapping
-from unet.train.resume import asks_for_more, is_finished, kept_window
+from unet.train.resume import asks_for_more, is_finished, kept_channels
 from unet.train.run import TrainingRun
 from unet.train.settings import FitSettings, TrainSettings
 
@@ -58,10 +60,12 @@ def test_a_run_is_finished_once_it_has_a_page_with_something_in_it(tmp_path: Pat
 
 
 def test_a_run_keeps_the_window_that_it_was_begun_with() -> None:
-    assert kept_window(None, (1, 2)) == (1, 2)
-    assert kept_window({"digest": ""}, (1, 2)) == (1, 2)  # of version 0.1, which did not note it
-    assert kept_window({"window": [3, 4]}, (1, 2)) == (3, 4)
-    assert kept_window({"window": None}, (1, 2)) is None
+    assert kept_channels(None) is None
+    assert kept_channels({"digest": ""}) is None  # of version 0.1, which did not note it
+    assert kept_channels({"window": [3, 4]}) == Channels(windows=((3, 4),))
+    assert kept_channels({"window": None}) == Channels()
+    bands = Channels((4, 1), ((3.0, 4.0), (0.0, 0.5)), ("floating point",), nodata=-1.0)
+    assert kept_channels({"channels": json.loads(json.dumps(bands.to_json()))}) == bands
 
 
 @pytest.mark.parametrize(("max_steps", "steps", "epochs"), [(None, 6, 2), (5, 5, 2), (10, 10, 4)])

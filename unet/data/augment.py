@@ -1,6 +1,6 @@
 """Augmentation: random views of a labelled image, image and mask moved together, then the image's colours changed.
 
-image: HWC uint8 RGB, or Pillow's own; mask: HW uint8 class indices. A view shows a box of the source (cropped, scaled,
+image: planes; mask: HW uint8 class indices. A view shows a box of the source (cropped, scaled,
 perhaps reaching past its borders), warped by a small rotation and an elastic deformation, perhaps mirrored. The mask is
 sampled once, by nearest neighbour, from the source itself; what lies outside the source is `IGNORE` and grey. A view is
 drawn from the size of the source alone, and rendered from the pixels that it depends on.
@@ -14,14 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from unet.data.channels import WITHOUT_DATA
 from unet.data.image import Array
 from unet.data.labels import IGNORE
+from unet.data.planes import Planes, join_planes
 from unet.data.settings import AugmentSettings
 from unet.data.tiff import Region
 from unet.settings import Geometry
 
-GREY = (127, 127, 127)
-"""The image's colour outside the source: the middle of the network's input range."""
+Fill = tuple[int, ...] | int
+
+GREY: dict[str, Fill] = {"RGB": (WITHOUT_DATA,) * 3, "L": WITHOUT_DATA}
+"""What is put in place of pixels outside the source, by the mode of the plane."""
 
 MESH_CELLS = 8
 """The warp is exact at the corners of MESH_CELLS x MESH_CELLS cells and bilinear inside each."""
@@ -40,7 +44,6 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 Points = npt.NDArray[np.float64]
 """[rows, columns, xy]."""
-Fill = tuple[int, ...] | int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,24 +72,30 @@ class View:
         (left, right), (top, bottom) = (_needed(*span) for span in spans)
         return left, top, right, bottom
 
-    def render(self, image: Image.Image, mask: Array) -> tuple[Array, Array]:
-        """Return image and mask of the view. `image` and `mask` are those of its region."""
-        left, top = self.region[:2]
-        part_mask = Image.fromarray(mask)
+    def render(self, image: Planes, mask: Array) -> tuple[Array, Array]:
+        """Return image, HWC, and mask of the view. `image` and `mask` are those of its region."""
+        planes = tuple(_change_colors(self._flip(self._image_of(plane)), *self.color) for plane in image.images)
+        return join_planes(planes), np.asarray(self._flip(self._mask_of(Image.fromarray(mask))))
+
+    def _image_of(self, part: Image.Image) -> Image.Image:
+        fill = GREY[part.mode]
         if self.corners is None:
-            view = self._crop(image, self.box, self.size, Image.Resampling.BILINEAR, GREY)
-            view_mask = self._crop(part_mask, self.box, self.size, Image.Resampling.NEAREST, IGNORE)
-        else:
-            box, size, corners = _margin(self.box, self.size, self.corners)
-            wider = self._crop(image, box, size, Image.Resampling.BILINEAR, GREY)
-            view = _warp(wider, corners, self.size, Image.Resampling.BILINEAR, GREY)
-            scale = np.array([(self.box[2] - self.box[0]) / self.size[1], (self.box[3] - self.box[1]) / self.size[0]])
-            points = self.corners * scale + self.box[:2] - (left, top)
-            view_mask = _warp(part_mask, points, self.size, Image.Resampling.NEAREST, IGNORE)
+            return self._crop(part, self.box, self.size, Image.Resampling.BILINEAR, fill)
+        box, size, corners = _margin(self.box, self.size, self.corners)
+        wider = self._crop(part, box, size, Image.Resampling.BILINEAR, fill)
+        return _warp(wider, corners, self.size, Image.Resampling.BILINEAR, fill)
+
+    def _mask_of(self, part: Image.Image) -> Image.Image:
+        if self.corners is None:
+            return self._crop(part, self.box, self.size, Image.Resampling.NEAREST, IGNORE)
+        scale = np.array([(self.box[2] - self.box[0]) / self.size[1], (self.box[3] - self.box[1]) / self.size[0]])
+        points = self.corners * scale + self.box[:2] - self.region[:2]
+        return _warp(part, points, self.size, Image.Resampling.NEAREST, IGNORE)
+
+    def _flip(self, view: Image.Image) -> Image.Image:
         for flipped, flip in zip(self.flips, FLIPS, strict=True):
-            if flipped:
-                view, view_mask = view.transpose(flip), view_mask.transpose(flip)
-        return np.asarray(_change_colors(view, *self.color)), np.asarray(view_mask)
+            view = view.transpose(flip) if flipped else view
+        return view
 
     def _crop(self, part: Image.Image, box: Box, size: Size, resampling: Image.Resampling, fill: Fill) -> Image.Image:
         """Return `box` of the source resized to `size`, `fill` outside it. `part`: image or mask of the region."""
@@ -109,7 +118,7 @@ class View:
 
 
 def augment(
-    image: Image.Image | Array,
+    image: Planes | Array,
     mask: Array,
     *,
     geometry: Geometry,
@@ -118,9 +127,9 @@ def augment(
 ) -> tuple[Array, Array]:
     """Return image and mask of a random view of a whole source, as `draw_view` draws it."""
     view = draw_view((mask.shape[0], mask.shape[1]), geometry=geometry, settings=settings, rng=rng)
-    source = image if isinstance(image, Image.Image) else Image.fromarray(image)
     left, top, right, bottom = view.region
-    if view.region != (0, 0, *source.size):
+    source = image if isinstance(image, Planes) else Planes.of(image)
+    if view.region != (0, 0, *source.size[::-1]):
         source, mask = source.crop(view.region), mask[top:bottom, left:right]
     return view.render(source, mask)
 
@@ -206,9 +215,13 @@ def _warp(source: Image.Image, corners: Points, size: Size, resampling: Image.Re
 
 
 def _change_colors(image: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
-    """Change brightness, contrast (about the mean colour) and saturation by one linear map of RGB."""
+    """Change brightness, contrast (about the mean colour) and saturation by one linear map of RGB; of a band in gray
+    its gain and offset."""
+    mean = np.asarray(image.resize((1, 1), Image.Resampling.BOX)).reshape(-1, 1)
+    if image.mode == "L":
+        gain, offset = contrast * brightness, (1 - contrast) * brightness * float(mean[0, 0])
+        return image.point([min(255, max(0, round(gain * sample + offset))) for sample in range(256)])
     grey = np.tile([0.299, 0.587, 0.114], (3, 1))  # luma, ITU-R BT.601
     colors = brightness * (saturation * np.eye(3) + (1 - saturation) * grey)
-    mean = np.asarray(image.resize((1, 1), Image.Resampling.BOX)).reshape(3, 1)
     affine = np.hstack([contrast * colors, (1 - contrast) * colors @ mean])
     return image.convert("RGB", tuple(affine.ravel().tolist()))

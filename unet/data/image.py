@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from unet.data.labels import LabelSet
+from unet.data.channels import scale_to_8_bits
+from unet.data.labels import IGNORE, LabelSet
 from unet.data.png import without_damaged_chunks
 from unet.data.region import decode_region, orientation_of, show
 from unet.data.tiff import MAGIC, Region, TiffPicture, UnknownTiffError, open_tiff
-from unet.data.window import Samples, scale_to_8_bits
 from unet.settings import Geometry, Window
 
 Array = npt.NDArray[np.uint8]
@@ -60,12 +60,9 @@ def open_image(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Imag
     Until then `width` and `height` are as stored: EXIF, which may turn them, can lie behind the pixels.
 
     Raises:
-        ImageError: not an image, larger than `max_pixels`, or with floating-point samples.
+        ImageError: not an image, or larger than `max_pixels`.
     """
-    picture = open_picture(data, max_pixels)
-    if picture.mode == "F":
-        raise ImageError("has floating-point samples, whose range is unknown; save it with 8 or 16 bits")
-    return picture
+    return open_picture(data, max_pixels)
 
 
 def load(picture: Image.Image) -> None:
@@ -83,9 +80,9 @@ def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
     """Return the pixels of an opened image as displayed, HWC uint8 RGB; `load` it.
 
     16-bit samples are scaled by `window`; without one, as in PNGs in colour, they keep their high byte. Transparency is
-    dropped. Raise what `load` does.
+    dropped. Raise what `load` and `check_is_rgb` do.
     """
-    _set_window(picture, window)
+    _prepare(picture, window)
     load(picture)
     with decoding_errors():
         image = np.empty((picture.height, picture.width, 3), np.uint8)
@@ -96,7 +93,7 @@ def to_rgb_array(picture: Image.Image, window: Window | None = None) -> Array:
 
 def to_rgb_picture(picture: Image.Image, window: Window | None = None, region: Region | None = None) -> Image.Image:
     """Return what `to_rgb_array` does, or a rectangle of it, as Pillow's image: what Pillow does needs no array."""
-    _set_window(picture, window)
+    _prepare(picture, window)
     with decoding_errors():
         inside = region is not None and region[2] <= picture.width and region[3] <= picture.height
         if region is not None and inside and orientation_of(picture) == 1:
@@ -106,19 +103,19 @@ def to_rgb_picture(picture: Image.Image, window: Window | None = None, region: R
         return _to_rgb(picture if region is None else picture.crop(region), window)
 
 
-def sixteen_bit_samples(picture: Image.Image) -> Samples | None:
-    """Return the samples of a 16-bit image, HW or HWC, by which a `Window` is chosen; None for any other image.
+def check_is_rgb(picture: Image.Image) -> None:
+    """Raise ImageError for an opened image whose samples are neither gray nor colours."""
+    if picture.mode == "F":
+        other = isinstance(picture, TiffPicture) and picture.other
+        raise ImageError(
+            f"{other or 'has floating-point samples'}, and the model's input is RGB; train on its bands (--bands), or "
+            "save it as gray or RGB of 8 or 16 bits"
+        )
 
-    Raises:
-        ImageError: truncated or damaged.
-    """
-    if isinstance(picture, TiffPicture) and picture.is_deep_colour:
-        with decoding_errors():
-            return picture.samples()
-    if not _is_sixteen_bit(picture):
-        return None
-    with decoding_errors():
-        return np.asarray(picture)
+
+def is_deep(picture: Image.Image) -> bool:
+    """Return whether an image is gray, or a TIFF in colours, of more than 8 bits, which a `Window` scales."""
+    return _is_sixteen_bit(picture) or (isinstance(picture, TiffPicture) and picture.is_deep_colour)
 
 
 def bands(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -128,14 +125,15 @@ def bands(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, picture.crop((0, top, picture.width, min(top + height, picture.height)))
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, window: Window | None = None) -> Array:
-    """Return an image file as `to_rgb_array` does, and raise what it and `open_image` raise."""
-    return to_rgb_array(open_image(data, max_pixels=max_pixels), window)
-
-
 def resize_image(image: Array, size: tuple[int, int]) -> Array:
     """Return `image` at `size` (height, width), bilinear over the pixels that each new one covers (antialiased)."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    if image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    resized = np.empty((*size, image.shape[2]), np.uint8)
+    for channel in range(image.shape[2]):
+        band = Image.fromarray(image[..., channel])
+        resized[..., channel] = np.asarray(band.resize(size[::-1], Image.Resampling.BILINEAR))
+    return resized
 
 
 def resize_mask(mask: Array, size: tuple[int, int]) -> Array:
@@ -161,7 +159,14 @@ def preprocess_mask(mask: Array, geometry: Geometry) -> Array:
 
 def overlay(image: Array, mask: Array, labels: LabelSet, *, opacity: float = 0.55) -> Array:
     """Return `mask` in the label colours over `image` (same height and width), HWC uint8 RGB."""
-    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(labels.colors[mask]), opacity))
+    return np.asarray(Image.blend(Image.fromarray(as_rgb(image)), Image.fromarray(labels.colors[mask]), opacity))
+
+
+def as_rgb(image: Array) -> Array:
+    """Return what is shown of an image of any number of channels, HWC: the first three, or the first as gray."""
+    return (
+        image if image.shape[2] == 3 else np.ascontiguousarray(image[..., [0, 1, 2] if image.shape[2] > 2 else [0] * 3])
+    )
 
 
 def encode_image(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
@@ -169,19 +174,26 @@ def encode_image(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
     return _to_file(Image.fromarray(image), kind, **{"quality": 90} if kind == "JPEG" else {})
 
 
-def encode_mask(mask: Array, labels: LabelSet) -> bytes:
+def encode_mask(mask: Array, labels: LabelSet, holes: npt.NDArray[np.bool_] | None = None) -> bytes:
     """Return `mask` as an indexed PNG of the labels' own values and colours, which `decode_mask` reads back.
 
     A class is written as the first of its labels, `IGNORE` as the first ignored label; a mask for a set without any
-    must not hold it.
+    must not hold it. A pixel of `holes`, HW bool, has no data: it is ignored, in a set that has such a label.
     """
+    if holes is not None and any(label.ignore for label in labels.written_labels):
+        mask = np.where(holes, np.uint8(IGNORE), mask)
+    return _to_indexed_png(*mask_values(mask, labels), compress_level=1)  # fast, and hardly larger
+
+
+def mask_values(mask: Array, labels: LabelSet) -> tuple[Array, Array]:
+    """Return the values that are written of a mask, HW uint8, and their colours, RGB by value."""
     ignored = [label.value for label in labels.written_labels if label.ignore]
     assert ignored or mask.max(initial=0) < len(labels.classes)
     values = np.full(256, ignored[0] if ignored else 0, np.uint8)
     values[: len(labels.classes)] = [label.value for label in labels.classes]
     palette = np.zeros((labels.written_labels[-1].value + 1, 3), np.uint8)
     palette[[label.value for label in labels.written_labels]] = [label.color for label in labels.written_labels]
-    return _to_indexed_png(values[mask], palette, compress_level=1)  # fast, and hardly larger
+    return values[mask], palette
 
 
 def encode_indexed(values: Array, colors: Array) -> bytes:
@@ -213,6 +225,8 @@ def decoding_errors() -> Iterator[None]:
         yield
     except MemoryError:
         raise TooLargeError("does not fit in memory beside the others") from None
+    except ImageError:
+        raise
     except _DECODING_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -246,7 +260,8 @@ def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
     return picture
 
 
-def _set_window(picture: Image.Image, window: Window | None) -> None:
+def _prepare(picture: Image.Image, window: Window | None) -> None:
+    check_is_rgb(picture)
     if isinstance(picture, TiffPicture):
         picture.window = window
 

@@ -7,15 +7,16 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 
-from PIL import Image
-
-from unet.data.image import Array
+from unet.data.channels import MAX_CHANNELS, RGB, Channels
+from unet.data.image import Array, DamagedError, ImageError, open_image
 from unet.data.labels import LabelSet
 from unet.data.layouts import PLAIN, Pair, Parts, pairs_of, parts_by_layout
 from unet.data.mask import open_mask, to_classes
 from unet.data.open_pair import naming, open_pair
+from unet.data.planes import Planes
 from unet.data.settings import MaskOrientation, Part, SetSettings
-from unet.settings import RequestError, Window
+from unet.data.tiff import TiffPicture
+from unet.settings import RequestError
 from unet.storage import store
 
 
@@ -80,13 +81,38 @@ def _find_parts(settings: SetSettings, folder: str | None = None) -> Parts:
     return parts
 
 
-def read_pair(pair: Pair, labels: LabelSet, *, window: Window | None = None) -> tuple[Image.Image, Array]:
-    """Return image (Pillow's, RGB) and mask (HW uint8 class indices), of one size.
+def choose_bands(labelled: LabelledSet, asked: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Return the bands that become channels: those asked for, or those of the first image. None: RGB as displayed, if
+    it is gray or in colours of 8 bits, or gray of 16.
+
+    Raises:
+        RequestError: the file cannot be used, or has too many bands.
+    """
+    first = (labelled.train + labelled.val)[0].image
+    if asked is not None:
+        return asked
+    try:
+        with naming(first):
+            picture = open_image(store.open_file(first))
+    except DamagedError:
+        return None  # the check says more
+    except ImageError as error:
+        raise RequestError(str(error)) from None
+    if not isinstance(picture, TiffPicture) or not picture.has_bands:
+        return None
+    count = 3 if picture.is_deep_colour and not picture.has_other_bands else picture.band_count
+    if count > MAX_CHANNELS:
+        raise RequestError(f"{first}: has {count} bands; name up to {MAX_CHANNELS} of them with --bands")
+    return tuple(range(1, count + 1))
+
+
+def read_pair(pair: Pair, labels: LabelSet, *, channels: Channels = RGB) -> tuple[Planes, Array]:
+    """Return image and mask (HW uint8 class indices), of one size.
 
     Raises:
         ImageError: names the file, what is wrong with it and the remedy.
     """
-    return open_pair(pair).decode(labels, window=window)
+    return open_pair(pair).decode(labels, channels=channels)
 
 
 def read_mask(uri: str, labels: LabelSet) -> Array:

@@ -14,7 +14,7 @@ from PIL import Image
 from unet.data.image import MAX_PIXELS, Array, ImageError, bands, decoding_errors, open_picture
 from unet.data.labels import INVALID, LabelSet, built_in_labels
 from unet.data.region import decode_region
-from unet.data.tiff import Region
+from unet.data.tiff import Region, TiffPicture
 
 
 def open_mask(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -22,6 +22,8 @@ def open_mask(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image
     picture = open_picture(data, max_pixels)
     if picture.format == "JPEG":
         raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
+    if isinstance(picture, TiffPicture) and picture.other is not None:
+        raise ImageError(f"{picture.other}; a mask is an index, palette or RGB image")
     if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "F"):
         raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
     return picture

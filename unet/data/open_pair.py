@@ -3,7 +3,6 @@
 Whatever is wrong with a file is an ImageError that names it and the remedy.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,24 +11,16 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from unet.data.image import (
-    Array,
-    ImageError,
-    decoding_errors,
-    load,
-    open_image,
-    sixteen_bit_samples,
-    to_rgb_picture,
-)
-from unet.data.labels import LabelSet
+from unet.data.channels import RGB, Channels, Samples
+from unet.data.image import Array, ImageError, decoding_errors, open_image
+from unet.data.labels import IGNORE, LabelSet
 from unet.data.layouts import Pair
 from unet.data.mask import open_mask, to_classes
+from unet.data.planes import Bools, Planes, check_samples, decoded_pixels, read_planes
 from unet.data.prefetch import prefetch
-from unet.data.region import displayed_size, orientation_of
+from unet.data.region import TURNS, displayed_size, orientation_of
 from unet.data.settings import MaskOrientation
 from unet.data.tiff import Region
-from unet.data.window import Samples
-from unet.settings import Window
 from unet.storage import store
 from unet.storage.faults import Unreachable
 
@@ -38,18 +29,6 @@ REQUESTS = 32
 
 FILE_BYTES = 256 << 20
 """Bytes of the files that are read ahead, at most."""
-
-
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What brings an image of an EXIF orientation to how it is displayed."""
 
 
 class UndecidedOrientationError(ImageError):
@@ -71,22 +50,24 @@ class OpenPair:
             return displayed_size(self.image)[::-1]
 
     def decode(
-        self, labels: LabelSet, *, window: Window | None = None, region: Region | None = None
-    ) -> tuple[Image.Image, Array]:
-        """Return image (Pillow's, RGB) and mask (HW uint8 class indices), or the same rectangle of both."""
+        self, labels: LabelSet, *, channels: Channels = RGB, region: Region | None = None
+    ) -> tuple[Planes, Array]:
+        """Return image and mask (HW uint8 class indices), or the same rectangle of both. A pixel without data is
+        ignored."""
         if region == (0, 0, *self.size[::-1]):
             region = None
         with naming(self.pair.image):
-            image = to_rgb_picture(self.image, window, region)
-        return image, self.decode_mask(labels, region)
+            image = read_planes(self.image, channels, region)
+        mask = self.decode_mask(labels, region)
+        holes = image.holes()
+        return image, mask if holes is None else np.where(holes, np.uint8(IGNORE), mask)
 
-    def load_image(self) -> Samples | None:
-        """Decode the image and let go of its pixels; return those of a 16-bit grayscale one, HW."""
+    def check_image(self, channels: Channels) -> tuple[Samples | None, Bools | None]:
+        """Return what `check_samples` does, and let go of the image's pixels."""
         with naming(self.pair.image):
-            samples = sixteen_bit_samples(self.image)
-            load(self.image)
+            checked = check_samples(self.image, channels)
         self.image.close()
-        return samples
+        return checked
 
     def decode_mask(self, labels: LabelSet, region: Region | None = None) -> Array:
         """Return the mask as its image is displayed, or a rectangle of it.
@@ -126,21 +107,21 @@ class OpenPair:
 
 @dataclass(frozen=True)
 class DecodedPair:
-    """Image (Pillow's, RGB) and mask (HW uint8 class indices), in place of an `OpenPair`."""
+    """Image and mask (HW uint8 class indices), in place of an `OpenPair`."""
 
-    image: Image.Image
+    image: Planes
     mask: Array
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        return self.image.height, self.image.width
+        return self.image.size
 
     def decode(
-        self, labels: LabelSet, *, window: Window | None = None, region: Region | None = None
-    ) -> tuple[Image.Image, Array]:
-        """Return both, or the same rectangle of both; they were decoded with these labels and this window."""
-        if region in (None, (0, 0, *self.image.size)):
+        self, labels: LabelSet, *, channels: Channels = RGB, region: Region | None = None
+    ) -> tuple[Planes, Array]:
+        """Return both, or the same rectangle of both; they were decoded with these labels and channels."""
+        if region in (None, (0, 0, *self.size[::-1])):
             return self.image, self.mask
         left, top, right, bottom = region
         return self.image.crop(region), self.mask[top:bottom, left:right]
@@ -169,9 +150,9 @@ def open_pairs(pairs: Sequence[Pair]) -> Iterator[OpenPair | ImageError]:
             yield mask if isinstance(mask, ImageError) else OpenPair(pair, image, mask)
 
 
-def pixels_of(opened: OpenPair | ImageError) -> int:
-    """Return how many pixels are decoded for what `open_pairs` yields."""
-    return 0 if isinstance(opened, ImageError) else math.prod(opened.image.size)
+def pixels_of(opened: OpenPair | ImageError, channels: Channels = RGB) -> int:
+    """Return about how many pixels of RGB are decoded for what `open_pairs` yields."""
+    return 0 if isinstance(opened, ImageError) else decoded_pixels(opened.image, channels)
 
 
 @contextmanager

@@ -15,6 +15,17 @@ from unet.data.tiff import Region, TiffPicture
 ORIENTATION = "orientation"
 """Key of an image's `info`, from when it is shown on: the EXIF orientation that it had."""
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of an EXIF orientation to how it is displayed."""
+
 BLOCK_ROWS = 32
 """A row of blocks in a JPEG has 32 rows of pixels at most; where chroma is enlarged, the next row of blocks counts."""
 

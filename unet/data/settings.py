@@ -1,8 +1,10 @@
 """Which labelled set, and how its images are augmented."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from unet.data.channels import MAX_CHANNELS
 from unet.settings import RequestError, Window, at_least
 
 Part = Literal["val", "train", "all"]
@@ -82,9 +84,15 @@ class SetSettings:
 class DataSettings(SetSettings):
     """The labelled set. Without --data or --images: a generated sample set."""
 
-    window: Window | None = None
-    """Samples LOW HIGH of 16-bit grayscale images that become black and white; part of the model. Default: percentiles
-    0.5 and 99.5 of those that the check reads."""
+    bands: tuple[int, ...] | None = None
+    """Bands of the images that become the channels of the model's input, from 1, in this order, up to 32; pages show
+    the first three, or the first as gray. Default: red, green and blue of images that are gray or in colours of 8 bits,
+    or gray of 16; all bands of others."""
+    window: tuple[float, ...] | None = None
+    """Samples LOW HIGH of images of more than 8 bits that become 0 and 255, for all or once for each of --bands; part
+    of the model. Default: percentiles 0.5 and 99.5 of those that the check reads."""
+    nodata: float | None = None
+    """Sample of pixels that hold no data, where a GeoTIFF does not say it: what has it in all bands is ignored."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,8 +103,20 @@ class DataSettings(SetSettings):
                 "--classes: say what the values of the masks mean: camvid, cityscapes, voc or a label file; or give "
                 "--binary for masks of 0 and 255"
             )
-        if self.window is not None and self.window[0] >= self.window[1]:
-            raise RequestError(f"--window {self.window[0]} {self.window[1]}: LOW must be below HIGH")
+        given = " ".join(f"{sample:g}" for sample in self.window or ())
+        if self.window is not None and (not self.window or len(self.window) % 2):
+            raise RequestError(f"--window {given}: give LOW HIGH, or LOW HIGH of each band")
+        if not all(map(math.isfinite, self.window or ())) or any(low >= high for low, high in self.windows):
+            raise RequestError(f"--window {given}: LOW must be below HIGH")
+        if self.bands is not None and not (0 < len(self.bands) <= MAX_CHANNELS and min(self.bands) > 0):
+            listed = " ".join(map(str, self.bands))
+            raise RequestError(f"--bands {listed}: give up to {MAX_CHANNELS} numbers of bands, from 1")
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The windows that --window names."""
+        samples = [int(sample) if sample == int(sample) else sample for sample in self.window or ()]
+        return tuple(zip(samples[::2], samples[1::2], strict=True))
 
     @property
     def labels(self) -> str:

@@ -1,12 +1,13 @@
 """TIFF, read by tifffile: whole, or the strips and tiles that a rectangle touches.
 
-What is opened is an image of Pillow's, as of any other format. Pillow itself reads TIFFs whose samples are no colours
-but are turned into some, as CMYK; it reads others wrongly, without a word: bands in planes, or of more than 8 bits.
+What is opened is an image of Pillow's, as of any other format, and of any number of bands. Pillow itself reads
+TIFFs whose samples are no colours but are turned into some, as CMYK; it reads others wrongly, without a word: bands in
+planes, or of more than 8 bits.
 """
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -15,14 +16,14 @@ import numpy.typing as npt
 import tifffile
 from PIL import ExifTags, Image, ImageFile
 
-from unet.data.window import scale_to_8_bits
+from unet.data.channels import scale_to_8_bits
 from unet.settings import Window
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """What a TIFF begins with, in either order of bytes, classic and BigTIFF."""
 
-ORIENTATION = 274
-"""A tag, by "TIFF Revision 6.0" (Adobe, 1992)."""
+ORIENTATION, NODATA = 274, 42113
+"""Tags: by "TIFF Revision 6.0" (Adobe, 1992), and by GDAL, a number as text."""
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 """Values of PhotometricInterpretation."""
@@ -53,7 +54,7 @@ class _PillowReadsError(Exception):
 
 
 class UnknownTiffError(ValueError):
-    """A TIFF that is not read; the message says what it is and the remedy."""
+    """A TIFF that is not read, or not as what it is asked for; the message says what it is and the remedy."""
 
 
 def open_tiff(file: IO[bytes]) -> Image.Image:
@@ -70,22 +71,36 @@ def open_tiff(file: IO[bytes]) -> Image.Image:
 
 
 class TiffPicture(ImageFile.ImageFile):
-    """The first image of a TIFF. Its pixels are decoded once they are needed.
+    """The image of a TIFF. Its pixels are decoded once they are needed.
 
     `window`: how colours of more than 8 bits become 8, to be set before; gray keeps its samples.
     """
 
     format, format_description = "TIFF", "TIFF"
     window: Window | None = None
+    other: str | None
+    """What it is if it is neither gray nor in colours, and no mask, though its bands have samples; None if it is."""
+    nodata: float | None
+    """The sample of pixels that hold no data, if the file says so."""
 
     def _open(self) -> None:
         assert self.fp is not None
         with _tifffile_errors():
-            self._page = page = tifffile.TiffFile(self.fp).pages.first
-            self._mode = _mode_of(page)
+            file = tifffile.TiffFile(self.fp)
+            self._page = page = file.pages.first
+            _refuse_pages(file)
+            try:
+                self.other, self._mode = None, _mode_of(page)
+            except UnknownTiffError as error:
+                if not _has_samples(page):
+                    raise UnknownTiffError(
+                        f"{error}, which is not read; save it as gray, or as RGB of 8 or 16 bits"
+                    ) from None
+                self.other, self._mode = str(error), "F"
             assert page.dtype is not None
             self._dtype, self._size = page.dtype, (page.imagewidth, page.imagelength)
             self._bands = {"LA": 2, "RGB": 3}.get(self._mode, 1)
+            self.nodata = _number(page.tags.valueof(NODATA))
             self.getexif()[ExifTags.Base.Orientation] = page.tags.valueof(ORIENTATION, 1)
         self._loaded = False
 
@@ -93,6 +108,30 @@ class TiffPicture(ImageFile.ImageFile):
     def is_deep_colour(self) -> bool:
         """Whether colours have more than 8 bits."""
         return self._bands > 1 and self._dtype != np.uint8
+
+    @property
+    def band_count(self) -> int:
+        """Bands that the file has, alpha among them."""
+        return int(self._page.samplesperpixel)
+
+    def tags(self, codes: Sequence[int]) -> list[tifffile.TiffTag]:
+        """Return the tags of these codes that there are."""
+        return [self._page.tags[code] for code in codes if code in self._page.tags]
+
+    @property
+    def has_other_bands(self) -> bool:
+        """Whether it has bands that are neither colours nor alpha."""
+        return self.other is not None or 0 in self._page.extrasamples
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether its bands say more than RGB of 8 bits or gray of 16 would."""
+        return self.has_other_bands or self.is_deep_colour or self._mode == "F"
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Of the samples of all bands."""
+        return self.band_count * int(self._dtype.itemsize)
 
     def load(self) -> Any:
         """As Pillow's."""
@@ -116,31 +155,32 @@ class TiffPicture(ImageFile.ImageFile):
             picture.putpalette(np.ascontiguousarray(colors.T).tobytes())
         return picture
 
-    def samples(self, region: Region | None = None) -> npt.NDArray[Any]:
-        """Return the samples of the image, or of a rectangle of it, as stored, HW or HWC; black is zero.
+    def samples(self, region: Region | None = None, bands: Sequence[int] | None = None) -> npt.NDArray[Any]:
+        """Return the samples of the image, or of a rectangle of it, as stored; black is zero. `bands`: numbers from 0,
+        HWC; without, those that are displayed, HW or HWC.
 
         Gray of fewer than 8 bits is brought to 8. Raise ValueError: damaged.
         """
-        page = self._page
+        page, chosen = self._page, tuple(range(self._bands) if bands is None else bands)
         left, top, right, bottom = region or (0, 0, *self.size)
-        samples = np.full((bottom - top, right - left, self._bands), page.nodata, self._dtype)
-        for x, y, band, cell in self._cells(left, top, right, bottom):
+        samples = np.full((bottom - top, right - left, len(chosen)), page.nodata, self._dtype)
+        for x, y, places, cell in self._cells(left, top, right, bottom, chosen):
             rows = slice(max(top, y), min(bottom, y + cell.shape[0]))
             columns = slice(max(left, x), min(right, x + cell.shape[1]))
             inside = cell[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
-            bands = slice(band, band + 1) if page.planarconfig == IN_PLANES else slice(None)
-            place = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-            samples[(*place, bands)] = inside[..., : self._bands]
+            samples[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left, places] = inside
         if page.photometric == WHITE_IS_ZERO:
             white = (1 << page.bitspersample) - 1
             samples = ~samples if page.bitspersample == 1 else (white - samples).astype(self._dtype)
-        if self._dtype == np.uint8 and page.bitspersample < 8 and self._mode == "L":
+        if self._dtype == np.uint8 and page.bitspersample < 8 and self._mode != "P":
             samples = samples * np.uint8(255 // ((1 << page.bitspersample) - 1))
-        return samples[..., 0] if self._bands == 1 else samples
+        return samples[..., 0] if bands is None and self._bands == 1 else samples
 
-    def _cells(self, left: int, top: int, right: int, bottom: int) -> Iterator[tuple[int, int, int, npt.NDArray[Any]]]:
-        """Yield the strips or tiles that a rectangle touches: column and row of the image at which it begins, its band
-        (of an image in planes), and its samples, HWC. What a sparse file leaves out is left out."""
+    def _cells(
+        self, left: int, top: int, right: int, bottom: int, bands: Sequence[int]
+    ) -> Iterator[tuple[int, int, slice, npt.NDArray[Any]]]:
+        """Yield the strips or tiles that a rectangle touches: column and row of the image at which it begins, which of
+        `bands` it holds (in planes: one), and their samples, HWC. What a sparse file leaves out is left out."""
         page, (width, height) = self._page, self.size
         cell_width, cell_height = (
             (page.tilewidth, page.tilelength) if page.is_tiled else (width, min(page.rowsperstrip, height))
@@ -152,7 +192,8 @@ class TiffPicture(ImageFile.ImageFile):
         cells = across * down * (page.samplesperpixel if in_planes else 1)
         if min(len(page.dataoffsets), len(page.databytecounts)) < cells:
             raise ValueError("strips or tiles are missing")
-        for band in range(self._bands if in_planes else 1):
+        for place, band in enumerate(bands if in_planes else (0,)):
+            places, taken = (slice(place, place + 1), slice(1)) if in_planes else (slice(None), _slice_of(bands))
             for row in range(top // cell_height, math.ceil(bottom / cell_height)):
                 for column in range(left // cell_width, math.ceil(right / cell_width)):
                     number = (band * down + row) * across + column
@@ -160,14 +201,15 @@ class TiffPicture(ImageFile.ImageFile):
                         continue
                     if self._rows_lie_open():
                         first, last = max(top, row * cell_height), min(bottom, (row + 1) * cell_height)
-                        yield 0, first, band, self._open_rows(number, first - row * cell_height, last - first)
+                        cell = self._open_rows(number, first - row * cell_height, last - first)
+                        yield 0, first, places, cell[..., taken]
                     else:
                         data = self._read(page.dataoffsets[number], page.databytecounts[number])
                         tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
                         with _tifffile_errors():
                             decoded, (_, _, y, x, _), _ = page.decode(data, number, **tables)
                         assert decoded is not None
-                        yield x, y, band, decoded[0]
+                        yield x, y, places, decoded[0][..., taken]
 
     def _rows_lie_open(self) -> bool:
         """Return whether rows can be read without those before them, which matters where a strip is the whole image."""
@@ -211,17 +253,47 @@ def _mode_of(page: tifffile.TiffPage) -> str:
             return "LA"
         if bands == 1 and (dtype.kind in "ub" or (dtype.kind in "if" and photometric == BLACK_IS_ZERO)):
             return GRAY_MODES.get(dtype.type, "F" if dtype.kind == "f" else "I")
-    raise UnknownTiffError(_refusal(page))
+    raise UnknownTiffError(_description(page))
 
 
-def _refusal(page: tifffile.TiffPage) -> str:
+def _slice_of(bands: Sequence[int]) -> Any:
+    """Return what takes these bands out of all, without a copy where they follow each other."""
+    run = range(bands[0], bands[-1] + 1)
+    return slice(run.start, run.stop) if list(bands) == list(run) else list(bands)
+
+
+def _has_samples(page: tifffile.TiffPage) -> bool:
+    """Return whether bands have samples, whatever they mean: numbers, of which black is zero."""
+    known = page.photometric not in (CMYK, CIELAB) and (page.photometric != YCBCR or page.compression == JPEG)
+    kinds = "u" if page.photometric == WHITE_IS_ZERO else "uif"
+    return known and page.dtype is not None and page.dtype.kind in kinds and page.imagedepth == 1
+
+
+def _refuse_pages(file: tifffile.TiffFile) -> None:
+    """Raise UnknownTiffError for more images than one; smaller versions of it, and its mask, are none."""
+    try:
+        behind: list[Any] = file.pages[1:]
+        others = sum(not (page.is_reduced or page.is_mask) for page in behind)
+        stacked = int((file.imagej_metadata or {}).get("images", 1)) - 1 if file.is_imagej else 0
+    except Exception:  # damaged behind the image, which may be whole
+        return
+    if pages := max(others, stacked):
+        raise UnknownTiffError(f"is a TIFF of {pages + 1} pages, and a mask is of one; make it a file for each page")
+
+
+def _number(text: Any) -> float | None:
+    """Return the number in a text; None if there is none."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _description(page: tifffile.TiffPage) -> str:
     bands, kind = page.samplesperpixel, page.dtype or f"{page.bitspersample} bits"
     photometric = getattr(page.photometric, "name", page.photometric)
     planes = " in planes" if page.planarconfig == IN_PLANES else ""
-    remedy = "save it as gray, or as RGB of 8 or 16 bits"
-    return (
-        f"is a TIFF of {bands} band{'s' * (bands > 1)} of {kind}{planes} ({photometric}), which is not read; {remedy}"
-    )
+    return f"is a TIFF of {bands} band{'s' * (bands > 1)} of {kind}{planes} ({photometric})"
 
 
 @contextmanager

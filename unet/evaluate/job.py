@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 import ray
 import yaml
 
-from unet.data.check import apply_check, check_labelled_set, statistics_table
+from unet.data.channels import Channels
+from unet.data.check import apply_check, check_labelled_set
 from unet.data.image import ImageError
-from unet.data.labelled_set import find_part
+from unet.data.labelled_set import choose_bands, find_part
 from unet.data.labels import LabelSet, read_labels
 from unet.data.layouts import Pair
 from unet.data.settings import SetSettings
+from unet.data.statistics import choose_channels, statistics_table
 from unet.evaluate.scorer import Scored, Scorer
 from unet.evaluate.settings import EvaluateSettings
 from unet.model.artifact import Model
@@ -36,13 +38,16 @@ from unet.report.evaluation import evaluation_report
 from unet.runtime.memory import retain_freed_memory
 from unet.runtime.pool import TaskQueue, Worker, WorkerPool, connect_workers
 from unet.runtime.session import check_shared
-from unet.settings import ExitCode, RequestError, Window, to_mapping
+from unet.settings import ExitCode, RequestError, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError
 from unet.storage.objects import join_uri
 
 CHUNKS, LARGEST_CHUNK = 64, 64
 """A set is cut into about so many chunks, of so many pairs at most: enough for workers to end together."""
+
+MASK_SUFFIXES = (".png", ".tif")
+"""What is behind the name of an image in that of its written mask."""
 
 SHOWN = 6
 """Images that the page shows of the worst and of the best."""
@@ -60,6 +65,7 @@ class Evaluation:
     labels: LabelSet
     model: Model | None
     written: dict[str, str]
+    channels: Channels
 
     def scorer(self, *, gpu: bool) -> Scorer:
         """Return what scores pairs in this process."""
@@ -69,7 +75,7 @@ class Evaluation:
             predictor = Predictor(
                 self.model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta
             )
-        return Scorer(self.labels, predictor, self.written, batch_size=settings.batch_size)
+        return Scorer(self.labels, predictor, self.written, channels=self.channels, batch_size=settings.batch_size)
 
 
 def evaluate(settings: EvaluateSettings) -> int:
@@ -85,9 +91,9 @@ def evaluate(settings: EvaluateSettings) -> int:
     model = None if settings.model is None else Model.load(settings.model)
     labels = _labels(settings, model)
     store.check_writable(settings.output, "--output")
-    pairs = _pairs(settings, labels, None if model is None else model.window)
+    pairs, channels = _pairs(settings, labels, None if model is None else model.channels)
     written = {} if settings.predictions is None else _written_masks(settings.predictions, settings.data, pairs)
-    evaluation = Evaluation(settings, labels, model, written)
+    evaluation = Evaluation(settings, labels, model, written, channels)
     began = time.monotonic()
     try:
         scored, rate = _score_all(evaluation, pairs)
@@ -121,13 +127,19 @@ def _labels(settings: EvaluateSettings, model: Model | None) -> LabelSet:
     return labels
 
 
-def _pairs(settings: EvaluateSettings, labels: LabelSet, window: Window | None) -> tuple[Pair, ...]:
-    labelled = find_part(settings.data, settings.part)
-    data = settings.data
-    statistics = check_labelled_set(labelled, labels, data.check_limit, print, skip_damaged=data.skip_damaged)
-    print(statistics_table(labelled, labels, statistics, window))
-    labelled = apply_check(labelled, statistics)
-    return (*labelled.train, *labelled.val)
+def _pairs(
+    settings: EvaluateSettings, labels: LabelSet, channels: Channels | None
+) -> tuple[tuple[Pair, ...], Channels]:
+    """Return what is scored, checked; and the channels of a model, or those that suit the images."""
+    labelled, data = find_part(settings.data, settings.part), settings.data
+    asked = channels or Channels(choose_bands(labelled, None))
+    check = check_labelled_set(
+        labelled, labels, data.check_limit, print, skip_damaged=data.skip_damaged, channels=asked
+    )
+    channels = channels or choose_channels(asked, (), check)
+    print(statistics_table(labelled, labels, check, channels))
+    labelled = apply_check(labelled, check)
+    return (*labelled.train, *labelled.val), channels
 
 
 def _written_masks(folder: str, data: SetSettings, pairs: tuple[Pair, ...]) -> dict[str, str]:
@@ -143,11 +155,12 @@ def _written_masks(folder: str, data: SetSettings, pairs: tuple[Pair, ...]) -> d
     written: dict[str, str] = {}
     missing = []
     for pair in pairs:
-        below_images = f"{pair.key}{PurePosixPath(pair.image).suffix}.png"
-        below_sets = [f"{pair.image.removeprefix(above)}.png" for above in sets if pair.image.startswith(above)]
-        found = next((key for key in (*below_sets, below_images) if key in there), None)
+        below_images = f"{pair.key}{PurePosixPath(pair.image).suffix}"
+        below_sets = [pair.image.removeprefix(above) for above in sets if pair.image.startswith(above)]
+        keys = (f"{key}{suffix}" for key in (*below_sets, below_images) for suffix in MASK_SUFFIXES)
+        found = next((key for key in keys if key in there), None)
         if found is None:
-            missing.append(below_images)
+            missing.append(f"{below_images}{MASK_SUFFIXES[0]}")
         else:
             written[pair.image] = join_uri(folder, found)
     if missing:

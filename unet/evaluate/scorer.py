@@ -6,11 +6,13 @@ Counts leave here, never ratios of more than one image: sums over the parts of a
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
 
+from unet.data.channels import RGB, Channels
 from unet.data.image import Array, ImageError
 from unet.data.labelled_set import read_mask
 from unet.data.labels import IGNORE, LabelSet
@@ -27,7 +29,7 @@ DECODERS, DECODED_PIXELS = 8, 1 << 26
 
 @dataclass(frozen=True)
 class Example:
-    """An image with its truth. image: HWC uint8 RGB; truth: HW uint8 class indices; prediction: the same, if read."""
+    """An image with its truth. image: HWC uint8; truth: HW uint8 class indices; prediction: the same, if read."""
 
     pair: Pair
     image: Array
@@ -72,8 +74,10 @@ class Scorer:
         predictor: Predictor | None,
         written: dict[str, str],
         *,
+        channels: Channels = RGB,
         batch_size: int | None = None,
     ) -> None:
+        self.channels = channels
         self.labels, self.predictor, self.written = labels, predictor, written
         self.batch_size = batch_size or (1 if predictor is None else predictor.default_batch_size)
         # Forward passes have one thread of their own: PyTorch keeps a pool of threads for each that calls it.
@@ -83,7 +87,13 @@ class Scorer:
         """Return the scores of `pairs`, in their order. Raise ImageError, naming the file, or Unreachable."""
         images, rows, total = [], [], ConfusionMatrix.empty(len(self.labels.classes))
         opened = open_pairs(pairs)
-        ahead = prefetch(self._decode, opened, weight=pixels_of, budget=DECODED_PIXELS, threads=DECODERS)
+        ahead = prefetch(
+            self._decode,
+            opened,
+            weight=partial(pixels_of, channels=self.channels),
+            budget=DECODED_PIXELS,
+            threads=DECODERS,
+        )
         while examples := list(islice(ahead, self.batch_size)):
             for example, prediction in zip(examples, self.predictions(examples), strict=True):
                 matrix = ConfusionMatrix.empty(len(self.labels.classes))
@@ -116,8 +126,7 @@ class Scorer:
         if isinstance(opened, ImageError):
             raise opened
         pair = opened.pair
-        window = None if self.predictor is None else self.predictor.model.window
-        picture, truth = opened.decode(self.labels, window=window)
+        planes, truth = opened.decode(self.labels, channels=self.channels)
         prediction = None
         if self.predictor is None:
             prediction = read_mask(self.written[pair.image], self.labels)
@@ -127,11 +136,12 @@ class Scorer:
                     f"{self.written[pair.image]}: has {sizes[0]} pixels and the truth {pair.mask} has {sizes[1]}; "
                     "score masks of these images"
                 )
-            if (prediction == IGNORE).any():
+            if ((prediction == IGNORE) & (truth != IGNORE)).any():
                 raise ImageError(
-                    f"{self.written[pair.image]}: holds an ignored label; masks to score hold classes alone"
+                    f"{self.written[pair.image]}: holds an ignored label where the truth has a class; masks to score "
+                    "hold classes alone"
                 )
-        return Example(pair, np.asarray(picture), truth, prediction)
+        return Example(pair, planes.to_array(), truth, prediction)
 
 
 def _score_of(example: Example, matrix: ConfusionMatrix) -> ImageScore:

@@ -16,15 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from unet.data.channels import RGB, Channels
 from unet.data.labels import LabelSet
 from unet.model.network import PREPROCESSING_VERSION, UNet
-from unet.settings import Geometry, RequestError, Window
+from unet.settings import Geometry, RequestError
 from unet.storage import store
 from unet.storage.faults import Denied, Unreachable, Vanished
 from unet.storage.objects import join_uri
 
-FORMAT_VERSION = 2
-"""Version of model.json; a newer one is refused. A model without a window is written as 1, which had none."""
+FORMAT_VERSION = 3
+"""Version of model.json; a newer one is refused. A model is written as the lowest that has what it needs: 1 has images
+in RGB of 8 bits, 2 a window, 3 bands."""
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 """Names of the two files."""
@@ -45,22 +47,22 @@ class Model:
     """What it scored in validation."""
     digest: str = ""
     """SHA-256 of the weights file; set by `save` and `load`."""
-    window: Window | None = None
-    """The samples of 16-bit grayscale images that become 0 and 255; without one, images keep their high byte."""
+    channels: Channels = RGB
+    """What its input is made of."""
 
     def save(self, folder: str) -> None:
         """Write the model folder. Until the description is written a reader finds the model that was there before."""
         tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         weights = save_tensors(tensors, {"format": "pt"})
         self.digest = hashlib.sha256(weights).hexdigest()
-        window = {} if self.window is None else {"window": list(self.window)}
+        channels = self.channels.to_json()
         description = {
-            "format": 1 if self.window is None else FORMAT_VERSION,
+            "format": 1 if not channels else 2 if channels.keys() == {"window"} else FORMAT_VERSION,
             "architecture": {"name": "unet", **self.network.config},
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "labels": self.labels.to_json(),
             "geometry": asdict(self.geometry),
-            "preprocessing": {"version": PREPROCESSING_VERSION, "range": [-1, 1], **window},
+            "preprocessing": {"version": PREPROCESSING_VERSION, "range": [-1, 1], **channels},
             "training": self.training,
             "scores": self.scores,
             "digest": self.digest,
@@ -92,7 +94,6 @@ class Model:
             architecture = {key: value for key, value in description["architecture"].items() if key != "name"}
             network = UNet(**architecture)
             network.load_state_dict(load_tensors(weights))
-            window = preprocessing.get("window")
             return cls(
                 network=network.eval(),
                 labels=LabelSet.from_json(description["labels"]),
@@ -100,7 +101,7 @@ class Model:
                 training=description["training"],
                 scores=description["scores"],
                 digest=description["digest"],
-                window=None if window is None else (int(window[0]), int(window[1])),
+                channels=Channels.from_json(preprocessing),
             )
         except RequestError:
             raise

@@ -1,8 +1,9 @@
 """The export job: a model as one ONNX file, for programs without this library and PyTorch.
 
-image: N x 3 x H x W float32 RGB, 0..255, as displayed; logits: N x C x H x W float32. Any N, H and W: normalisation,
-padding to the network's multiple and cropping back are in the graph. What else a caller must know is JSON in the
-file's metadata. No file is written whose logits differ from the model's own by more than `TOLERANCE`.
+image: N x channels x H x W float32, 0..255, RGB as displayed, or bands scaled by their windows; logits: N x C x H x W
+float32. Any N, H and W: normalisation, padding to the network's multiple and cropping back are in the graph. What else
+a caller must know is JSON in the file's metadata. No file is written whose logits differ from the model's own by more
+than `TOLERANCE`.
 """
 
 import json
@@ -89,13 +90,17 @@ def onnx_metadata(model: Model) -> dict[str, Any]:
             f"resize the image to {height} x {width} (height x width; bilinear, antialiased, as Pillow does) and the "
             "logits back to the image's size (bilinear)"
         )
+    channels = model.channels
+    what = "RGB as displayed (EXIF orientation applied)" if channels.bands is None else f"bands {list(channels.bands)}"
     return {
         "preprocessing": {
             "version": PREPROCESSING_VERSION,
-            "image": "N x 3 x H x W float32, RGB, 0..255, as displayed (EXIF orientation applied); not normalised",
+            "image": f"N x {channels.count} x H x W float32, {what}, 0..255; not normalised",
             "size": sizes,
-            "window": model.window,
+            "window": channels.window if channels.bands is None else None,
             "sixteen_bits": "grayscale of 16 bits: window's two samples become 0 and 255, without one the high byte",
+            "windows": "of each band the two samples that become 0 and 255; a pixel without data is 127",
+            "channels": channels.to_json(),
         },
         "geometry": asdict(model.geometry),
         "labels": model.labels.to_json(),

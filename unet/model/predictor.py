@@ -1,8 +1,9 @@
 """The predictor: the one way a model is applied to images, in training, evaluation and segmentation.
 
-image: HWC uint8 RGB of any size; mask: HW uint8 class indices of the same size; logits: HWC float, channels last as
-the network leaves them. The model's geometry decides what the network is given; logits, never masks, are resized back.
-A mask depends on its image and on `fingerprint` alone, never on the other images of its batch or the number of threads.
+image: HWC uint8 of the model's channels, of any size; mask: HW uint8 class indices of the same size; logits: HWC float,
+channels last as the network leaves them. The model's geometry decides what the network is given; logits, never masks,
+are resized back. A mask depends on its image and on `fingerprint` alone, never on the other images of its batch or the
+number of threads.
 """
 
 import threading
@@ -79,7 +80,6 @@ class Predictor:
     def fingerprint(self) -> dict[str, Any]:
         """All that the pixels and the palette of a mask depend on, besides the image; ready for JSON."""
         native = self.model.geometry.kind == "native"
-        window = {} if self.model.window is None else {"window": list(self.model.window)}
         return {
             "model": self.model.digest,
             "labels": self.model.labels.to_json(),
@@ -88,7 +88,7 @@ class Predictor:
             "tile": self.tile if native else None,
             "tta": self.tta,
             "precision": "bf16" if self.precision == "auto" else self.precision,  # hardware is no part of it
-            **window,
+            **self.model.channels.to_json(),
         }
 
     def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unet.data.image import Array, encode_image, encode_indexed, resize_image, resize_mask, size_within
+from unet.data.image import Array, as_rgb, encode_image, encode_indexed, resize_image, resize_mask, size_within
 from unet.data.labels import IGNORE, LabelSet
 from unet.model.metrics import ConfusionMatrix
 from unet.report.page import RGB, escape_html, format_percent, image_tag, legend, take_up_to, truncate_middle
@@ -28,7 +28,7 @@ class SamplePrediction:
     name: str
     """Key of the image."""
     image: Array
-    """HWC uint8 RGB."""
+    """HWC uint8."""
     truth: Array
     """HW uint8 class indices, `IGNORE` where nothing is scored."""
     prediction: Array
@@ -92,7 +92,7 @@ def _slider(group: str, opened: bool) -> str:
 def _panel_images(sample: SamplePrediction, labels: LabelSet) -> Iterable[bytes]:
     height, width = sample.truth.shape
     size = size_within(PANEL_SIDE, (height, width))
-    image = resize_image(sample.image, size)
+    image = resize_image(as_rgb(sample.image), size)
     truth, prediction = resize_mask(sample.truth, size), resize_mask(sample.prediction, size)
     yield encode_image(image, "JPEG")
     yield encode_indexed(truth, labels.colors)

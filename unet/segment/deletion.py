@@ -6,7 +6,7 @@ from itertools import islice
 import pyarrow as pa
 
 from unet.segment.listing import Listing
-from unet.segment.run_spec import OUTPUTS, RunSpec, output_keys
+from unet.segment.run_spec import RunSpec
 from unet.storage.objects import Guard
 
 BATCH = 1000
@@ -41,7 +41,7 @@ def delete_masks(spec: RunSpec, keys: Iterable[str], guard: Guard) -> int:
             spec, batch, {"status": "failed", "error": "is being deleted", "mask_etag": "", "input": spec.input}, guard
         )
         guard()
-        output.delete(key for image in batch for key in output_keys(image, OUTPUTS) if not output.key_error(key))
+        output.delete(key for image in batch for key in spec.output_keys(image) if not output.key_error(key))
         _record(spec, batch, {"status": "removed"}, guard)
         count += len(batch)
     return count

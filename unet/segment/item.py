@@ -38,6 +38,8 @@ class Outcome:
     seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     class_pixels: npt.NDArray[np.int64] | None = None
-    """Pixels of the mask by class index."""
+    """Pixels of the mask by class index, of those with data."""
+    no_data: int = 0
+    """Pixels of the image that hold no data."""
     thumbnail: tuple[int, str, bytes] | None = None
     """A candidate for the contact sheet: rank, key, JPEG."""

@@ -36,7 +36,7 @@ from unet.segment.lease import Lease, LeaseLost, acquire
 from unet.segment.listing import TODO, Listing, items_of
 from unet.segment.manifest import manifest_pages
 from unet.segment.recorder import Recorder
-from unet.segment.run_spec import FORCE_KEY, INTERNAL, KNOWN_OUTPUTS, LEASE_KEY, RunSpec
+from unet.segment.run_spec import FORCE_KEY, FORMAT_KEY, INTERNAL, KNOWN_OUTPUTS, LEASE_KEY, RunSpec
 from unet.segment.settings import SegmentSettings
 from unet.segment.verdict import FaultCounter, TooManyLost, check_listed, check_lost
 from unet.segment.worker import SegmentWorker
@@ -119,6 +119,8 @@ def _process(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease) -> s
     lease.confirm()
     described = yaml.safe_dump(to_mapping(settings), sort_keys=False)
     store.write(join_uri(settings.output, f"{spec.folder}settings.yaml"), described.encode())
+    if settings.mask_format != "png":
+        store.write(join_uri(settings.output, FORMAT_KEY), settings.mask_format.encode())
     listing, queue = Listing(spec), TaskQueue(MAX_WAITING)
     threading.Thread(target=_list, args=(listing, recorder, queue), daemon=True).start()
     with repeat(_Progress(recorder, listing, queue).print_line, PROGRESS_SECONDS):
@@ -222,15 +224,27 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
         store.check_writable(settings.output, "--output")
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
     fingerprint, earlier = _fingerprints(settings, model)
-    spec = RunSpec(settings, fingerprint, run, fence=0, window=model.window, earlier=earlier)
+    spec = RunSpec(settings, fingerprint, run, fence=0, channels=model.channels, earlier=earlier)
     try:
-        return model, replace(spec, fence=spec.ledger.next_fence())
+        spec = replace(spec, fence=spec.ledger.next_fence())
+        _check_mask_format(spec)
+        return model, spec
     except Unreachable:
         raise
     except StorageError as error:
         raise RequestError(
             f"--output {settings.output}: cannot be listed ({error.strerror}); check what you may do"
         ) from None
+
+
+def _check_mask_format(spec: RunSpec) -> None:
+    """Raise RequestError if the output holds masks in another format than --mask-format."""
+    output, wanted = spec.settings.output, spec.settings.mask_format
+    there: str = "png" if spec.fence > 1 else wanted
+    with suppress(Vanished):
+        there = store.read(join_uri(output, FORMAT_KEY)).decode()
+    if there != wanted:
+        raise RequestError(f"--mask-format {wanted}: --output {output} holds masks in {there}; give another")
 
 
 def _forced_since(spec: RunSpec) -> int | None:
@@ -249,8 +263,10 @@ def _fingerprints(settings: SegmentSettings, model: Model) -> tuple[str, dict[st
     """Return the fingerprint of the model and of all settings that change a mask; and `RunSpec.earlier`."""
     predictor = Predictor(model, precision=settings.precision, tile=settings.tile, tta=settings.tta)
 
+    decides = predictor.fingerprint | ({} if settings.mask_format == "png" else {"mask_format": settings.mask_format})
+
     def digest(**more: list[str]) -> str:
-        return hashlib.sha256(json.dumps(predictor.fingerprint | more, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(decides | more, sort_keys=True).encode()).hexdigest()[:16]
 
     return digest(), {digest(outputs=outputs.split(",")): outputs for outputs in KNOWN_OUTPUTS}
 

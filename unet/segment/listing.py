@@ -22,7 +22,7 @@ from unet.segment.item import Item
 from unet.segment.ledger import LedgerCursor, columns
 from unet.segment.manifest import head_objects, manifest_keys
 from unet.segment.mask_index import MaskIndex
-from unet.segment.run_spec import INTERNAL, KNOWN_OUTPUTS, RunSpec, output_keys
+from unet.segment.run_spec import INTERNAL, KNOWN_OUTPUTS, RunSpec
 from unet.storage.objects import ObjectInfo
 
 TODO = "todo"
@@ -56,7 +56,7 @@ class Listing:
     def __init__(self, spec: RunSpec) -> None:
         self.spec, self.settings = spec, spec.settings
         self.input, self.output = spec.input_store, spec.output_store
-        self.masks = MaskIndex(self.output) if self.settings.verify else None
+        self.masks = MaskIndex(self.output, spec.mask_suffix) if self.settings.verify else None
         self.not_matched = 0
         self.endings: Counter[str] = Counter()
         self.listed = self.recorded = 0
@@ -223,7 +223,7 @@ class Listing:
             return f"has {size} bytes, over --max-bytes {self.settings.max_bytes}"
         if item.storage_class in ARCHIVED:
             return f"is archived ({item.storage_class}); restore it first"
-        return next(filter(None, map(self.output.key_error, output_keys(key, outputs.split(",")))), None)
+        return next(filter(None, map(self.output.key_error, self.spec.output_keys(key, outputs.split(",")))), None)
 
 
 def items_of(rows: pa.Table) -> list[Item]:

@@ -26,7 +26,7 @@ from unet.segment.compaction import compact
 from unet.segment.item import Item, Outcome
 from unet.segment.lease import LeaseUnconfirmed
 from unet.segment.ledger import GIVEN_COLUMNS, columns
-from unet.segment.run_spec import MASK_SUFFIX, RunSpec
+from unet.segment.run_spec import RunSpec
 from unet.segment.writer import THUMBNAILS
 from unet.settings import RequestError
 from unet.storage.faults import StorageError
@@ -68,6 +68,8 @@ class Recorder:
         self.facts: dict[str, Any] = {"not_matched": 0, "not_looked_at": {}, "orphaned": 0, "removed": 0}
         """What summary.json says besides."""
         self.bytes = 0
+        self.no_data = 0
+        """Pixels of segmented images that hold no data."""
         self._class_pixels = np.zeros(len(labels.classes), np.int64)
         self._thumbnails: list[tuple[int, str, bytes]] = []
         self._failures: list[tuple[str, str, str]] = []
@@ -112,6 +114,7 @@ class Recorder:
                 self.counts[outcome.status] += 1
                 self.bytes += item.size * (outcome.status == "done")
                 self._class_pixels += 0 if outcome.class_pixels is None else outcome.class_pixels
+                self.no_data += outcome.no_data
                 self._thumbnails += [] if outcome.thumbnail is None else [outcome.thumbnail]
             self._thumbnails = sorted(self._thumbnails)[:THUMBNAILS]
             self._add_failures([row for row in rows if row["status"] in LOST])
@@ -178,7 +181,7 @@ class Recorder:
     def _flush_report(self) -> None:
         if self._report_rows:
             with translate_errors(str(self._report_path)):
-                self._report.write_table(_report_table(self._report_rows))
+                self._report.write_table(_report_table(self._report_rows, self.spec.mask_suffix))
         self._report_rows = []
 
     def _add_failures(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -216,6 +219,7 @@ class Recorder:
             "counts": dict(sorted(self.counts.items())),
             **self.facts,
             "bytes": self.bytes,
+            "no_data_pixels": self.no_data,
             "seconds": round(seconds, 3),
             "images_per_second": self.counts["done"] / seconds,
             "class_shares": {
@@ -235,9 +239,9 @@ class Recorder:
         )
 
 
-def _report_table(tables: Sequence[pa.Table]) -> pa.Table:
+def _report_table(tables: Sequence[pa.Table], suffix: str) -> pa.Table:
     rows = pa.concat_tables([REPORT_SCHEMA.empty_table(), *tables], promote_options="default")
     has_mask = pc.is_in(rows["status"], pa.array(["done", "unchanged"]))
-    masks = pc.binary_join_element_wise(rows["key"], MASK_SUFFIX, "")
+    masks = pc.binary_join_element_wise(rows["key"], suffix, "")
     masks = pc.if_else(has_mask, masks, pa.scalar(None, pa.string()))
     return rows.set_column(REPORT_SCHEMA.get_field_index("mask_key"), "mask_key", masks)

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from unet.data.channels import RGB, Channels
 from unet.segment.ledger import Ledger
-from unet.segment.settings import SegmentSettings
-from unet.settings import Window
+from unet.segment.settings import MASK_SUFFIXES, SegmentSettings
 from unet.storage.objects import join_uri
 from unet.storage.store import Store, open_store
 
@@ -20,6 +20,9 @@ FORCE_KEY = f"{INTERNAL}force"
 
 EMPTY_KEY = f"{INTERNAL}empty"
 """Names the input that was empty when a run with --allow-empty last looked."""
+
+FORMAT_KEY = f"{INTERNAL}mask-format"
+"""Names the format of the masks, where it is not PNG."""
 
 OUTPUTS = ("confidence", "mask", "overlay")
 """What can be written for an image."""
@@ -35,19 +38,6 @@ def hash64(*parts: str | int) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
-MASK_SUFFIX = ".png"
-
-
-def mask_key(key: str) -> str:
-    """Return the key in the output of the mask of an image: the whole key and a suffix, so that no two are the same."""
-    return f"{key}{MASK_SUFFIX}"
-
-
-def output_keys(key: str, outputs: Iterable[str]) -> list[str]:
-    """Return the keys in the output of what is written for an image. `outputs`: of OUTPUTS."""
-    return [mask_key(key) if name == "mask" else f"{INTERNAL}{name}/{mask_key(key)}" for name in outputs]
-
-
 @dataclass(frozen=True)
 class RunSpec:
     """What the driver has decided; the same in every process of a run."""
@@ -61,13 +51,22 @@ class RunSpec:
     """Number of this run among those of the output: of the rows of a key, those with the highest fence count."""
     conditional: bool = False
     """Whether the output supports writes on condition of an etag."""
-    window: Window | None = None
-    """The window of the model for 16-bit images."""
+    channels: Channels = RGB
+    """What the input of the model is made of."""
     earlier: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints by which versions before 0.2 knew the same model and settings, and the outputs that each stands for:
     these were a part of it."""
     forced_since: int | None = None
     """With --force: the fence of the first run that is to segment everything anew."""
+
+    @property
+    def mask_suffix(self) -> str:
+        """What the key of an image gets to be that of its mask: of two images no two are the same."""
+        return MASK_SUFFIXES[self.settings.mask_format]
+
+    def output_keys(self, key: str, outputs: Iterable[str] = OUTPUTS) -> list[str]:
+        """Return the keys in the output of what is written for an image."""
+        return [f"{key}{self.mask_suffix}" if name == "mask" else f"{INTERNAL}{name}/{key}.png" for name in outputs]
 
     @property
     def folder(self) -> str:

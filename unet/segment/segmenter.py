@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from unet.data.image import Array, ImageError, TooLargeError, open_image, to_rgb_array
+from unet.data.geotiff import georeference_of
+from unet.data.image import ImageError, TooLargeError, open_image
+from unet.data.planes import decoded_pixels, read_array
 from unet.model.artifact import Model
 from unet.model.predictor import Prediction, Predictor
 from unet.runtime.semaphore import WeightedSemaphore
 from unet.segment.item import Item, Outcome
 from unet.segment.lease import LeaseLost
 from unet.segment.run_spec import RunSpec
-from unet.segment.writer import Writer
+from unet.segment.writer import Source, Writer
 from unet.storage.faults import BadCredentials, Changed, Damaged, Denied, Full, NoSuchFolder, StorageError, Vanished
 from unet.storage.objects import Guard, no_guard
 
@@ -48,7 +50,7 @@ class _Work:
     future: "Future[Outcome]" = field(default_factory=Future)
     pixels: int = 0
     """Acquired of the budget."""
-    image: Array | None = None
+    source: Source | None = None
     prediction: Prediction | None = None
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -62,7 +64,7 @@ class Segmenter:
             model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta
         )
         self.batch_size = settings.batch_size or self.predictor.default_batch_size
-        self.input, self.window = spec.input_store, spec.window
+        self.input, self.channels = spec.input_store, spec.channels
         self.writer = Writer(spec, model, guard)
         self.bytes, self.pixels = WeightedSemaphore(MAX_ENCODED_BYTES), WeightedSemaphore(MAX_DECODED_PIXELS)
         self._reading, self._writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
@@ -99,7 +101,7 @@ class Segmenter:
 
     def _end(self, work: _Work, outcome: Outcome) -> None:
         self.pixels.release(work.pixels)
-        work.image = work.prediction = None
+        work.source = work.prediction = None
         outcome.seconds, outcome.stage_seconds = time.monotonic() - work.started, work.stage_seconds
         work.future.set_result(outcome)
 
@@ -117,9 +119,11 @@ class Segmenter:
                 return
             picture = open_image(data, max_pixels=self.settings.max_pixels)
             work.stage_seconds["fetch"] = time.monotonic() - began
-            self.pixels.acquire(picture.height * picture.width)
-            work.pixels, began = picture.height * picture.width, time.monotonic()
-            work.image = to_rgb_array(picture, self.window)
+            pixels = decoded_pixels(picture, self.channels)
+            self.pixels.acquire(pixels)
+            work.pixels, began = pixels, time.monotonic()
+            georeference = georeference_of(picture)
+            work.source = Source(*read_array(picture, self.channels), georeference)
             work.stage_seconds["decode"] = time.monotonic() - began
         with self._has_decoded:
             self._decoded.append(work)
@@ -149,12 +153,12 @@ class Segmenter:
             return batch
 
     def _input_size(self, work: _Work) -> tuple[int, int]:
-        assert work.image is not None
-        return self.predictor.input_size(work.image.shape[:2])
+        assert work.source is not None
+        return self.predictor.input_size(work.source.image.shape[:2])
 
     def _predict(self, *batch: _Work) -> None:
         began = time.monotonic()
-        images = [work.image for work in batch if work.image is not None]
+        images = [work.source.image for work in batch if work.source is not None]
         confidence = any("confidence" in work.item.outputs for work in batch)
         results = self.predictor.predict_many(images, self.batch_size, confidence=confidence)
         for work, result in zip(batch, results, strict=True):
@@ -166,10 +170,10 @@ class Segmenter:
                 self._writing.submit(self._attempt, self._write, work)
 
     def _write(self, work: _Work) -> None:
-        assert work.image is not None
+        assert work.source is not None
         assert work.prediction is not None
         began = time.monotonic()
-        outcome = self.writer(work.item, work.image, work.prediction)
+        outcome = self.writer(work.item, work.source, work.prediction)
         work.stage_seconds["write"] = time.monotonic() - began
         self._end(work, outcome)
 

@@ -2,9 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from unet.model.settings import PredictSettings
 from unet.settings import RequestError, at_least
+
+MaskFormat = Literal["png", "tiff"]
+
+MASK_SUFFIXES: dict[MaskFormat, str] = {"png": ".png", "tiff": ".tif"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,9 @@ class SegmentSettings(PredictSettings):
     """Segment at most this many images in this run."""
     write: str = "mask"
     """What to write, with commas: mask, overlay (mask over image), confidence (255: certain)."""
+    mask_format: MaskFormat = "png"
+    """png, or tiff: KEY.tif, with the georeference of a GeoTIFF and a value for pixels without data. One for all of an
+    output."""
     max_pixels: int = 1 << 28
     """Images of more pixels fail unread."""
     max_bytes: int = 1 << 28

@@ -2,16 +2,31 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from unet.data.geotiff import Georeference, encode_geotiff
 from unet.data.image import Array, encode_image, encode_mask, overlay, resize_image, resize_mask, size_within
+from unet.data.planes import Bools
 from unet.model.artifact import Model
 from unet.model.predictor import Prediction
 from unet.segment.item import Item, Outcome
-from unet.segment.run_spec import RunSpec, hash64, output_keys
+from unet.segment.run_spec import RunSpec, hash64
 from unet.storage.faults import Changed, Vanished
 from unet.storage.objects import Guard, no_guard
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image as it was decoded."""
+
+    image: Array
+    """HWC uint8."""
+    holes: Bools | None = None
+    """Where it holds no data, HW."""
+    georeference: Georeference = ()
+
 
 THUMBNAILS, THUMBNAIL_SIDE = 24, 320
 """Images of the contact sheet, and their longest side in pixels."""
@@ -24,19 +39,20 @@ class Writer:
     """Encodes and writes. `guard` is called before each attempt to write, and waits until this run may write."""
 
     def __init__(self, spec: RunSpec, model: Model, guard: Guard = no_guard) -> None:
+        self.spec = spec
         self.labels, self.digest = model.labels, model.digest
         self.output, self.conditional, self.guard = spec.output_store, spec.conditional, guard
         self._lock = threading.Lock()
         self._lowest_ranks: list[int] = []
         """Of the thumbnails so far. Ranks are hashes, so that the images of the lowest are a random sample."""
 
-    def __call__(self, item: Item, image: Array, prediction: Prediction) -> Outcome:
+    def __call__(self, item: Item, source: Source, prediction: Prediction) -> Outcome:
         """Write what `item` asks for. Raise StorageError."""
-        mask, mask_etag = prediction.mask, item.mask_etag
+        mask, mask_etag, holes = prediction.mask, item.mask_etag, source.holes
         metadata = {"model-digest": self.digest, "image-etag": item.etag}
         kinds = item.outputs.split(",")
-        for key, kind in zip(output_keys(item.key, kinds), kinds, strict=True):
-            data = self._encode(kind, image, prediction)
+        for key, kind in zip(self.spec.output_keys(item.key, kinds), kinds, strict=True):
+            data = self._encode(kind, source, prediction)
             if kind == "mask":
                 mask_etag = self._put_mask(key, data, metadata, item.mask_etag or "")
             else:
@@ -44,8 +60,11 @@ class Writer:
         return Outcome(
             "done",
             mask_etag=mask_etag,
-            class_pixels=np.bincount(mask.reshape(-1), minlength=len(self.labels.classes)),
-            thumbnail=self._thumbnail(item, image, mask),
+            class_pixels=np.bincount(
+                mask.reshape(-1) if holes is None else mask[~holes], minlength=len(self.labels.classes)
+            ),
+            no_data=0 if holes is None else int(holes.sum()),
+            thumbnail=self._thumbnail(item, source.image, mask),
         )
 
     def _put_mask(self, key: str, data: bytes, metadata: Mapping[str, str], expected_etag: str) -> str:
@@ -70,11 +89,13 @@ class Writer:
         except Vanished:
             return ""
 
-    def _encode(self, kind: str, image: Array, prediction: Prediction) -> bytes:
+    def _encode(self, kind: str, source: Source, prediction: Prediction) -> bytes:
+        if kind == "mask" and self.spec.settings.mask_format == "tiff":
+            return encode_geotiff(prediction.mask, self.labels, source.holes, source.georeference)
         if kind == "mask":
-            return encode_mask(prediction.mask, self.labels)
+            return encode_mask(prediction.mask, self.labels, source.holes)
         if kind == "overlay":
-            return encode_image(overlay(image, prediction.mask, self.labels))
+            return encode_image(overlay(source.image, prediction.mask, self.labels))
         assert prediction.confidence is not None
         return encode_image(prediction.confidence)
 

@@ -9,22 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from unet.data.augment import draw_view
+from unet.data.channels import RGB, Channels
 from unet.data.image import Array, ImageError, preprocess_image, preprocess_mask
 from unet.data.labels import LabelSet
 from unet.data.layouts import Pair
 from unet.data.open_pair import DecodedPair, OpenPair, open_pairs
 from unet.data.settings import AugmentSettings
-from unet.settings import Geometry, Window
+from unet.settings import Geometry
 from unet.train.schedule import Sample
 
 CACHE_BYTES = 384 << 20
 """Decoded pairs that a process which makes batches keeps, at most."""
 
-BYTES_PER_PIXEL = 5
-"""Of a decoded pair: Pillow keeps RGB in four, and a mask has one."""
-
 _cache: dict[Pair, DecodedPair] = {}
-"""The decoded pairs of this process. A process works for one run, hence for one label set and window. The first ones
+"""The decoded pairs of this process. A process works for one run, hence for one label set and channels. The first ones
 stay: each pair is drawn once a pass, so that none is worth more than another."""
 
 
@@ -38,13 +36,12 @@ class BatchSpec:
     seed: int
     largest: tuple[int, int] = (0, 0)
     """Height and width of the largest image that is validated whole."""
-    window: Window | None = None
-    """How 16-bit images are scaled."""
+    channels: Channels = RGB
 
     def bytes_of(self, request: "BatchRequest") -> int:
-        """Return about how many bytes a batch has: RGB and mask."""
+        """Return about how many bytes a batch has: channels and mask."""
         whole = self.geometry.kind == "native" and not request.samples
-        return 4 * len(request.pairs) * math.prod(self.largest if whole else self.geometry.size)
+        return (self.channels.count + 1) * len(request.pairs) * math.prod(self.largest if whole else self.geometry.size)
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,10 @@ def make_batch(request: BatchRequest, spec: BatchSpec) -> Batch:
         if request.samples:
             rng = np.random.default_rng((spec.seed, *request.samples[place]))
             view = draw_view(pair.size, geometry=spec.geometry, settings=spec.augment, rng=rng)
-            views.append(view.render(*pair.decode(spec.labels, window=spec.window, region=view.region)))
+            views.append(view.render(*pair.decode(spec.labels, channels=spec.channels, region=view.region)))
         else:
-            image, mask = pair.decode(spec.labels, window=spec.window)
-            views.append((preprocess_image(np.asarray(image), spec.geometry), preprocess_mask(mask, spec.geometry)))
+            image, mask = pair.decode(spec.labels, channels=spec.channels)
+            views.append((preprocess_image(image.to_array(), spec.geometry), preprocess_mask(mask, spec.geometry)))
     return Batch(np.stack([image for image, _ in views]), np.stack([mask for _, mask in views]))
 
 
@@ -90,9 +87,10 @@ def _keep(opened: OpenPair | ImageError, spec: BatchSpec) -> OpenPair | DecodedP
     """Return a pair that was read: decoded and in the cache, if there is room, else open."""
     if isinstance(opened, ImageError):
         raise opened
+    each = (4 if spec.channels.bands is None else spec.channels.count) + 1  # Pillow keeps RGB in four; and the mask
     pixels = sum(math.prod(pair.size) for pair in _cache.values()) + math.prod(opened.size)
-    if BYTES_PER_PIXEL * pixels > CACHE_BYTES:
+    if each * pixels > CACHE_BYTES:
         return opened
-    decoded = DecodedPair(*opened.decode(spec.labels, window=spec.window))
+    decoded = DecodedPair(*opened.decode(spec.labels, channels=spec.channels))
     _cache[opened.pair] = decoded
     return decoded

@@ -22,12 +22,13 @@ import ray.train.torch
 import yaml
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from unet.data.check import SetStatistics, apply_check, check_labelled_set, choose_window, statistics_table
-from unet.data.labelled_set import find_labelled_set, read_pair
+from unet.data.channels import Channels
+from unet.data.check import apply_check, check_labelled_set
+from unet.data.labelled_set import choose_bands, find_labelled_set, read_pair
 from unet.data.labels import LabelSet, read_labels
+from unet.data.statistics import SetStatistics, choose_channels, statistics_table
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
-from unet.model.network import UNet, architecture
 from unet.model.predictor import Predictor
 from unet.report.comparison import SamplePrediction
 from unet.report.training import training_report
@@ -35,7 +36,7 @@ from unet.runtime import telemetry
 from unet.runtime.session import check_shared, connect, in_job_directory
 from unet.runtime.stop import shutdown_hook
 from unet.sample.write import write_sample_set
-from unet.settings import ExitCode, RequestError, Window, to_mapping
+from unet.settings import ExitCode, RequestError, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError
 from unet.storage.objects import join_uri
@@ -53,7 +54,7 @@ from unet.train.resume import (
     check_identity,
     identity_of,
     is_finished,
-    kept_window,
+    kept_channels,
     read_identity,
 )
 from unet.train.run import TrainingRun
@@ -159,39 +160,38 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> T
         raise RequestError(
             f"--batch-size {batch}: the set has {len(labelled.train)} training images; give at most that"
         )
-    if settings.fit.init_from is not None:
-        network = UNet(classes=len(labels.classes), **architecture(settings.model))
-        given = Model.load(settings.fit.init_from, "--init-from")
-        fitting = matching_tensors(given, network, labels)
-        if not any(tensor.ndim > 1 for name, tensor in fitting.items() if not name.startswith("head.")):
-            raise RequestError(
-                f"--init-from {settings.fit.init_from}: none of its weights fit; give the --model, --width, "
-                "--norm and --upsample that it was trained with"
-            )
     data, cache = settings.data, join_uri(folder, "check.json")
-    statistics = check_labelled_set(labelled, labels, data.check_limit, print, cache, data.skip_damaged)
+    kept = kept_channels(before)
+    asked = kept or Channels(choose_bands(labelled, data.bands), nodata=data.nodata)
+    statistics = check_labelled_set(labelled, labels, data.check_limit, print, cache, data.skip_damaged, asked)
     found, labelled = labelled, apply_check(labelled, statistics)
-    window = kept_window(before, _window(settings.data.window, statistics))
-    print(statistics_table(found, labels, statistics, window))
-    return TrainingRun(
+    channels = kept or choose_channels(asked, data.windows, statistics)
+    print(statistics_table(found, labels, statistics, channels))
+    run = TrainingRun(
         settings=settings,
         folder=folder,
         labelled=labelled,
         labels=labels,
         class_weights=_class_weights(settings, labels, statistics[0]),
         largest=max(statistics[1].sizes, key=math.prod, default=(0, 0)),
-        window=window,
+        channels=channels,
         left_out=tuple(image for part in statistics for image in part.damaged),
         terminal=sys.stderr.isatty(),
     )
+    _check_init_from(run)
+    return run
 
 
-def _window(given: Window | None, statistics: tuple[SetStatistics, SetStatistics]) -> Window | None:
-    """Return how 16-bit images are scaled: as `given`, or as suits those that the check has read."""
-    suited = choose_window(statistics)
-    if given is not None and suited is None:
-        raise RequestError("--window: is for 16-bit grayscale images, and the check has read none; leave it out")
-    return given or suited
+def _check_init_from(run: TrainingRun) -> None:
+    """Raise RequestError if --init-from names no model of which weights fit."""
+    source = run.settings.fit.init_from
+    if source is not None:
+        fitting = matching_tensors(Model.load(source, "--init-from"), run.new_network(), run.labels)
+        if not any(tensor.ndim > 1 for name, tensor in fitting.items() if not name.startswith("head.")):
+            raise RequestError(
+                f"--init-from {source}: none of its weights fit; give the --model, --width, --norm and --upsample that "
+                "it was trained with"
+            )
 
 
 def _class_weights(settings: TrainSettings, labels: LabelSet, statistics: SetStatistics) -> tuple[float, ...] | None:
@@ -248,8 +248,8 @@ def _write_report(run: TrainingRun) -> None:
     chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
     samples = []
     for pair in chosen:
-        picture, truth = read_pair(pair, run.labels, window=run.window)
-        image = np.asarray(picture)
+        planes, truth = read_pair(pair, run.labels, channels=run.channels)
+        image = planes.to_array()
         prediction = predictor.predict(image)
         samples.append(SamplePrediction(name=pair.key, image=image, truth=truth, prediction=prediction))
     entries = read_entries(run.folder)

@@ -20,7 +20,7 @@ import torch
 from unet.data.labels import LabelSet
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix, nan_to_none
-from unet.model.network import UNet, architecture
+from unet.model.network import UNet
 from unet.model.predictor import Predictor
 from unet.runtime import telemetry
 from unet.runtime.memory import retain_freed_memory
@@ -191,7 +191,7 @@ class TrainingLoop:
             geometry=run.settings.geometry,
             training=to_mapping(run.settings)
             | {"images": len(run.labelled.train), "steps_done": self.learner.step, "precision": self.learner.precision},
-            window=run.window,
+            channels=run.channels,
         )
 
 
@@ -203,7 +203,7 @@ def _scores(entry: Entry, matrix: ConfusionMatrix) -> dict[str, Any]:
 def _learner(run: TrainingRun, device: torch.device, *, begun: bool) -> Learner:
     settings = run.settings
     torch.manual_seed(settings.fit.seed)
-    network = UNet(classes=len(run.labels.classes), **architecture(settings.model))
+    network = run.new_network()
     if settings.fit.init_from is not None and not begun:
         matching = matching_tensors(Model.load(settings.fit.init_from, "--init-from"), network, run.labels)
         print(f"--init-from: {len(matching)} of {len(network.state_dict())} tensors taken")

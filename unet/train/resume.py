@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from unet.settings import RequestError, Window, to_mapping
+from unet.data.channels import Channels
+from unet.settings import RequestError, to_mapping
 from unet.storage import store
 from unet.storage.faults import Vanished
 from unet.storage.objects import join_uri
@@ -58,13 +59,13 @@ def read_identity(folder: str) -> Identity:
 
 
 def identity_of(run: TrainingRun) -> Identity:
-    """Return what the run trains on: the number of pairs, a digest of their keys and labels, the window, and the images
-    of damaged pairs, which are left out."""
+    """Return what the run trains on: the number of pairs, a digest of their keys and labels, the channels, and the
+    images of damaged pairs, which are left out."""
     return {
         "train": len(run.labelled.train),
         "val": len(run.labelled.val),
         "digest": _digest(run),
-        "window": run.window and list(run.window),
+        "channels": run.channels.to_json(),
         "left_out": list(run.left_out),
     }
 
@@ -73,7 +74,7 @@ def check_identity(run: TrainingRun, before: Identity) -> None:
     """Raise RequestError if the run was begun on another labelled set."""
     now = identity_of(run)
     # Version 0.1 had the window in the digest.
-    if before["digest"] not in (now["digest"], _digest(run, *([] if run.window is None else [run.window]))):
+    if before["digest"] not in (now["digest"], _digest(run, *run.channels.windows)):
         then, here = (f"{part['train']} training and {part['val']} validation images" for part in (before, now))
         raise RequestError(
             f"--name {run.settings.name}: began on another labelled set or label file ({then}; {here} now); "
@@ -81,12 +82,11 @@ def check_identity(run: TrainingRun, before: Identity) -> None:
         )
 
 
-def kept_window(before: Identity | None, window: Window | None) -> Window | None:
-    """Return the window that a run was begun with; `window` where it begins now, or where version 0.1 began it."""
-    if before is None or "window" not in before:
-        return window
-    kept = before["window"]
-    return None if kept is None else (kept[0], kept[1])
+def kept_channels(before: Identity | None) -> Channels | None:
+    """Return the channels that a run was begun with; None where it begins now, or where version 0.1 began it."""
+    if before is None or not before.keys() & {"channels", "window"}:
+        return None
+    return Channels.from_json(before.get("channels", before))
 
 
 def _digest(run: TrainingRun, *more: Any) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from unet.data.channels import RGB, Channels
 from unet.data.labelled_set import LabelledSet
 from unet.data.labels import LabelSet
-from unet.settings import Window
+from unet.model.network import UNet, architecture
 from unet.train.examples import BatchRequest, BatchSpec
 from unet.train.schedule import samples_of_step, share
 from unet.train.settings import TrainSettings
@@ -26,8 +27,7 @@ class TrainingRun:
     """Whether the driver has a terminal to draw a bar on."""
     largest: tuple[int, int] = (0, 0)
     """Height and width of the largest validation image seen."""
-    window: Window | None = None
-    """How 16-bit images are scaled."""
+    channels: Channels = RGB
     left_out: tuple[str, ...] = ()
     """Images of the damaged pairs that are left out."""
 
@@ -51,7 +51,14 @@ class TrainingRun:
     def batch_spec(self) -> BatchSpec:
         """How its pairs become arrays."""
         settings = self.settings
-        return BatchSpec(self.labels, settings.geometry, settings.augment, settings.fit.seed, self.largest, self.window)
+        return BatchSpec(
+            self.labels, settings.geometry, settings.augment, settings.fit.seed, self.largest, self.channels
+        )
+
+    def new_network(self) -> UNet:
+        """Return a network of its architecture, of random weights."""
+        classes = len(self.labels.classes)
+        return UNet(classes=classes, channels=self.channels.count, **architecture(self.settings.model))
 
     def steps_of(self, epoch: int, first: int = 0) -> range:
         """Return the steps of an epoch, from step `first` on."""
