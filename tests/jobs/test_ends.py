@@ -233,7 +233,7 @@ def test_promise_34_any_exception_on_one_object_is_its_row(
 
     def fail_on_one(*given: Any, **more: Any) -> Any:
         result = original(*given, **more)
-        shown: list[Array] = given[1] if stage == "predict" else [given[0] if stage.endswith("mask") else result]
+        shown: list[Array] = given[1] if stage == "predict" else [given[0] if stage.endswith("mask") else result[0]]
         if any(array.shape[:2] == (44, 60) for array in shown):
             raise error
         return result

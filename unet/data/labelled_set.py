@@ -10,7 +10,7 @@ from functools import partial
 from unet.data.channels import MAX_CHANNELS, RGB, Channels
 from unet.data.image import Array, DamagedError, ImageError, open_image
 from unet.data.labels import LabelSet
-from unet.data.layouts import PLAIN, Pair, Parts, pairs_of, parts_by_layout
+from unet.data.layouts import PLAIN, SHAPES, Pair, Parts, pairs_of, pairs_of_coco, parts_by_layout
 from unet.data.mask import open_mask, to_classes
 from unet.data.open_pair import naming, open_pair
 from unet.data.planes import Planes
@@ -70,9 +70,12 @@ def _find_parts(settings: SetSettings, folder: str | None = None) -> Parts:
     endings = settings.image_suffix, settings.mask_suffix
     if settings.images is not None and settings.masks is not None:
         store.check_readable(settings.images, "--images")
-        store.check_readable(settings.masks, "--masks")
         layout = replace(PLAIN, image_ending=endings[0], mask_ending=endings[1])
         parts: Parts = {"train": partial(pairs_of, settings.images, settings.masks, layout)}
+        if settings.masks.endswith(SHAPES) and store.exists(settings.masks):
+            parts = {"train": partial(pairs_of_coco, settings.images, settings.masks)}
+        else:
+            store.check_readable(settings.masks, "--masks")
     else:
         parts = parts_by_layout(folder or settings.data or "", "--data", *endings)
     if settings.val_data is not None:

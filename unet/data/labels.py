@@ -8,6 +8,8 @@ Everything past decoding speaks class indices only.
 
 import csv
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.resources import files
@@ -40,6 +42,10 @@ class Label:
     """RGB, 0..255: the palette of written masks and the key of RGB colour masks."""
     ignore: bool = False
     """Neither trained nor scored."""
+
+
+BACKGROUND, IGNORED = re.compile(r"_*background_*", re.IGNORECASE), "__ignore__"
+"""Names of what is behind all shapes, and (labelme) of what is neither trained nor scored."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,8 @@ def read_labels(source: str) -> LabelSet:
     A table has the columns index, name, red, green, blue and, optionally, ignore (1 or 0), in any order, between
     commas, semicolons or tabs. Without ignore, the label named void is the ignored one. Without index, labels count
     from 0 by row; without colours they have those of Pascal VOC's colour map. Rows of one name are one class. The
-    labelmap.txt of CVAT, the _classes.csv of Roboflow and the dataset.json of nnU-Net are taken too.
+    labelmap.txt of CVAT, the _classes.csv of Roboflow, the dataset.json of nnU-Net, the labels.txt of labelme and the
+    categories of a COCO file are taken too.
 
     Raises:
         RequestError: names the file, the line and what is wrong with it.
@@ -166,7 +173,9 @@ def read_labels(source: str) -> LabelSet:
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{place}: cannot be read as a CSV in UTF-8 ({error})") from None
     if path.suffix == ".json":
-        return _parse_nnunet(text, place)
+        return _parse_json(text, place)
+    if path.name == "labels.txt":
+        text = _from_labelme(text)
     return _parse_labels(_from_cvat(text) if path.name == "labelmap.txt" else text, place)
 
 
@@ -223,13 +232,36 @@ def _from_cvat(text: str) -> str:
     return "\n".join(("name,red,green,blue", *(f"{name},{color}" for name, color, *_ in rows)))
 
 
-def _parse_nnunet(text: str, place: str) -> LabelSet:
-    """Return the labels of a dataset.json: its values by name, or (version 1) its names by value."""
+def _from_labelme(text: str) -> str:
+    """Return the table of a labels.txt, whose lines are names."""
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    classes = [name for name in names if name != IGNORED]
+    rows = [f"{index},{name},0" for index, name in enumerate(classes)]
+    return "\n".join(("index,name,ignore", *rows, *([f"255,{IGNORED},1"] if IGNORED in names else [])))
+
+
+def _coco_categories(content: Any) -> Sequence[tuple[int, str]]:
+    """Return value and name of each label of a COCO file: its categories by their numbers, where they fit in 8 bits,
+    and the background, 0. Raise what a file of another kind raises."""
+    pairs = sorted((int(category["id"]), str(category["name"])) for category in content["categories"])
+    numbers = [number for number, _ in pairs]
+    if len(set(numbers)) < len(pairs) or numbers[0] < 1 or numbers[-1] > 255:
+        pairs = [(place, name) for place, (_, name) in enumerate(pairs, 1)]
+    behind = [] if any(BACKGROUND.fullmatch(name) for _, name in pairs) else [(0, "background")]
+    return [*behind, *pairs]
+
+
+def _parse_json(text: str, place: str) -> LabelSet:
+    """Return the labels of a dataset.json: its values by name, or (version 1) its names by value; or of a COCO file."""
     try:
-        pairs = [(k, v) if isinstance(v, int) else (v, int(k)) for k, v in json.loads(text)["labels"].items()]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads(text)
+        if "categories" in content:
+            pairs: list[tuple[Any, int]] = [(name, value) for value, name in _coco_categories(content)]
+        else:
+            pairs = [(k, v) if isinstance(v, int) else (v, int(k)) for k, v in content["labels"].items()]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise RequestError(
-            f"{place}: holds no labels, each with a value, as the dataset.json of nnU-Net does"
+            f"{place}: holds no labels, each with a value, as the dataset.json of nnU-Net does, nor COCO's categories"
         ) from None
     names = [(str(name), value) for name, value in pairs]
     labels = (Label(value=v, name=name, color=color_of(v), ignore=name.lower() == "ignore") for name, v in names)

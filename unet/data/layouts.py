@@ -4,6 +4,7 @@ A pair's key is its path below the image folder without the suffix. Image and ma
 without the endings that a layout gives to each. A published set is read as it comes.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,16 @@ from pathlib import PurePosixPath
 
 from unet.data.image import SUFFIXES
 from unet.data.settings import MaskOrientation
+from unet.data.shapes import Drawing, read_coco
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.objects import ObjectInfo, join_uri
+
+SHAPES = ".json"
+"""What the name of a mask of labelme ends with."""
+
+COCO_OF_ROBOFLOW, INSTANCES = "_annotations.coco.json", re.compile(r"instances_(\w+)\.json")
+"""Names of COCO files of instances, the second below annotations/."""
 
 MAX_NAMED = 3
 """How many files an error names before it only counts them."""
@@ -33,6 +41,8 @@ class Pair:
     """Of both files, when they were listed."""
     mask_orientation: MaskOrientation = field(default="auto", compare=False)
     """How the mask lies if EXIF turns the image."""
+    drawing: Drawing | None = field(default=None, compare=False, repr=False)
+    """The shapes of the mask, where those of all images are in one file, `mask`."""
 
 
 Pairs = tuple[Pair, ...]
@@ -53,6 +63,7 @@ class Layout:
     """What the names of images end with before their suffix; files with other names are not of the set."""
     mask_ending: str = ""
     """What the names of masks end with before their suffix."""
+    mask_suffixes: tuple[str, ...] = SUFFIXES
     marker: str = ""
     """A file below --data without which the set is of another layout."""
     split_lists: str | None = None
@@ -94,6 +105,8 @@ def parts_by_layout(folder: str, flag: str, image_ending: str = "", mask_ending:
         RequestError: names `flag` and the folder; or, when a part is found, the files that do not pair.
     """
     store.check_readable(folder, flag)
+    if parts := _coco_parts(folder):
+        return parts
     for layout in LAYOUTS:
         images, masks = (join_uri(folder, name) for name in layout.folders(layout.train_part))
         marked = not layout.marker or store.exists(join_uri(folder, layout.marker))
@@ -103,10 +116,12 @@ def parts_by_layout(folder: str, flag: str, image_ending: str = "", mask_ending:
             if layout.split_lists is not None:
                 return _parts_by_lists(images, masks, join_uri(folder, layout.split_lists), layout)
             val_images, val_masks = (join_uri(folder, name) for name in layout.folders(layout.val_part))
-            parts: Parts = {"train": partial(pairs_of, images, masks, layout)}
+            parts = {"train": partial(pairs_of, images, masks, layout)}
             if val_images != images and store.exists(val_images):
                 parts["val"] = partial(pairs_of, val_images, val_masks, layout)
             return parts
+    if parts := _labelme_parts(folder, image_ending, mask_ending):
+        return parts
     known = "; ".join("{}/ + {}/".format(*layout.folders(layout.train_part)) for layout in LAYOUTS)
     raise RequestError(
         f"{flag} {folder}: holds none of the known layouts ({known}); arrange it so, or use --images and --masks"
@@ -121,13 +136,68 @@ def pairs_of(images: str, masks: str, layout: Layout = PLAIN) -> Pairs:
     """
     masks_ending_here = layout.mask_ending if images == masks else ""
     image_files = _files_by_stem(images, layout.image_ending, masks_ending_here)
-    mask_files = _files_by_stem(masks, layout.mask_ending)
+    mask_files = _files_by_stem(masks, layout.mask_ending, suffixes=layout.mask_suffixes)
+    if not mask_files:
+        mask_files = _files_by_stem(masks, layout.mask_ending, suffixes=(SHAPES,))
     if not image_files:
         kinds = " ".join(f"{layout.image_ending}{suffix}" for suffix in SUFFIXES)
         raise RequestError(f"{images}: holds no image ({kinds}); name a folder that does")
     _refuse_unpaired("image without a mask", image_files, mask_files, masks, layout.mask_ending)
     _refuse_unpaired("mask without an image", mask_files, image_files, images, layout.image_ending)
     return _make_pairs(image_files, image_files, mask_files, layout.image_ending)
+
+
+def pairs_of_coco(images: str, file: str) -> Pairs:
+    """Return the pairs of a folder of images and a COCO file of instances, in order of key; images that the file does
+    not name are left out.
+
+    Raises:
+        RequestError: what is wrong with the file, or an image that is missing.
+    """
+    folder, _, name = file.rpartition("/")
+    known = next(item for item in store.list_objects(folder) if item.key == name)
+    drawings, there = read_coco(store.read(file), file), {item.key: item for item in store.list_objects(images)}
+    if missing := summarize(sorted(drawings.keys() - there.keys())):
+        raise RequestError(f"{file}: names {missing}, which {images} lacks; add it, or name its folder with --images")
+    pairs = (
+        Pair(
+            PurePosixPath(name).with_suffix("").as_posix(),
+            join_uri(images, name),
+            file,
+            (there[name].size, known.size),
+            (there[name].etag, known.etag),
+            drawing=drawing,
+        )
+        for name, drawing in drawings.items()
+    )
+    return tuple(sorted(pairs, key=lambda pair: pair.key))
+
+
+def _coco_parts(folder: str) -> Parts:
+    """Return the parts of a set that is laid out as Roboflow exports COCO, or as COCO itself; none if it is not."""
+    found = {part: join_uri(folder, name) for part, name in (("train", "train"), ("val", "valid"))}
+    parts: Parts = {
+        part: partial(pairs_of_coco, images, join_uri(images, COCO_OF_ROBOFLOW))
+        for part, images in found.items()
+        if store.exists(join_uri(images, COCO_OF_ROBOFLOW))
+    }
+    annotations = join_uri(folder, "annotations")
+    for name in store.list_files(annotations) if not parts and store.exists(annotations) else ():
+        if (match := INSTANCES.fullmatch(name)) and (part := "val" if "val" in match[1] else "train") not in parts:
+            folders = (join_uri(folder, images) for images in (match[1], f"images/{match[1]}", "images"))
+            images = next(filter(store.exists, folders), folder)
+            parts[part] = partial(pairs_of_coco, images, join_uri(annotations, name))
+    return parts if "train" in parts else {}
+
+
+def _labelme_parts(folder: str, image_ending: str, mask_ending: str) -> Parts:
+    """Return the parts of a set in which each image has a file of labelme beside it; none if there is no such file."""
+    layout = Layout("", "", image_ending=image_ending, mask_ending=mask_ending, mask_suffixes=(SHAPES,))
+    for train, val in ((join_uri(folder, "train"), join_uri(folder, "val")), (folder, "")):
+        if store.exists(train) and any(name.endswith(SHAPES) for name in store.list_files(train)):
+            parts: Parts = {"train": partial(pairs_of, train, train, layout)}
+            return parts | ({"val": partial(pairs_of, val, val, layout)} if val and store.exists(val) else {})
+    return {}
 
 
 def summarize(names: Sequence[str]) -> str:
@@ -191,8 +261,11 @@ def _refuse_unpaired(
         raise RequestError(f"{kind}: {unpaired}; {remedy} or remove this one")
 
 
-def _files_by_stem(folder: str, ending: str = "", other_ending: str = "") -> dict[str, ObjectInfo]:
-    """Return the images in `folder`, their URIs as keys, by their paths below it, without `ending` and suffix.
+def _files_by_stem(
+    folder: str, ending: str = "", other_ending: str = "", suffixes: Sequence[str] = SUFFIXES
+) -> dict[str, ObjectInfo]:
+    """Return the images in `folder`, or the files of other `suffixes`, their URIs as keys, by their paths below it,
+    without `ending` and suffix.
 
     Names that end in `other_ending`, and not in `ending`, are left out. Paths are of one normal form: macOS writes an
     accent as a character of its own, most others do not.
@@ -203,7 +276,7 @@ def _files_by_stem(folder: str, ending: str = "", other_ending: str = "") -> dic
         stem = unicodedata.normalize("NFC", path.with_suffix("").as_posix())
         if other_ending and stem.endswith(other_ending) and not (ending and stem.endswith(ending)):
             continue
-        if path.suffix.lower() in SUFFIXES and stem.endswith(ending):
+        if path.suffix.lower() in suffixes and stem.endswith(ending):
             stem, uri = stem.removesuffix(ending), join_uri(folder, item.key)
             if stem in files:
                 raise RequestError(

@@ -3,6 +3,7 @@
 A sample is looked up in a table, a band of rows at a time; what no label has ends in an ImageError with the remedy.
 """
 
+import io
 from collections.abc import Callable
 from functools import lru_cache
 from typing import IO, Any
@@ -14,12 +15,33 @@ from PIL import Image
 from unet.data.image import MAX_PIXELS, Array, ImageError, bands, decoding_errors, open_picture
 from unet.data.labels import INVALID, LabelSet, built_in_labels
 from unet.data.region import decode_region
+from unet.data.shapes import Drawing, ShapeError, read_labelme
 from unet.data.tiff import Region, TiffPicture
 
 
+class DrawnMask(Image.Image):
+    """A mask given as shapes, which is drawn when its classes are asked for."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        super().__init__()
+        self.drawing, self._size, self._mode = drawing, (drawing.width, drawing.height), "L"
+
+
 def open_mask(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return a mask file as `open_image` does. Raise ImageError: not a mask, or larger than `max_pixels`."""
-    picture = open_picture(data, max_pixels)
+    """Return a mask file as `open_image` does; also one of shapes, of labelme.
+
+    Raises:
+        ImageError: not a mask, or larger than `max_pixels`.
+    """
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    if file.read(1) == b"{":
+        file.seek(0)
+        try:
+            return DrawnMask(read_labelme(file.read()))
+        except ShapeError as error:
+            raise ImageError(str(error)) from None
+    file.seek(0)
+    picture = open_picture(file, max_pixels)
     if picture.format == "JPEG":
         raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
     if isinstance(picture, TiffPicture) and picture.other is not None:
@@ -35,6 +57,8 @@ def to_classes(picture: Image.Image, labels: LabelSet, region: Region | None = N
     Raises:
         ImageError: truncated or damaged, or it holds values or colours that `labels` does not know.
     """
+    if isinstance(picture, DrawnMask):
+        return _draw(picture.drawing, labels, region)
     whole = region is None
     with decoding_errors():
         if region is not None and (picture.mode != "P" or _palette_agrees(picture, labels)):
@@ -71,6 +95,15 @@ def is_read_by_colors(picture: Image.Image, labels: LabelSet) -> bool:
 def decode_mask(data: bytes, labels: LabelSet) -> Array:
     """Return a mask file as `to_classes` does, and raise what it and `open_mask` raise."""
     return to_classes(open_mask(data), labels)
+
+
+def _draw(drawing: Drawing, labels: LabelSet, region: Region | None) -> Array:
+    try:
+        mask = drawing.draw(labels)
+    except ShapeError as error:
+        raise ImageError(str(error)) from None
+    left, top, right, bottom = region or (0, 0, drawing.width, drawing.height)
+    return mask[top:bottom, left:right]
 
 
 def _refuse_alpha(picture: Image.Image) -> None:

@@ -6,7 +6,7 @@ Whatever is wrong with a file is an ImageError that names it and the remedy.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from unet.data.channels import RGB, Channels, Samples
 from unet.data.image import Array, ImageError, decoding_errors, open_image
 from unet.data.labels import IGNORE, LabelSet
 from unet.data.layouts import Pair
-from unet.data.mask import open_mask, to_classes
+from unet.data.mask import DrawnMask, open_mask, to_classes
 from unet.data.planes import Bools, Planes, check_samples, decoded_pixels, read_planes
 from unet.data.prefetch import prefetch
 from unet.data.region import TURNS, displayed_size, orientation_of
@@ -137,11 +137,7 @@ def open_pair(pair: Pair) -> OpenPair:
 
 def open_pairs(pairs: Sequence[Pair]) -> Iterator[OpenPair | ImageError]:
     """Yield what `open_pair` returns or raises for each pair, in order; many files are read at a time."""
-    files = (
-        file
-        for pair in pairs
-        for file in ((open_image, pair.image, pair.sizes[0]), (open_mask, pair.mask, pair.sizes[1]))
-    )
+    files = (file for pair in pairs for file in _files_of(pair))
     opened = prefetch(_open, files, weight=lambda file: file[2], budget=FILE_BYTES, threads=REQUESTS)
     for pair, image, mask in zip(pairs, opened, opened, strict=True):
         if isinstance(image, ImageError):
@@ -169,10 +165,22 @@ def naming(uri: str) -> Iterator[None]:
         raise ImageError(f"{uri}: cannot be read ({error.strerror})") from None
 
 
-def _open(file: tuple[Callable[[IO[bytes]], Image.Image], str, int]) -> Image.Image | ImageError:
+File = tuple[Callable[[], Image.Image], str, int]
+"""What opens a file, its URI, and its size [bytes]."""
+
+
+def _files_of(pair: Pair) -> tuple[File, File]:
+    """Return image and mask of a pair; shapes have been read already."""
+    image: File = (lambda: open_image(store.open_file(pair.image)), pair.image, pair.sizes[0])
+    if pair.drawing is not None:
+        return image, (partial(DrawnMask, pair.drawing), pair.mask, 0)
+    return image, (lambda: open_mask(store.open_file(pair.mask)), pair.mask, pair.sizes[1])
+
+
+def _open(file: File) -> Image.Image | ImageError:
     open_picture, uri, _ = file
     try:
         with naming(uri):
-            return open_picture(store.open_file(uri))
+            return open_picture()
     except ImageError as error:
         return error
