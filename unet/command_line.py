@@ -33,8 +33,9 @@ JOBS = {
 }
 """Of each job the module and name of its function, and of its settings. Only the one that is asked for is imported."""
 
-USAGE = """usage: unet train|segment|evaluate|export|submit ...
+USAGE = """usage: unet check|train|segment|evaluate|export|submit ...
 
+  check     check a labelled set, and make a page that shows it
   train     train a U-Net on a labelled image set
   segment   segment the new and changed images of a folder or bucket
   evaluate  score a model on a labelled set
@@ -47,6 +48,8 @@ unet JOB --help documents every flag."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job that the first argument names, with the flags behind it; return its exit code."""
     name, *flags = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name == "check":
+        return run_job("train", ["--check", *flags])
     if name in JOBS:
         return run_job(name, flags)
     if name == "submit":

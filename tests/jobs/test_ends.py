@@ -126,13 +126,13 @@ def test_promise_31_images_that_a_server_lists_out_of_order_lose_no_mask(
 def test_promise_32_an_input_without_images_is_no_success(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     other = bench.images + "-2"
     for number in range(4):
-        open_store(other).put(f"{number}.heic", b"photo")
+        open_store(other).put(f"{number}.svg", b"photo")
     code, said = end(bench, capsys, input=other)
-    assert (code, "only files that are not looked at: 4 (.heic 4)" in said) == (2, True)
+    assert (code, "only files that are not looked at: 4 (.svg 4)" in said) == (2, True)
     if other.startswith("s3://"):
         code, said = end(bench, capsys, input=f"{bench.images}/3.png")
         assert (code, "is an object; name the folder" in said) == (2, True)
-    open_store(other).delete([f"{number}.heic" for number in range(4)])
+    open_store(other).delete([f"{number}.svg" for number in range(4)])
     assert end(bench, capsys, input=other)[0] == 2
     assert end(bench, capsys, input=other, allow_empty=True) == (0, "")
     assert end(bench, capsys, input=other) == (0, "")  # it was empty before
@@ -293,19 +293,19 @@ def test_promise_44_hidden_and_foreign_files_are_left_alone_and_counted(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = open_store(bench.images)
-    left_alone = ["._3.png", ".ipynb_checkpoints/3-checkpoint.png", "Thumbs.db", "a/.DS_Store", "a/b.heic", "c.HEIC"]
+    left_alone = ["._3.png", ".ipynb_checkpoints/3-checkpoint.png", "Thumbs.db", "a/.DS_Store", "a/b.svg", "c.SVG"]
     for key in left_alone:
         store.put(key, b"not an image")
     with without_ray():
         assert segment(bench.settings()) == 0
     said = capsys.readouterr().out
-    assert "files not looked at: 6 (hidden 3, .heic 2, .db 1)" in said
+    assert "files not looked at: 6 (hidden 3, .svg 2, .db 1)" in said
     rows = bench.run()
     assert set(rows) == {f"{number}.png" for number in range(10)}
     assert bench.summary["not_matched"] == 6
-    assert bench.summary["not_looked_at"][".heic"] == 2
+    assert bench.summary["not_looked_at"][".svg"] == 2
     page = open_store(bench.masks).get(f"_segment/runs/{bench.summary['run']}/index.html").decode()
-    assert ".heic 2" in page
+    assert ".svg 2" in page
 
 
 def test_a_pattern_without_an_ending_takes_images_alone(bench: Bench) -> None:

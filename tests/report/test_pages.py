@@ -1,7 +1,7 @@
 """The pages in a browser, wide and narrow: nothing is amiss, tables sort, the slider moves."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,10 +9,11 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.report import evaluation_page, segmentation_page, training_page
+from tests.report import check_page, evaluation_page, segmentation_page, training_page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PAGES = {
+PAGES: dict[str, Callable[[], bytes]] = {
+    "check": check_page.report,
     "training": training_page.report,
     "segmentation": segmentation_page.report,
     "evaluation": evaluation_page.report,

@@ -66,6 +66,14 @@ class Channels:
 RGB = Channels()
 
 
+def describe(channels: Channels) -> str:
+    """Return in words what the channels are."""
+    windows = [f"{low:.6g} to {high:.6g}" for low, high in channels.windows]
+    if channels.bands is None:
+        return "RGB" + (f", over 8 bits {windows[0]}" if windows else "")
+    return ", ".join(f"band {band}: {window}" for band, window in zip(channels.bands, windows, strict=True))
+
+
 def kind_of(samples: Samples) -> SampleKind:
     """Return what kind of numbers samples are."""
     if samples.dtype.kind == "f":

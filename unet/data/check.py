@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,14 +14,14 @@ from PIL import Image
 
 from unet.data.channels import RGB, Channels, kind_of
 from unet.data.image import DamagedError, ImageError
-from unet.data.labelled_set import LabelledSet, orient
+from unet.data.labelled_set import LabelledSet, choose_bands, orient
 from unet.data.labels import IGNORE, LabelSet
 from unet.data.layouts import summarize
 from unet.data.mask import is_read_by_colors
 from unet.data.open_pair import OpenPair, UndecidedOrientationError, open_pairs, pixels_of
 from unet.data.prefetch import prefetch
-from unet.data.settings import MaskOrientation
-from unet.data.statistics import SetStatistics, draw_samples
+from unet.data.settings import DataSettings, MaskOrientation, SetSettings
+from unet.data.statistics import SetStatistics, choose_channels, draw_samples, statistics_table
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.faults import Vanished
@@ -37,6 +37,42 @@ CACHE_FORMAT = 3
 
 LOG_INTERVAL = 5.0
 """Seconds between two lines about the progress of the check."""
+
+
+@dataclass(frozen=True)
+class CheckedSet:
+    """A labelled set, and what the check has found."""
+
+    labelled: LabelledSet
+    """Without its damaged pairs."""
+    statistics: tuple[SetStatistics, SetStatistics]
+    """Of training and validation part."""
+    channels: Channels
+    table: str
+    """What was counted, to be printed."""
+
+
+def check(
+    found: LabelledSet,
+    labels: LabelSet,
+    settings: SetSettings,
+    log: Callable[[str], None],
+    channels: Channels | None = None,
+    cache: str | None = None,
+) -> CheckedSet:
+    """Check a set that was found, for the channels of a model, or those that suit it. See `check_labelled_set`.
+
+    Raises:
+        RequestError: a file that cannot be used, or flags that do not fit the images.
+    """
+    given = settings if isinstance(settings, DataSettings) else DataSettings()
+    asked = channels or Channels(choose_bands(found, given.bands), nodata=given.nodata)
+    statistics = check_labelled_set(
+        found, labels, settings.check_limit, log, cache, settings.skip_damaged, channels=asked
+    )
+    channels = channels or choose_channels(asked, given.windows, statistics)
+    table = statistics_table(found, labels, statistics, channels)
+    return CheckedSet(apply_check(found, statistics), statistics, channels, table)
 
 
 def check_labelled_set(

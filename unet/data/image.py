@@ -9,15 +9,18 @@ import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from unet.data import readers
 from unet.data.channels import scale_to_8_bits
 from unet.data.labels import IGNORE, LabelSet
 from unet.data.png import without_damaged_chunks
+from unet.data.readers import NotReadError, open_by_package
 from unet.data.region import decode_region, orientation_of, show
 from unet.data.tiff import MAGIC, Region, TiffPicture, UnknownTiffError, open_tiff
 from unet.settings import Geometry, Window
@@ -25,11 +28,12 @@ from unet.settings import Geometry, Window
 Array = npt.NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "AVIF", "JPEG2000")
-"""Pillow decoders that are ever tried, whatever a file claims to be; tifffile reads TIFF."""
+"""Pillow decoders that are ever tried, whatever a file claims to be; tifffile reads TIFF, and `readers` others."""
 
-SUFFIXES = (
+SUFFIXES: tuple[str, ...] = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
     *(".avif", ".jp2", ".j2k"),
+    *readers.SUFFIXES,
 )
 """What an image's name ends with, lower case."""
 
@@ -141,6 +145,12 @@ def resize_mask(mask: Array, size: tuple[int, int]) -> Array:
     return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
+def suffix_of(name: str) -> str:
+    """Return what the name of an image ends with: of two dots both in what has two."""
+    two = next((suffix for suffix in SUFFIXES if suffix.count(".") == 2 and name.lower().endswith(suffix)), "")
+    return name[len(name) - len(two) :] if two else PurePosixPath(name).suffix
+
+
 def size_within(side: int, size: tuple[int, int]) -> tuple[int, int]:
     """Return `size` (height, width), in its proportions reduced to at most `side` pixels a side."""
     scale = min(1.0, side / max(size))
@@ -246,8 +256,11 @@ def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
     is_tiff = file.read(4) in MAGIC
     file.seek(0)
     try:
-        picture = open_tiff(file) if is_tiff else Image.open(file, formats=FORMATS)
-    except UnknownTiffError as error:
+        picture = open_tiff(file) if is_tiff else open_by_package(file)
+        if picture is None:
+            file.seek(0)
+            picture = Image.open(file, formats=FORMATS)
+    except (UnknownTiffError, NotReadError) as error:
         raise ImageError(str(error)) from None
     except _DECODING_ERRORS as error:
         if (repaired := without_damaged_chunks(file)) is not None:

@@ -14,6 +14,7 @@ from unet.data.layouts import PLAIN, SHAPES, Pair, Parts, pairs_of, pairs_of_coc
 from unet.data.mask import open_mask, to_classes
 from unet.data.open_pair import naming, open_pair
 from unet.data.planes import Planes
+from unet.data.png import is_deep_colour
 from unet.data.settings import MaskOrientation, Part, SetSettings
 from unet.data.tiff import TiffPicture
 from unet.settings import RequestError
@@ -102,7 +103,7 @@ def choose_bands(labelled: LabelledSet, asked: tuple[int, ...] | None) -> tuple[
     except ImageError as error:
         raise RequestError(str(error)) from None
     if not isinstance(picture, TiffPicture) or not picture.has_bands:
-        return None
+        return (1, 2, 3) if is_deep_colour(picture) else (1,) if picture.mode == "F" else None
     count = 3 if picture.is_deep_colour and not picture.has_other_bands else picture.band_count
     if count > MAX_CHANNELS:
         raise RequestError(f"{first}: has {count} bands; name up to {MAX_CHANNELS} of them with --bands")

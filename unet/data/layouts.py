@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from unet.data.image import SUFFIXES
+from unet.data.image import SUFFIXES, suffix_of
 from unet.data.settings import MaskOrientation
 from unet.data.shapes import Drawing, read_coco
 from unet.settings import RequestError
@@ -272,11 +272,11 @@ def _files_by_stem(
     """
     files: dict[str, ObjectInfo] = {}
     for item in store.list_objects(folder):
-        path = PurePosixPath(item.key)
-        stem = unicodedata.normalize("NFC", path.with_suffix("").as_posix())
+        suffix = suffix_of(item.key)
+        stem = unicodedata.normalize("NFC", item.key.removesuffix(suffix))
         if other_ending and stem.endswith(other_ending) and not (ending and stem.endswith(ending)):
             continue
-        if path.suffix.lower() in suffixes and stem.endswith(ending):
+        if suffix.lower() in suffixes and stem.endswith(ending):
             stem, uri = stem.removesuffix(ending), join_uri(folder, item.key)
             if stem in files:
                 raise RequestError(

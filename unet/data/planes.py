@@ -23,6 +23,7 @@ from unet.data.image import (
     to_rgb_array,
     to_rgb_picture,
 )
+from unet.data.png import is_deep_colour, sixteen_bit_samples
 from unet.data.region import TURNS, decode_region, orientation_of
 from unet.data.tiff import Region, TiffPicture
 
@@ -90,7 +91,7 @@ def read_planes(picture: Image.Image, channels: Channels = RGB, region: Region |
         return Planes((to_rgb_picture(picture, channels.window, region),))
     if channels.bands is None:
         check_is_rgb(picture)
-    turn = TURNS.get(orientation_of(picture)) if isinstance(picture, TiffPicture) else None
+    turn = _turn_of(picture, channels)
     planes = _scaled(read_samples(picture, channels, region if turn is None else None), picture, channels)
     if turn is None:
         return planes
@@ -116,7 +117,7 @@ def decode_image(data: bytes, channels: Channels = RGB) -> Array:
 
 
 def read_samples(picture: Image.Image, channels: Channels, region: Region | None = None) -> Samples:
-    """Return the samples that become `channels`, HWC: of a TIFF as stored, of others as displayed.
+    """Return the samples that become `channels`, HWC: as stored if `_turn_of` turns them, else as displayed.
 
     Raises:
         ImageError: as `read_planes`.
@@ -124,12 +125,16 @@ def read_samples(picture: Image.Image, channels: Channels, region: Region | None
     with decoding_errors():
         if isinstance(picture, TiffPicture) and picture.mode != "P":
             return picture.samples(region, _places(picture.band_count, picture, channels))
+        if _is_deep_png(picture, channels):
+            left, top, right, bottom = region or (0, 0, *picture.size)
+            samples = sixteen_bit_samples(picture)[top:bottom, left:right]
+            return samples[..., _places(samples.shape[2], picture, channels)]
         if region is not None and orientation_of(picture) == 1:
             picture = decode_region(picture, region)
         else:
             load(picture)
             picture = picture if region is None else picture.crop(region)
-        if picture.mode not in ("L", "LA", "RGB", "RGBA") and not picture.mode.startswith("I"):
+        if picture.mode not in ("L", "LA", "RGB", "RGBA", "F") and not picture.mode.startswith("I"):
             picture = picture.convert("L" if picture.mode == "1" else "RGB")
         samples = np.atleast_3d(np.asarray(picture))
         return samples[..., _places(samples.shape[2], picture, channels)]
@@ -152,7 +157,7 @@ def check_samples(picture: Image.Image, channels: Channels) -> tuple[Samples | N
     holes = _holes(samples, nodata)
     flat = samples.reshape(-1, samples.shape[2])
     there = flat if holes is None else flat[~holes.reshape(-1)]
-    if isinstance(picture, TiffPicture) and holes is not None and (turn := TURNS.get(orientation_of(picture))):
+    if holes is not None and (turn := _turn_of(picture, channels)) is not None:
         holes = np.asarray(Image.fromarray(holes).transpose(turn))
     if channels.bands is None:
         return there.reshape(-1, 1) if is_deep(picture) else None, holes
@@ -165,6 +170,18 @@ def decoded_pixels(picture: Image.Image, channels: Channels = RGB) -> int:
     if channels.bands is None or not isinstance(picture, TiffPicture):
         return pixels
     return pixels * max(1, math.ceil((picture.bytes_per_pixel + channels.count) / 4))
+
+
+def _turn_of(picture: Image.Image, channels: Channels) -> Image.Transpose | None:
+    """Return what brings samples, as `read_samples` returns them, to how the image is displayed."""
+    stored = (isinstance(picture, TiffPicture) and picture.mode != "P") or _is_deep_png(picture, channels)
+    with decoding_errors():
+        return TURNS.get(orientation_of(picture)) if stored else None
+
+
+def _is_deep_png(picture: Image.Image, channels: Channels) -> bool:
+    """Return whether the bands are those of a PNG in colours of 16 bits; as displayed they keep their high byte."""
+    return channels.bands is not None and is_deep_colour(picture)
 
 
 def _places(available: int, picture: Image.Image, channels: Channels) -> list[int]:

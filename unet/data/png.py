@@ -1,8 +1,13 @@
-"""The chunks of a PNG."""
+"""What Pillow makes less of a PNG than there is: one with damaged chunks, and colours of 16 bits."""
 
 import struct
 import zlib
-from typing import IO
+from typing import IO, Any
+
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, PngImagePlugin
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -22,3 +27,22 @@ def without_damaged_chunks(file: IO[bytes]) -> bytes | None:
         else:
             kept.append(chunk)
     return b"".join(kept) if damaged else None
+
+
+def is_deep_colour(picture: Image.Image) -> bool:
+    """Return whether an opened image, its pixels not decoded, is a PNG in colours of 16 bits, of which Pillow gives the
+    high byte."""
+    tiles = picture.tile if isinstance(picture, PngImagePlugin.PngImageFile) else []
+    return bool(tiles) and tiles[0].args in ("RGB;16B", "RGBA;16B")
+
+
+def sixteen_bit_samples(picture: Image.Image) -> npt.NDArray[Any]:
+    """Return the samples of a PNG in colours of 16 bits, opened, as stored, HWC. Raise ValueError: damaged."""
+    assert isinstance(picture, PngImagePlugin.PngImageFile)
+    assert picture.fp is not None
+    picture.fp.seek(0)
+    data = picture.fp.read()
+    try:
+        return np.asarray(imagecodecs.png_decode(data))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None

@@ -12,7 +12,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -21,13 +20,12 @@ import ray
 import yaml
 
 from unet.data.channels import Channels
-from unet.data.check import apply_check, check_labelled_set
-from unet.data.image import ImageError
-from unet.data.labelled_set import choose_bands, find_part
+from unet.data.check import check
+from unet.data.image import ImageError, suffix_of
+from unet.data.labelled_set import find_part
 from unet.data.labels import LabelSet, read_labels
 from unet.data.layouts import Pair
 from unet.data.settings import SetSettings
-from unet.data.statistics import choose_channels, statistics_table
 from unet.evaluate.scorer import Scored, Scorer
 from unet.evaluate.settings import EvaluateSettings
 from unet.model.artifact import Model
@@ -131,15 +129,9 @@ def _pairs(
     settings: EvaluateSettings, labels: LabelSet, channels: Channels | None
 ) -> tuple[tuple[Pair, ...], Channels]:
     """Return what is scored, checked; and the channels of a model, or those that suit the images."""
-    labelled, data = find_part(settings.data, settings.part), settings.data
-    asked = channels or Channels(choose_bands(labelled, None))
-    check = check_labelled_set(
-        labelled, labels, data.check_limit, print, skip_damaged=data.skip_damaged, channels=asked
-    )
-    channels = channels or choose_channels(asked, (), check)
-    print(statistics_table(labelled, labels, check, channels))
-    labelled = apply_check(labelled, check)
-    return (*labelled.train, *labelled.val), channels
+    checked = check(find_part(settings.data, settings.part), labels, settings.data, print, channels)
+    print(checked.table)
+    return (*checked.labelled.train, *checked.labelled.val), checked.channels
 
 
 def _written_masks(folder: str, data: SetSettings, pairs: tuple[Pair, ...]) -> dict[str, str]:
@@ -155,7 +147,7 @@ def _written_masks(folder: str, data: SetSettings, pairs: tuple[Pair, ...]) -> d
     written: dict[str, str] = {}
     missing = []
     for pair in pairs:
-        below_images = f"{pair.key}{PurePosixPath(pair.image).suffix}"
+        below_images = f"{pair.key}{suffix_of(pair.image)}"
         below_sets = [pair.image.removeprefix(above) for above in sets if pair.image.startswith(above)]
         keys = (f"{key}{suffix}" for key in (*below_sets, below_images) for suffix in MASK_SUFFIXES)
         found = next((key for key in keys if key in there), None)

@@ -155,7 +155,7 @@ def _facts_of(summary: Mapping[str, Any]) -> dict[str, str]:
         "Masks removed": f"{summary['removed']:,}",
         "Read": f"{summary['bytes'] / 1e6:,.1f} MB",
         "Time": f"{summary['seconds']:,.1f} s",
-    } | ({"Pixels without data": f"{count:,}"} if (count := summary["no_data_pixels"]) else {})
+    } | ({"Pixels without data": f"{count:,}"} if (count := summary.get("no_data_pixels")) else {})
 
 
 def describe_endings(count: int, endings: Mapping[str, int]) -> str:

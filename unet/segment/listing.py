@@ -5,7 +5,6 @@ two sorted streams, the listing and the ledger, in memory that grows with neithe
 """
 
 import fnmatch
-import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unet.data.image import SUFFIXES
+from unet.data.image import SUFFIXES, suffix_of
 from unet.runtime.background import read_ahead
 from unet.segment.item import Item
 from unet.segment.ledger import LedgerCursor, columns
@@ -257,7 +256,7 @@ def _compile_globs(globs: Iterable[str]) -> re.Pattern[str]:
 
 def _ending(key: str) -> str:
     """Return how a name ends, as in ".heic"; "" if it has no ending, or one that is none."""
-    ending = posixpath.splitext(key.rstrip("/"))[1].lower()
+    ending = suffix_of(key.rstrip("/")).lower()
     return ending if ending[1:].isalnum() and len(ending) <= 6 else ""
 
 

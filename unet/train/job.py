@@ -22,14 +22,16 @@ import ray.train.torch
 import yaml
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from unet.data.channels import Channels
-from unet.data.check import apply_check, check_labelled_set
-from unet.data.labelled_set import choose_bands, find_labelled_set, read_pair
+from unet.data.channels import describe
+from unet.data.check import check
+from unet.data.image import ImageError
+from unet.data.labelled_set import LabelledSet, find_labelled_set, read_pair
 from unet.data.labels import LabelSet, read_labels
-from unet.data.statistics import SetStatistics, choose_channels, statistics_table
+from unet.data.statistics import SetStatistics
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
 from unet.model.predictor import Predictor
+from unet.report.check import LabelledSample, check_report
 from unet.report.comparison import SamplePrediction
 from unet.report.training import training_report
 from unet.runtime import telemetry
@@ -62,12 +64,12 @@ from unet.train.settings import TrainSettings
 from unet.train.trainer import TorchConfig, Trainer, resources
 
 SAMPLES = 6
-"""Validation images that the report shows."""
+"""Images of a part that a page shows."""
 
 RESTARTS = 10
 """How often workers are replaced before a run is given up; machines that were taken away with notice do not count."""
 
-TRACEBACK = "traceback.txt"
+TRACEBACK, CHECK_PAGE = "traceback.txt", "check.html"
 
 
 def train(settings: TrainSettings) -> int:
@@ -79,6 +81,8 @@ def train(settings: TrainSettings) -> int:
     settings = _with_absolute_paths(settings)
     folder = join_uri(settings.output, settings.name)
     store.check_writable(settings.output, "--output")
+    if settings.check:
+        return _check_alone(settings, folder)
     finished, begun = is_finished(folder), Checkpoints(folder).begun()
     more = (finished or begun) and asks_for_more(folder, settings)
     if finished and not more:
@@ -146,40 +150,64 @@ def _check_shared(run: TrainingRun) -> None:
 def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> TrainingRun:
     """Return the run, all of which has been checked; `before`: what it was begun on, if it was."""
     check_batch_norm(settings)
-    labels = read_labels(settings.data.labels)
-    if settings.data.score_ignore:
-        labels = labels.with_ignored_as_classes()
-    source = None
-    if settings.data.data is None and settings.data.images is None:
-        source = join_uri(settings.output, "sample-set")
-        print(f"no --data: training on the generated sample set in {source}", flush=True)
-        write_sample_set(source)
-    labelled = find_labelled_set(settings.data, source)
+    found, labels = _find_set(settings)
     batch = settings.fit.batch_size
-    if batch > len(labelled.train):
-        raise RequestError(
-            f"--batch-size {batch}: the set has {len(labelled.train)} training images; give at most that"
-        )
-    data, cache = settings.data, join_uri(folder, "check.json")
-    kept = kept_channels(before)
-    asked = kept or Channels(choose_bands(labelled, data.bands), nodata=data.nodata)
-    statistics = check_labelled_set(labelled, labels, data.check_limit, print, cache, data.skip_damaged, asked)
-    found, labelled = labelled, apply_check(labelled, statistics)
-    channels = kept or choose_channels(asked, data.windows, statistics)
-    print(statistics_table(found, labels, statistics, channels))
+    if batch > len(found.train):
+        raise RequestError(f"--batch-size {batch}: the set has {len(found.train)} training images; give at most that")
+    cache = join_uri(folder, "check.json")
+    checked = check(found, labels, settings.data, print, kept_channels(before), cache)
+    print(checked.table)
+    statistics = checked.statistics
     run = TrainingRun(
         settings=settings,
         folder=folder,
-        labelled=labelled,
+        labelled=checked.labelled,
         labels=labels,
         class_weights=_class_weights(settings, labels, statistics[0]),
         largest=max(statistics[1].sizes, key=math.prod, default=(0, 0)),
-        channels=channels,
+        channels=checked.channels,
         left_out=tuple(image for part in statistics for image in part.damaged),
         terminal=sys.stderr.isatty(),
     )
     _check_init_from(run)
     return run
+
+
+def _find_set(settings: TrainSettings) -> tuple[LabelledSet, LabelSet]:
+    """Return the set that is named, or the generated one, and what its masks mean."""
+    labels = read_labels(settings.data.labels)
+    if settings.data.score_ignore:
+        labels = labels.with_ignored_as_classes()
+    source = None
+    if settings.data.folder is None:
+        source = join_uri(settings.output, "sample-set")
+        print(f"no --data: training on the generated sample set in {source}", flush=True)
+        write_sample_set(source)
+    return find_labelled_set(settings.data, source), labels
+
+
+def _check_alone(settings: TrainSettings, folder: str) -> int:
+    """Check the set, and write a page about it; return the exit code."""
+    found, labels = _find_set(settings)
+    checked = check(found, labels, settings.data, print)
+    print(checked.table)
+    samples = []
+    for part in (checked.labelled.train, checked.labelled.val):
+        for pair in part[:: max(1, len(part) // SAMPLES)][:SAMPLES]:
+            try:
+                image, mask = read_pair(pair, labels, channels=checked.channels)
+            except ImageError as error:  # of one that the check did not read
+                raise RequestError(str(error)) from None
+            samples.append(LabelledSample(name=pair.key, image=image.to_array(), mask=mask))
+    facts = {
+        "Labelled set": settings.data.folder or "the generated sample set",
+        "Label set": settings.data.labels,
+        "Channels": describe(checked.channels),
+    }
+    page = check_report(title=settings.name, facts=facts, labels=labels, statistics=checked.statistics, samples=samples)
+    store.write(join_uri(folder, CHECK_PAGE), page)
+    print(f"page: {join_uri(folder, CHECK_PAGE)}")
+    return 0
 
 
 def _check_init_from(run: TrainingRun) -> None:

@@ -22,7 +22,7 @@ from unet.train.settings import TrainSettings
 SETTINGS, IDENTITY, PAGE = "settings.yaml", "identity.json", "report/index.html"
 
 NAMES_OF_SET = {"data", "images", "masks", "val_data", "classes", "binary"}
-FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile", "precision"}
+FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile", "precision", "check"}
 """Settings that may differ when a run goes on; that the set and its labels are the same is seen in themselves."""
 
 Identity = dict[str, Any]

@@ -90,6 +90,8 @@ class TrainSettings:
     """Geometry resize: the whole image is resized to H W [pixels]. Default, without --crop: 128 128."""
     crop: tuple[int, int] | None = None
     """Geometry native: trained on crops of H W [pixels] at native scale, applied to whole images."""
+    check: bool = False
+    """Check the labelled set alone, and write what was found to OUTPUT/NAME/check.html; as `unet check` does."""
     workers: str = "1"
     """Number of training workers: N, or MIN:MAX to go on with fewer while machines are missing."""
     gpu: bool = False
