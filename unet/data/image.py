@@ -30,6 +30,8 @@ Array = npt.NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "AVIF", "JPEG2000")
 """Pillow decoders that are ever tried, whatever a file claims to be; tifffile reads TIFF, and `readers` others."""
 
+JPEG_START = b"\xff\xd8"
+
 SUFFIXES: tuple[str, ...] = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
     *(".avif", ".jp2", ".j2k"),
@@ -267,10 +269,27 @@ def open_picture(data: bytes | IO[bytes], max_pixels: int) -> Image.Image:
             return open_picture(repaired, max_pixels)
         if is_tiff:
             raise DamagedError(f"is a damaged TIFF: {error}") from None
-        raise DamagedError(f"is not an image in one of the formats {', '.join((*FORMATS, 'TIFF'))}") from None
+        raise DamagedError(_why_not_opened(file)) from None
     if picture.width * picture.height > max_pixels:
         raise ImageError(f"has {picture.width} x {picture.height} pixels, more than the limit of {max_pixels}")
     return picture
+
+
+def _why_not_opened(file: IO[bytes]) -> str:
+    """Return what a file is that nothing opens, by how it begins, and what is wrong with it."""
+    file.seek(0)
+    start = file.read(16)
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(start) is True:
+            file.seek(0)
+            try:
+                factory(file, "")
+            except _DECODING_ERRORS as error:
+                return f"is a {name} file that cannot be read: {error}"
+    if start.startswith(JPEG_START):
+        return "is a JPEG file that cannot be read: other bytes lie behind its first two"
+    return f"is not an image in one of the formats {', '.join((*FORMATS, 'TIFF', *(r.name for r in readers.READERS)))}"
 
 
 def _prepare(picture: Image.Image, window: Window | None) -> None:

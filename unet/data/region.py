@@ -53,7 +53,7 @@ def orientation_of(picture: Image.Image) -> int:
         if isinstance(picture, PngImagePlugin.PngImageFile) and _has_exif_behind_pixels(picture.fp):
             show(picture)
         else:
-            forget_xmp(picture)
+            forget_other_orientations(picture)
             exif = Image.Image.getexif(picture)  # a PNG's own method would decode it
             return int(exif.get(ExifTags.Base.Orientation, 1))
     return int(picture.info[ORIENTATION])
@@ -62,7 +62,7 @@ def orientation_of(picture: Image.Image) -> int:
 def show(picture: Image.Image) -> None:
     """Decode an image, opened, and turn it as it is displayed. Raise what Pillow does on damaged bytes."""
     picture.load()
-    forget_xmp(picture)
+    forget_other_orientations(picture)
     picture.info.setdefault(ORIENTATION, picture.getexif().get(ExifTags.Base.Orientation, 1))
     ImageOps.exif_transpose(picture, in_place=True)
 
@@ -73,9 +73,10 @@ def displayed_size(picture: Image.Image) -> tuple[int, int]:
     return (picture.height, picture.width) if turned else picture.size
 
 
-def forget_xmp(picture: Image.Image) -> None:
-    """Drop what Pillow would take an orientation from where EXIF has none, and other programs do not."""
-    for key in ("xmp", "XML:com.adobe.xmp"):
+def forget_other_orientations(picture: Image.Image) -> None:
+    """Drop what Pillow would take an orientation from where EXIF has none, and other programs do not: XMP, and EXIF as
+    text in a PNG of ImageMagick's."""
+    for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
         picture.info.pop(key, None)
 
 
@@ -130,7 +131,7 @@ def _has_exif_behind_pixels(file: IO[bytes] | None) -> bool:
         length, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
         if kind in (b"IEND", b"\0\0\0\0"):
             break
-        if behind and (kind == b"eXIf" or file.read(32).startswith(b"Raw profile type exif")):
+        if behind and kind == b"eXIf":
             return True
         behind |= kind == b"IDAT"
         place += 12 + length
