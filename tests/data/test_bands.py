@@ -63,6 +63,18 @@ def open_picture(data: bytes) -> Image.Image | None:
         return None if "which is not read" in str(error) else pytest.fail(str(error))
 
 
+@pytest.mark.parametrize("compression", ["lerc", "zstd", "lzma", "packbits", "jpegxl", "jpeg2000", "png", "webp"])
+def test_whatever_compresses_them_bands_are_read(compression: str) -> None:
+    bands = 4 if compression in ("lerc", "zstd", "lzma", "packbits") else 3
+    samples = np.random.default_rng(0).integers(0, 200, (*SIZE, bands)).astype(np.uint8)
+    options: dict[str, Any] = {"photometric": "rgb"} if bands == 3 else RAW
+    levels = {"jpegxl": {"level": 101}, "jpeg2000": {"level": 0}, "webp": {"lossless": True, "level": -1}}
+    data = tiff(samples, **options, compression=compression, compressionargs=levels.get(compression))
+    assert np.array_equal(read_samples(open_image(data), all_bands(bands)), samples)
+    if bands == 3:
+        assert np.array_equal(read_array(open_image(data))[0], samples)
+
+
 def test_bands_are_chosen_ordered_and_scaled_each_by_its_window() -> None:
     samples = np.random.default_rng(0).integers(0, 3000, (*SIZE, 4)).astype(np.uint16)
     channels = Channels((4, 1), ((0, 3000), (1000, 2000)), ("whole numbers",))

@@ -40,15 +40,28 @@ def textured(seed: int, height: int, width: int) -> Array:
     return image
 
 
+def in_channels(seed: int, height: int, width: int, channels: int) -> Array:
+    image = np.concatenate([textured(seed + place, height, width) for place in range(-(-channels // 3))], axis=2)
+    return np.ascontiguousarray(image[..., :channels])
+
+
 def random_model(
-    kind: Kind = "native", *, width: int = 8, depth: int = 3, norm: Norm = "batch", upsample: Upsample = "transpose"
+    kind: Kind = "native",
+    *,
+    width: int = 8,
+    depth: int = 3,
+    norm: Norm = "batch",
+    upsample: Upsample = "transpose",
+    channels: int = 3,
 ) -> Model:
     """Random weights, but norms that have seen images, and several classes in every mask."""
     torch.manual_seed(0)
-    network = UNet(classes=11, width=width, depth=depth, norm=norm, dropout=0.1, upsample=upsample).train()
+    network = UNet(
+        classes=11, channels=channels, width=width, depth=depth, norm=norm, dropout=0.1, upsample=upsample
+    ).train()
     for seed in range(8):
         with torch.no_grad():
-            network(normalise(torch.from_numpy(textured(seed, 64, 64)).unsqueeze(0)))
+            network(normalise(torch.from_numpy(in_channels(seed, 64, 64, channels)).unsqueeze(0)))
     return Model(network.eval(), CAMVID, Geometry(kind, (64, 96)), digest="d")
 
 
@@ -113,6 +126,21 @@ def test_masks_do_not_depend_on_the_batch_or_the_threads(
         torch.set_num_threads(count)
         alone = [predictor.predict(image) for image in reversed(images)]
         assert all((a == b).all() for a, b in zip(together, reversed(alone), strict=True))
+    assert min(len(np.unique(mask)) for mask in together) > 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 13, 32])
+def test_masks_of_any_number_of_channels_do_not_depend_on_the_batch_or_the_threads(
+    precision: Precision, channels: int, threads: None
+) -> None:
+    predictor = Predictor(random_model("native", channels=channels), precision=precision)
+    images = [in_channels(seed, 90, 113, channels) for seed in range(4)]
+    torch.set_num_threads(2)
+    together = [prediction.mask for prediction in predictor.predict_batch(images)]
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        assert all((predictor.predict(image) == mask).all() for image, mask in zip(images, together, strict=True))
     assert min(len(np.unique(mask)) for mask in together) > 1
 
 
