@@ -214,8 +214,8 @@ def test_a_window_scales_sixteen_bit_grayscale_and_nothing_else() -> None:
     [
         (b"", "is empty"),
         (b"not an image at all", "is not an image"),
-        (encode_image(make_pair(0)[0], "JPEG")[:300], "cannot be decoded|is not an image"),
-        (encode_image(make_pair(0)[0])[:200], "cannot be decoded|is not an image"),
+        (encode_image(make_pair(0)[0], "JPEG")[:300], "cannot be decoded|is not an image|cannot be read"),
+        (encode_image(make_pair(0)[0])[:200], "cannot be decoded|is not an image|cannot be read"),
     ],
 )
 def test_damaged_bytes_are_an_image_error(data: bytes, message: str) -> None:

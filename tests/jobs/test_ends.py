@@ -146,7 +146,7 @@ def test_promise_32_a_manifest_of_which_nothing_is_there_is_no_success(
     bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     manifest = tmp_path / "keys.csv"
-    manifest.write_text(f"key\n{bench.images}/1.png\n{bench.images}/2.png\n")
+    manifest.write_text(f"key\n{bench.images}/images/1.png\n{bench.images}/images/2.png\n")
     code, said = end(bench, capsys, manifest=manifest)
     assert (code, "none of its 2 objects is in --input" in said) == (2, True)
 

@@ -72,7 +72,7 @@ def test_scores_are_those_of_torchmetrics_on_the_predictor_s_masks(
     accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=IGNORE)
     for pair in pairs:
         picture, truth = read_pair(pair, loaded.labels)
-        mask = predictor.predict(np.asarray(picture))
+        mask = predictor.predict(picture.to_array())
         for metric in (iou, accuracy):
             metric.update(torch.from_numpy(mask).long(), torch.from_numpy(truth).long())
     assert scores["images"] == len(pairs)

@@ -245,7 +245,7 @@ def one_color(boxes: Path) -> None:
         (binary, {}, ["masks/003.png", "0/255 mask", "index 255"]),
         (jpeg, {}, ["masks/003.jpg", "JPEG", "PNG"]),
         (unequal, {}, ["masks/003.png", "41 x 56", "40 x 56"]),
-        (unreadable, {}, ["images/003.png", "cannot be decoded|is not an image"]),
+        (unreadable, {}, ["images/003.png", "cannot be decoded|is not an image|cannot be read"]),
         (None, {"colour": "3"}, ["--colour", "--help"]),
         (None, {"gpu": True}, ["--gpu", "no GPU", "leave the flag out"]),
         (None, {"batch_size": 99}, ["--batch-size 99", "12 training images"]),

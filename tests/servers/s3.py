@@ -42,10 +42,11 @@ def rclone(folder: Path, address: str = HERE) -> Iterator[str]:
 
 
 @contextmanager
-def stub(keys: int) -> Iterator[str]:
+def stub(keys: int, names: str = "flat", latency: float = 0.0) -> Iterator[str]:
     """Serve so many images that nobody stored, as tests/servers/stub.py says; yield the URL."""
     port = free_port()
     command = [sys.executable, "-m", "tests.servers.stub", "--port", str(port), "--keys", str(keys)]
+    command += ["--names", names, "--latency", str(latency)]
     with _process(command, HERE, port), aws(os.environ, f"http://{HERE}:{port}", "key", "secret"):
         yield f"http://{HERE}:{port}"
 

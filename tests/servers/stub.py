@@ -1,8 +1,9 @@
 """A stub of S3 with as many images as one wants: `python -m tests.servers.stub --port 9000 --keys 1000000`.
 
-Below images/ of any bucket lie N objects that nobody stored: their names come from a counter, their bytes are one PNG.
-Masks are counted and dropped; all else, a ledger and reports among it, is kept in memory. /stats answers with a JSON
-object of what was asked for so far. One process, one thread: nothing here waits.
+Below images/ of any bucket lie N objects that nobody stored: their names come from a counter (`--names` says how),
+their bytes are one PNG. A page of a listing takes `--latency` seconds. Masks are counted and dropped; all else, a
+ledger and reports among it, is kept in memory. /stats answers with a JSON object of what was asked for so far. One
+process, one thread: nothing here waits.
 """
 
 import argparse
@@ -11,7 +12,9 @@ import hashlib
 import json
 import re
 import time
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -30,23 +33,34 @@ ENTRY = (
     "<Contents><Key>{}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
     "<ETag>&quot;{}&quot;</ETag><Size>{}</Size><StorageClass>STANDARD</StorageClass></Contents>"
 )
-IMAGE_ENTRY = ENTRY.format(IMAGES + "{:09d}.png", ETAG, len(BODY))
 LISTING = (
     '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
     "<EncodingType>url</EncodingType><IsTruncated>{}</IsTruncated>{}{}</ListBucketResult>"
 )
 
 
-def image_key(number: int) -> str:
+HASH_STEP = (1 << 64) // 100_000_000
+
+NAMES: dict[str, Callable[[int], str]] = {
+    "flat": lambda number: f"{number:09d}.png",
+    "dated": lambda number: f"2026/{number // 30_000:05d}/camera-{number % 30_000:05d}.png",
+    "hashed": lambda number: f"{number * HASH_STEP:016x}.png",
+    "skewed": lambda number: f"{'a' if number % 100 == 0 and number < 100 else 'b/one/prefix'}/{number:09d}.png",
+}
+"""Names that are sorted as their numbers are, relative to images/."""
+
+
+def image_key(number: int, names: str = "flat") -> str:
     """The key of an image, relative to images/."""
-    return f"{number:09d}.png"
+    return NAMES[names](number)
 
 
 class Bucket:
     """What lies in the stub, and what was asked of it; the same for every bucket name."""
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, names: str) -> None:
         self.images = images
+        self.name = NAMES[names]
         self.stored: dict[str, bytes] = {}
         self.parts: dict[str, bytes] = {}
         self.counts: Counter[str] = Counter()
@@ -57,12 +71,15 @@ class Bucket:
         counted = {name: self.counts[name] for name in names}
         return json.dumps(counted | {"first_mask": self.first_mask}).encode()
 
-    def list(self, prefix: str, token: str) -> bytes:
+    def list(self, prefix: str, token: str, after: str) -> bytes:
         """A page: of the images, if `prefix` is theirs, or else of what is stored."""
         self.counts["lists"] += 1
         first = int(token or 0)
         if prefix == IMAGES:
-            entries = "".join(map(IMAGE_ENTRY.format, range(first, min(first + PAGE, self.images))))
+            if after and not token:
+                first = bisect_right(range(self.images), after, key=lambda number: IMAGES + self.name(number))
+            numbers = range(first, min(first + PAGE, self.images))
+            entries = "".join(ENTRY.format(IMAGES + self.name(number), ETAG, len(BODY)) for number in numbers)
             total = self.images
         else:
             keys = sorted(key for key in self.stored if key.startswith(prefix))
@@ -100,7 +117,8 @@ class Bucket:
         query = {name: values[0] for name, values in parse_qs(address.query, keep_blank_values=True).items()}
         if verb in ("GET", "HEAD"):
             if not key:
-                return 200, "", self.list(query.get("prefix", ""), query.get("continuation-token", ""))
+                token, after = query.get("continuation-token", ""), query.get("start-after", "")
+                return 200, "", self.list(query.get("prefix", ""), token, after)
             data = self.get(key)
             return (404, "", b"") if data is None else (200, _etag(data), data)
         if verb == "PUT":
@@ -130,8 +148,8 @@ def _etag(data: bytes) -> str:
 class Connection(asyncio.Protocol):
     """HTTP/1.1, kept alive: requests of one connection come one after the other."""
 
-    def __init__(self, bucket: Bucket) -> None:
-        self.bucket = bucket
+    def __init__(self, bucket: Bucket, latency: float) -> None:
+        self.bucket, self.latency = bucket, latency
         self.data = bytearray()
         self.invited = False
 
@@ -152,7 +170,11 @@ class Connection(asyncio.Protocol):
             del self.data[: end + 4 + size]
             self.invited = False
             verb, target, _ = head.split(" ", 2)
-            self._reply(verb, *self.bucket.answer(verb, target, body))
+            answer = self.bucket.answer(verb, target, body)
+            if self.latency and "list-type" in target:
+                asyncio.get_running_loop().call_later(self.latency, self._reply, verb, *answer)
+            else:
+                self._reply(verb, *answer)
 
     def _reply(self, verb: str, status: int, etag: str, body: bytes) -> None:
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Content-Length: {len(body)}"]
@@ -167,10 +189,10 @@ def _header(head: str, name: str) -> str:
     return found[1] if found else ""
 
 
-async def serve(port: int, keys: int) -> None:
+async def serve(port: int, keys: int, names: str, latency: float) -> None:
     """Answers until the process ends."""
-    bucket = Bucket(keys)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(bucket), "127.0.0.1", port)
+    bucket = Bucket(keys, names)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(bucket, latency), "127.0.0.1", port)
     await server.serve_forever()
 
 
@@ -178,5 +200,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--keys", type=int, required=True)
+    parser.add_argument("--names", choices=NAMES, default="flat")
+    parser.add_argument("--latency", type=float, default=0.0)
     given = parser.parse_args()
-    asyncio.run(serve(given.port, given.keys))
+    asyncio.run(serve(given.port, given.keys, given.names, given.latency))

@@ -282,5 +282,5 @@ def _files_by_stem(
                 raise RequestError(
                     f"{files[stem].key} and {uri} have one stem, and files pair by it; remove one of them"
                 )
-            files[stem] = replace(item, key=uri)
+            files[stem] = item._replace(key=uri)
     return files

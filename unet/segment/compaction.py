@@ -19,7 +19,7 @@ from unet.segment.ledger import COLUMNS, Contents, Ledger, LedgerCursor, Range, 
 from unet.storage.faults import Denied
 from unet.storage.objects import Guard, no_guard
 
-RANGE_ROWS = 250_000
+RANGE_ROWS = 100_000
 """Rows of a range, at most; it has half as many at least, where there are so many."""
 
 

@@ -34,7 +34,7 @@ from unet.segment.deletion import delete_masks, refusal
 from unet.segment.item import STAGES, Item, Outcome
 from unet.segment.lease import Lease, LeaseLost, acquire
 from unet.segment.listing import TODO, Listing, items_of
-from unet.segment.manifest import manifest_pages
+from unet.segment.manifest import Manifest
 from unet.segment.recorder import Recorder
 from unet.segment.run_spec import FORCE_KEY, FORMAT_KEY, INTERNAL, KNOWN_OUTPUTS, LEASE_KEY, RunSpec
 from unet.segment.settings import SegmentSettings
@@ -219,7 +219,7 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
     model = Model.load(settings.model)
     store.check_readable(settings.input, "--input")
     if settings.manifest is not None:
-        next(manifest_pages(settings.manifest), None)
+        Manifest(settings.manifest, settings.input).check()
     if not settings.dry_run:
         store.check_writable(settings.output, "--output")
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)

@@ -120,12 +120,12 @@ class Ledger:
         recent = parts - replaced
         return Contents(ranges, sorted(recent), sorted(replaced))
 
-    def rows(self, first: str = "", before: str | None = None) -> Iterator[pa.Table]:
+    def rows(self, first: str = "", before: str | None = None, contents: Contents | None = None) -> Iterator[pa.Table]:
         """Yield the rows that count, each key once, in order of key, without those `removed`.
 
-        `first`, `before`: bounds of the keys that are wanted; others may come too.
+        `first`, `before`: bounds of the keys that are wanted; others may come too. `contents`: of the ledger, if known.
         """
-        contents = self.contents()
+        contents = contents or self.contents()
         ranges = [item for item in contents.ranges if item.last >= first and (before is None or item.first < before)]
         streams = [chain.from_iterable(map(self.read_range, ranges)), self.recent_rows(contents.recent)]
         try:

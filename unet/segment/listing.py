@@ -1,7 +1,7 @@
-"""Lists the input: every object with its status, page by page, in the order of its keys where the server keeps one.
+"""Lists the input: every object with its status, page by page.
 
-The status of an object is TODO, with the reason in `error`, or final: unchanged, skipped, ... It is found by a merge of
-two sorted streams, the listing and the ledger, in memory that grows with neither.
+The status of an object is TODO, with the reason in `error`, or final: unchanged, skipped, ... What the ledger records
+of it is found by lookup.py.
 """
 
 import fnmatch
@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unet.data.image import SUFFIXES, suffix_of
-from unet.runtime.background import read_ahead
 from unet.segment.item import Item
-from unet.segment.ledger import LedgerCursor, columns
-from unet.segment.manifest import head_objects, manifest_keys
+from unet.segment.ledger import columns
+from unet.segment.lookup import Found, Lookup, is_unicode
+from unet.segment.manifest import Manifest
 from unet.segment.mask_index import MaskIndex
 from unet.segment.run_spec import INTERNAL, KNOWN_OUTPUTS, RunSpec
-from unet.storage.objects import ObjectInfo
+from unet.storage.objects import ObjectInfo, Page
 
 TODO = "todo"
 """Status of an object that is to be segmented. An object with any other status is settled: it is final in this run."""
@@ -39,6 +39,9 @@ ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 
 _HIDDEN = re.compile(r"(^|/)\.(?!\.?(/|$))")
 """Names that begin with a dot, as a Mac, Jupyter and many others leave them: they are left alone."""
+
+UNCHANGED = -1
+"""In place of a reason."""
 
 FAILED_BEFORE, LACKING = "failed_before", "lacks an output"
 
@@ -63,6 +66,7 @@ class Listing:
         self.foreign: str | None = None
         self.complete = not (self.settings.manifest or self.settings.include or self.settings.exclude)
         self.limit_left = self.settings.limit if self.settings.limit is not None else -1
+        self._has_patterns = bool(self.settings.include or self.settings.exclude)
         self._selects = selection(self.settings.include, self.settings.exclude)
         self._missing = list[pa.Array]()
         self._returned = set[str]()
@@ -83,27 +87,21 @@ class Listing:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the rows of all objects, of ROW_SCHEMA, page by page."""
-        cursor, last = LedgerCursor(self.spec.ledger.rows()), None
-        for page, others in read_ahead(self._pages()):
-            keys = [item.key for item in page] + others
-            least, most = min(keys), max(keys)
-            if last is None or least > last:
-                for known in cursor.before(least):
-                    self._note_missing(known, [])
-                known, last = cursor.up_to(most), most
-                self._note_missing(known, keys)
-            else:  # a server that does not keep the order: these keys are looked up by themselves
-                known = LedgerCursor(self.spec.ledger.rows(least, most + "\0")).up_to(most)
-                known = known.filter(pc.is_in(known["key"], pa.array(keys, pa.string())))
+        for found in self._found():
+            known, keys = found.known.combine_chunks(), pa.array([item.key for item in found.page], pa.string())
+            if found.out_of_order:
                 self._returned.update(known["key"].to_pylist())
-            if page:
-                self.listed += len(page)
-                yield self._classify(page, known)
+            else:
+                others = pa.array(filter(is_unicode, found.others), pa.string())
+                self._note_missing(known, pa.concat_arrays([keys, others]))
+            self.not_matched += len(found.others)
+            self.endings.update(filter(None, map(_kind, found.others)))
+            if found.page:
+                self.listed += len(found.page)
+                yield self._classify(found.page, keys, known)
             if self.limit_left == 0:
                 self.complete = False
                 return
-        for known in cursor.before(None):
-            self._note_missing(known, [])
         self.ended = True
 
     @property
@@ -113,66 +111,76 @@ class Listing:
         orphaned = self.orphaned if self.complete else 0
         return {"not_matched": self.not_matched, "not_looked_at": endings, "orphaned": orphaned}
 
-    def _note_missing(self, known: pa.Table, listed: Sequence[str]) -> None:
+    def _note_missing(self, known: pa.Table, listed: pa.Array) -> None:
         """Count the masks that are recorded, and note those whose images a page leaves out."""
         has_mask = pc.or_(pc.equal(known["status"], "done"), pc.is_valid(known["mask_etag"]))
         ours = pc.fill_null(pc.equal(known["input"], self.spec.input), True)  # format 1 does not know it
         self.recorded += pc.sum(pc.and_(has_mask, ours)).as_py() or 0
-        missing = pc.and_not(has_mask, pc.is_in(known["key"], pa.array(listed, pa.string())))
+        if _is_column(listed, known["key"]):
+            return
+        missing = pc.and_not(has_mask, pc.is_in(known["key"], listed))
         if self.complete and pc.any(missing).as_py():
             self._missing.append(known["key"].filter(pc.and_(missing, ours)).combine_chunks())
             foreign = known["input"].filter(pc.and_not(missing, ours))
             self.foreign = self.foreign or (foreign[0].as_py() if len(foreign) else None)
 
-    def _pages(self) -> Iterator[tuple[list[ObjectInfo], list[str]]]:
-        """Yield the objects that are selected, and the keys of the others, in pages; no page is empty."""
+    def _found(self) -> Iterator[Found]:
+        """Return the objects, beside their rows of the ledger."""
+        settings = self.settings
+        lookup = Lookup(self.spec.ledger, self._select, workers=1 if settings.limit else settings.list_workers)
+        if settings.manifest is None:
+            return lookup.of_store(self.input)
+        manifest = Manifest(settings.manifest, self.spec.input)
+        return lookup.of_pages(manifest.pages(self.input, self._matches))
+
+    def _matches(self, key: str) -> bool:
+        """Return whether a key of a manifest is selected, and count it if it is not."""
+        matches = self._selects(key) is not False
+        self.not_matched += not matches
+        return matches
+
+    def _select(self, page: Page) -> tuple[list[ObjectInfo], list[str]]:
+        """Return the objects of a page that are selected, and the keys of the others."""
         if self.settings.manifest is not None:
-            for keys in manifest_keys(self.settings.manifest):
-                matching = [key for key in keys if self._selects(key) is not False]
-                self.not_matched += len(keys) - len(matching)
-                if matching:
-                    yield head_objects(matching, self.input), []
-            return
-        for page in self.input.list():
-            selected = [item for item in page if self._is_selected(item)]
-            others = list[str]()
-            if len(selected) < len(page):
-                kept = {item.key for item in selected}
-                others = [item.key for item in page if item.key not in kept]
-                self.not_matched += len(others)
-                self.endings.update(filter(None, map(_kind, others)))
-                others = list(filter(_is_unicode, others))
-            if selected or others:
-                yield selected, others
+            return page, []
+        selected = [item for item in page if self._is_selected(item)]
+        if len(selected) == len(page):
+            return selected, []
+        kept = {item.key for item in selected}
+        return selected, [item.key for item in page if item.key not in kept]
 
     def _is_selected(self, item: ObjectInfo) -> bool:
-        key = item.key
-        if not _is_unicode(key) or ("." in key and _HIDDEN.search(key)):
+        key = item.key  # a search costs more than to see that it is needless
+        if not is_unicode(key) or ((key[:1] == "." or "/." in key) and _HIDDEN.search(key)):
             return False
-        if (matches := self._selects(key)) is not None:
+        if self._has_patterns and (matches := self._selects(key)) is not None:
             return matches
         return key.rstrip("/").lower().endswith(SUFFIXES) or (key.endswith("/") and item.size == 0)
 
-    def _classify(self, page: list[ObjectInfo], known: pa.Table) -> pa.Table:
+    def _classify(self, page: Sequence[ObjectInfo], keys: pa.Array, known: pa.Table) -> pa.Table:
         """Return the rows of a page, in its order, with their statuses. `known`: rows of the ledger."""
-        keys, etags = pa.array([item.key for item in page]), pa.array([item.etag for item in page])
-        sizes = pa.array([item.size for item in page], pa.int64())
-        recorded = known.take(pc.index_in(keys, value_set=known["key"].combine_chunks()))
-        reasons = self._reasons(recorded, etags, sizes)
+        etags, sizes = pa.array([item.etag for item in page]), pa.array([item.size for item in page], pa.int64())
+        recorded = known
+        if not _is_column(keys, known["key"]):
+            recorded = known.take(pc.index_in(keys, value_set=known["key"].combine_chunks()))
+        reasons, names = self._reasons(recorded, etags, sizes)
         if self.masks is not None:
             there = self.masks.contains(keys.to_pylist(), recorded["mask_etag"].to_pylist())
-            reasons[(reasons == "") & ~there] = "mask missing or altered"
+            reasons[(reasons == UNCHANGED) & ~there] = names.index("mask missing or altered")
         statuses, errors, outputs, there = np.full((4, len(page)), None, object)
         statuses[:] = "unchanged"
-        for place in np.flatnonzero(reasons != "").tolist():
-            reason = str(reasons[place])
+        for place in np.flatnonzero(reasons != UNCHANGED).tolist():
+            reason = names[reasons[place]]
             outputs[place], there[place] = self._outputs(reason, recorded, place)
             statuses[place], errors[place] = self._decide(page[place], reason, outputs[place])
         arrays = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], outputs, there]
         return pa.table(arrays, schema=ROW_SCHEMA)
 
-    def _reasons(self, recorded: pa.Table, etags: pa.Array, sizes: pa.Array) -> npt.NDArray[np.str_]:
-        """Return why each object is to be segmented, or FAILED_BEFORE; "" if it is unchanged."""
+    def _reasons(
+        self, recorded: pa.Table, etags: pa.Array, sizes: pa.Array
+    ) -> tuple[npt.NDArray[np.intp], Sequence[str]]:
+        """Return why each object is to be segmented, or FAILED_BEFORE, as its place among the names of reasons;
+        UNCHANGED if it is not."""
         spec, fingerprint = self.spec, recorded["fingerprint"]
         failed = pc.equal(recorded["status"], "failed")
         since = spec.forced_since if spec.forced_since is not None else 0
@@ -190,7 +198,7 @@ class Listing:
             ),
         }
         flags = [pc.fill_null(condition, False).to_numpy() for condition in conditions.values()]
-        return np.select(flags, list(conditions), "")
+        return np.select(flags, list(range(len(flags))), UNCHANGED), [*conditions, "mask missing or altered"]
 
     def _outputs(self, reason: str, recorded: pa.Table, place: int) -> tuple[str, str]:
         """Return what is to be written for an object, and what is there and stays as it is, with commas."""
@@ -250,6 +258,11 @@ def selection(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str],
     return select
 
 
+def _is_column(keys: pa.Array, column: pa.ChunkedArray) -> bool:
+    """Return whether a column holds these very keys, as where nothing has changed."""
+    return len(keys) == len(column) and bool(column.combine_chunks().equals(keys))
+
+
 def _compile_globs(globs: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, globs)) or "(?!)")
 
@@ -262,8 +275,4 @@ def _ending(key: str) -> str:
 
 def _kind(key: str) -> str:
     """Return what a name that is not looked at is counted as."""
-    return "hidden" if _HIDDEN.search(key) else _ending(key) if _is_unicode(key) else "not Unicode"
-
-
-def _is_unicode(key: str) -> bool:
-    return key.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in key)
+    return "hidden" if _HIDDEN.search(key) else _ending(key) if is_unicode(key) else "not Unicode"

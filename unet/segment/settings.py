@@ -29,7 +29,11 @@ class SegmentSettings(PredictSettings):
     exclude: tuple[str, ...] = ()
     """Patterns of the keys to leave out."""
     manifest: str | None = None
-    """CSV or Parquet file with a column key, which is segmented in place of a listing."""
+    """What is segmented in place of a listing: a CSV or Parquet file with a column key, or the manifest.json of an S3
+    Inventory. Where it has etag and size too, no other request is made to find the objects."""
+    list_workers: int | None = None
+    """Ranges of keys that are listed at a time, of an input that the ledger knows. Default: as many as the latency of
+    the server asks for."""
     limit: int | None = None
     """Segment at most this many images in this run."""
     write: str = "mask"
@@ -73,7 +77,7 @@ class SegmentSettings(PredictSettings):
         unknown = set(self.outputs) - {"mask", "overlay", "confidence"}
         if unknown or "mask" not in self.outputs:
             raise RequestError(f"--write {self.write}: give mask, and with commas overlay and confidence")
-        for name in ("limit", "max_pixels", "max_bytes"):
+        for name in ("limit", "list_workers", "max_pixels", "max_bytes"):
             if getattr(self, name) is not None:
                 at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         at_least("--retry-for", self.retry_for, 0)

@@ -35,8 +35,8 @@ class LocalStore:
         self.uri = uri
         self._folder = os.path.abspath(uri)  # a worker that unpickles this store has another current folder
 
-    def list(self) -> Iterator[Page]:
-        keys = self._walk("", frozenset())
+    def list(self, after: str = "", until: str | None = None) -> Iterator[Page]:
+        keys = self._walk("", frozenset(), after, until)
         while batch := tuple(islice(keys, PAGE_SIZE)):
             page = []
             for key in batch:
@@ -110,8 +110,9 @@ class LocalStore:
             return f"has a part of {longest} bytes; a file name holds {MAX_NAME_BYTES}"
         return "is a name of files being written" if _is_temporary(parts[-1]) else None
 
-    def _walk(self, prefix: str, ancestors: frozenset[tuple[int, int]]) -> Iterator[str]:
-        """Yield the keys below `prefix`, sorted. `prefix` is empty or ends in a slash.
+    def _walk(self, prefix: str, ancestors: frozenset[tuple[int, int]], after: str, until: str | None) -> Iterator[str]:
+        """Yield the keys below `prefix`, sorted, that come after one, up to another. `prefix` is empty or ends in a
+        slash.
 
         `ancestors`: device and inode of the folders above; a link to one of them is not followed, or the walk would
         never end.
@@ -129,11 +130,14 @@ class LocalStore:
         folder = (status.st_dev, status.st_ino)
         if folder in ancestors:
             return
-        for name in sorted(names):  # with its slash, a folder sorts where its keys do
-            if name.endswith("/"):
-                yield from self._walk(prefix + name, ancestors | {folder})
-            elif not _is_temporary(name):
-                yield prefix + name
+        for key in (prefix + name for name in sorted(names)):  # with its slash, a folder sorts where its keys do
+            if until is not None and key > until:
+                return
+            if key.endswith("/"):
+                if key >= after or after.startswith(key):  # else all that is below comes before
+                    yield from self._walk(key, ancestors | {folder}, after, until)
+            elif key > after and not _is_temporary(key.rpartition("/")[2]):
+                yield key
 
     def _replace(self, key: str, write: Callable[[BinaryIO], object]) -> str:
         """Make or replace a file atomically, with what `write` writes; return its etag.

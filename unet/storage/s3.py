@@ -74,10 +74,13 @@ class S3Store:
         """Forms of If-Match that the server may know in a write. Ceph's radosgw 16 knows the bare etag alone, which
         elsewhere is an error of syntax or no condition at all."""
 
-    def list(self) -> Iterator[Page]:
+    def list(self, after: str = "", until: str | None = None) -> Iterator[Page]:
+        begin = {"StartAfter": self.prefix + after} if after else {}
         token: str | None = ""
         while token is not None:
-            page, token = self._retry(self.uri, partial(self._fetch_page, token))
+            page, token = self._retry(self.uri, partial(self._fetch_page, begin, token))
+            if until is not None and page and page[-1].key > until:
+                page, token = [item for item in page if item.key <= until], None
             if page:  # an empty page may be followed by others
                 yield page
 
@@ -188,21 +191,21 @@ class S3Store:
             return "is empty"
         return f"has {size:,} bytes with its prefix, over {MAX_KEY_BYTES:,}" if size > MAX_KEY_BYTES else None
 
-    def _fetch_page(self, token: str) -> tuple[Page, str | None]:
+    def _fetch_page(self, begin: Mapping[str, str], token: str) -> tuple[Page, str | None]:
         """Return a page of the listing and the continuation token of the next one; None after the last."""
         request: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.prefix, "EncodingType": "url"}
-        request |= {"ContinuationToken": token} if token else {}
+        request |= {"ContinuationToken": token} if token else begin
         response: Mapping[str, Any] = _client().list_objects_v2(**request)
-        entries: Iterable[tuple[str, int | str, str, str]] = response.get("Entries") or (
-            (item["Key"], item["Size"], item.get("ETag", ""), item.get("StorageClass", ""))
-            for item in response.get("Contents", ())
+        items: Iterable[Mapping[str, Any]] = response.get("Contents", ())
+        keys, sizes, etags, kinds = response.get("Entries") or (
+            [item.get(name, "") for item in items] for name in ("Key", "Size", "ETag", "StorageClass")
         )
-        decode = unquote_plus if response.get("EncodingType") == "url" else str
+        if response.get("EncodingType") == "url":
+            keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
         skip = len(self.prefix)
-        page = [
-            ObjectInfo(decode(key)[skip:], int(size), etag.strip('"'), kind or "STANDARD")
-            for key, size, etag, kind in entries
-        ]
+        names = [key[skip:] for key in keys]
+        columns = names, map(int, sizes), (etag.strip('"') for etag in etags), (kind or "STANDARD" for kind in kinds)
+        page = list(map(ObjectInfo._make, zip(*columns, strict=True)))
         if not response.get("IsTruncated"):
             return page, None
         following = response.get("NextContinuationToken")
@@ -310,6 +313,7 @@ def _cached_client(process: int, environment: tuple[tuple[str, str], ...]) -> "S
 
 
 _ENTRY_PATTERNS = [re.compile(f"<{name}>([^<]*)</{name}>") for name in ("Key", "Size", "ETag", "StorageClass")]
+_QUOTE = "&quot;"
 
 
 def _take_entries(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
@@ -323,8 +327,9 @@ def _take_entries(response_dict: dict[str, Any], customized_response_dict: dict[
     keys, sizes, etags, classes = (pattern.findall(text) for pattern in _ENTRY_PATTERNS)
     classes = classes or [""] * len(keys)
     counts = {text.count("<Contents>"), text.count(end), *map(len, (keys, sizes, etags, classes))}
-    neighbours = re.findall(r"</Contents>\s*<Contents>", text)
-    if len(counts) == 1 and len(neighbours) == len(keys) - 1:
-        keys, etags = (list(map(html.unescape, values)) for values in (keys, etags))
-        customized_response_dict["Entries"] = list(zip(keys, sizes, etags, classes, strict=True))
+    neighbours = text.count("</Contents><Contents>") or len(re.findall(r"</Contents>\s*<Contents>", text))
+    if len(counts) == 1 and neighbours == len(keys) - 1:
+        etags = [etag.removeprefix(_QUOTE).removesuffix(_QUOTE) for etag in etags]
+        keys, etags = ([html.unescape(value) if "&" in value else value for value in found] for found in (keys, etags))
+        customized_response_dict["Entries"] = keys, sizes, etags, classes
         response_dict["body"] = (text[: text.find("<Contents>")] + text[text.rfind(end) + len(end) :]).encode()

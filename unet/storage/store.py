@@ -35,8 +35,9 @@ class Store(Protocol):
     def uri(self) -> str:
         """The URI that was given to `open_store`."""
 
-    def list(self) -> Iterator[Page]:
-        """Yield all objects, hidden ones too, in order of key, in pages of about 1,000.
+    def list(self, after: str = "", until: str | None = None) -> Iterator[Page]:
+        """Yield all objects, hidden ones too, in order of key, in pages of about 1,000; or those with keys that come
+        after one, up to another. No page is empty.
 
         A local folder that does not exist is empty, like a prefix of a bucket. Raise NoSuchFolder if there is no such
         bucket.

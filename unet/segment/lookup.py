@@ -1,0 +1,188 @@
+"""The objects of an input beside their rows of the ledger: a merge of two sorted streams, in constant memory.
+
+Where the ledger knows an input, it says where its keys lie, and ranges of keys are listed side by side: their rows come
+in order within a range, and in no order between ranges. An input that is new is listed from one end to the other, and
+there a server may have any order.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import Full, Queue
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from unet.runtime.background import read_ahead
+from unet.segment.ledger import COLUMNS, Contents, Ledger, LedgerCursor
+from unet.storage.faults import StorageError, Unreachable
+from unet.storage.objects import ObjectInfo, Page, split_uri
+from unet.storage.store import Store
+
+BATCH_KEYS, BATCH_SECONDS = 8_000, 0.2
+"""Keys that are looked up together, at most, and seconds for which the first of them waits for more."""
+
+PAGES_A_SECOND, MAX_WORKERS = 200, 64
+"""Pages that are asked for, whatever the latency, as long as there are no more requests than these at a time: what two
+processors can look up."""
+
+EXPRESS = "--x-s3"
+"""What the names of directory buckets end with."""
+
+WAITING = 8
+"""Batches that are listed and not taken yet."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Some objects, and the rows of the ledger around them."""
+
+    known: pa.Table
+    """Up to the last of these keys, from the last of those before; each row once."""
+    page: Sequence[ObjectInfo] = ()
+    """Objects that are selected."""
+    others: Sequence[str] = ()
+    """The keys of the others."""
+    out_of_order: bool = False
+    """The rows have been given already, with keys before these."""
+
+
+@dataclass
+class Lookup:
+    """Lists `pages` and looks their keys up. `select` cuts a page into objects that are selected, and other keys."""
+
+    ledger: Ledger
+    select: Callable[[Page], tuple[list[ObjectInfo], list[str]]]
+    workers: int | None = None
+    """Ranges that are listed at a time; None: as many as the latency of the server asks for."""
+    _page_seconds: float = field(default=1.0, init=False)
+    """How long a page took, the fastest so far."""
+
+    def of_pages(self, pages: Iterable[Page]) -> Iterator[Found]:
+        """Yield what is found from one end to the other."""
+        return read_ahead(self._scan(pages, self.ledger.contents()))
+
+    def of_store(self, store: Store) -> Iterator[Found]:
+        """Yield what is found in a store."""
+        contents = self.ledger.contents()
+        ends = [] if contents.recent else [item.last for item in contents.ranges[:-1]]
+        if not ends or self.workers == 1 or not _lists_from(store, ends[len(ends) // 2]):
+            return read_ahead(self._scan(store.list(), contents))
+        spans = deque(zip(["", *ends], [*ends, None], strict=True))
+        return self._side_by_side(store, contents, spans)
+
+    def _side_by_side(self, store: Store, contents: Contents, spans: deque[tuple[str, str | None]]) -> Iterator[Found]:
+        """Yield what is found in ranges of keys, each from behind its first key to its second, in threads."""
+        ready: Queue[Found | BaseException | None] = Queue(WAITING)
+        ended = threading.Event()
+
+        def put(entry: Found | BaseException | None) -> None:
+            while not ended.is_set():
+                with suppress(Full):
+                    ready.put(entry, timeout=1)
+                    break
+
+        def work() -> None:
+            try:
+                while (span := _pop(spans)) is not None and not ended.is_set():
+                    for found in self._scan(store.list(*span), contents, *span):
+                        put(found)
+            except BaseException as error:  # raised below
+                put(error)
+            put(None)
+
+        running = 0
+        try:
+            while running or spans:
+                while spans and running < self._wanted():
+                    threading.Thread(target=work, daemon=True).start()
+                    running += 1
+                entry = ready.get()
+                if isinstance(entry, BaseException):
+                    raise entry
+                if entry is None:
+                    running -= 1
+                else:
+                    yield entry
+        finally:
+            ended.set()
+
+    def _wanted(self) -> int:
+        return self.workers or max(2, min(MAX_WORKERS, round(PAGES_A_SECOND * self._page_seconds)))
+
+    def _scan(
+        self, pages: Iterable[Page], contents: Contents, after: str = "", until: str | None = None
+    ) -> Iterator[Found]:
+        """Yield what is found of `pages`, whose keys lie behind `after`, up to `until`."""
+        end = None if until is None else f"{until}\0"
+        is_range = bool(after) or end is not None
+        cursor, last = LedgerCursor(self.ledger.rows(after, end, contents)), None
+        for _ in cursor.before(f"{after}\0") if after else ():
+            pass
+        for page in self._batches(pages):
+            selected, others = self.select(page)
+            keys = [item.key for item in selected] + [key for key in others if is_unicode(key)]
+            if not keys:
+                yield Found(COLUMNS.empty_table(), selected, others)
+                continue
+            least, most = min(keys), max(keys)
+            if last is None or least > last:
+                for known in cursor.before(least):
+                    yield Found(known)
+                last = most
+                yield Found(cursor.up_to(most), selected, others)
+            elif is_range:
+                raise StorageError(least, "comes out of order in the listing; run it again with --list-workers 1")
+            else:  # a server that does not keep the order: these keys are looked up by themselves
+                known = LedgerCursor(self.ledger.rows(least, f"{most}\0")).up_to(most)
+                known = known.filter(pc.is_in(known["key"], pa.array(keys, pa.string())))
+                yield Found(known, selected, others, out_of_order=True)
+        for known in cursor.before(end):
+            yield Found(known)
+
+    def _batches(self, pages: Iterable[Page]) -> Iterator[Page]:
+        """Yield pages that follow each other as one, of about BATCH_KEYS, as long as they are in order."""
+        waiting, since = Page(), time.monotonic()
+        asked = since
+        for page in pages:
+            now = time.monotonic()
+            self._page_seconds = min(self._page_seconds, now - asked)
+            if waiting and page[0].key <= waiting[-1].key:
+                yield waiting
+                waiting = []
+            since = since if waiting else asked
+            waiting = waiting + page
+            if len(waiting) >= BATCH_KEYS or now - since > BATCH_SECONDS:
+                yield waiting
+                waiting = []
+            asked = time.monotonic()
+        if waiting:
+            yield waiting
+
+
+def _pop(spans: deque[tuple[str, str | None]]) -> tuple[str, str | None] | None:
+    with suppress(IndexError):  # another thread has taken the last one
+        return spans.popleft()
+    return None
+
+
+def is_unicode(key: str) -> bool:
+    """Return whether a key is valid Unicode, as all that is recorded is."""
+    return key.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in key)
+
+
+def _lists_from(store: Store, key: str) -> bool:
+    """Return whether the store can be listed from behind a key on, in order. A server may know no such thing, and a
+    directory bucket of S3 Express has no order."""
+    if store.uri.startswith("s3://") and split_uri(store.uri)[0].endswith(EXPRESS):
+        return False
+    try:
+        keys = [item.key for item in next(store.list(key), [])]
+    except Unreachable:
+        raise
+    except StorageError:
+        return False
+    return keys == sorted(keys) and (not keys or keys[0] > key)
