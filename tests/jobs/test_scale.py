@@ -18,9 +18,10 @@ import pytest
 from tests.conftest import ROOT
 from tests.jobs.bench import save_model
 from tests.servers.s3 import stub
-from tests.servers.stub import BODY, ETAG, image_key
+from tests.servers.stub import BODY, ETAG, NAMES, image_key
 from unet.segment.compaction import compact
 from unet.segment.job import _prepare
+from unet.segment.listing import Listing
 from unet.segment.settings import SegmentSettings
 from unet.storage.store import open_store
 
@@ -57,7 +58,7 @@ def summary() -> dict[str, Any]:
     return dict(json.loads(store.get(max(runs))))
 
 
-def record_all(keys: int, generations: int = 1) -> None:
+def record_all(keys: int, generations: int = 1, names: str = "flat") -> None:
     """A ledger in which every image of the stub is done, by several models one after another."""
     _, spec = _prepare(settings())
     rng = np.random.default_rng(0)
@@ -69,7 +70,7 @@ def record_all(keys: int, generations: int = 1) -> None:
             numbers = range(first, min(first + 100_000, keys))
             rows = {name: pa.repeat(value, len(numbers)) for name, value in columns.items()}
             masks = [rng.bytes(16).hex() for _ in numbers]  # as random as etags are
-            rows |= {"key": pa.array(map(image_key, numbers)), "mask_etag": pa.array(masks)}
+            rows |= {"key": pa.array([image_key(number, names) for number in numbers]), "mask_etag": pa.array(masks)}
             spec.ledger.append(pa.table(rows), fence)
         compact(spec.ledger, fence)
 
@@ -156,6 +157,33 @@ def test_promise_37_recorded_objects_pass_in_constant_memory(tmp_path: Path, key
     assert (asked["images"], asked["masks"]) == (0, 0)
     assert report["listed"] / report["seconds"] >= KEYS_A_SECOND
     assert memory["VmHWM"] <= MAX_MEMORY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", NAMES)
+def test_promise_37_recorded_objects_are_listed_side_by_side_however_they_are_named(tmp_path: Path, names: str) -> None:
+    keys = 300_000
+    with stub(keys, names) as url:
+        save_model(MODEL)
+        record_all(keys, names=names)
+        _, spec = _prepare(settings())
+        found = [key for table in Listing(spec).tables() for key in table["key"].to_pylist()]
+        assert stats(url)["lists"] > keys / 1000 + 1
+    assert len(found) == len(set(found)) == keys
+    assert set(found) == {image_key(number, names) for number in range(keys)}
+
+
+@pytest.mark.slow
+def test_promise_37_ten_million_recorded_objects_pass_at_100_ms_a_page(tmp_path: Path) -> None:
+    keys = 10_000_000
+    with stub(keys, latency=0.1) as url:
+        save_model(MODEL)
+        record_all(keys)
+        memory = run_job(tmp_path / "log")
+        report, asked = summary(), stats(url)
+    assert report["counts"] == {"unchanged": keys}
+    assert (asked["images"], asked["masks"]) == (0, 0)
+    assert memory["VmHWM"] <= 1.5e9
 
 
 @pytest.mark.slow

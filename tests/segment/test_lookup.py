@@ -19,7 +19,6 @@ from unet.segment.lookup import Lookup
 from unet.segment.run_spec import RunSpec
 from unet.storage.faults import StorageError
 from unet.storage.local import LocalStore
-from unet.storage.objects import Page
 from unet.storage.store import open_store
 
 NAMES = [
@@ -79,17 +78,18 @@ def test_a_store_lists_what_comes_after_one_key_up_to_another(spec: RunSpec, bou
     assert every == sorted(every)
     expected = [key for key in every if key > after and (until is None or key <= until)]
     assert [item.key for page in store.list(after, until) for item in page] == expected
+    assert [key for page in store.list_tables(after, until) for key in page["key"].to_pylist()] == expected
 
 
 def test_a_fault_in_one_range_ends_the_listing(spec: RunSpec) -> None:
-    original = type(spec.input_store).list
+    original = type(spec.input_store).list_tables
 
-    def fail(self: Any, after: str = "", until: str | None = None) -> Iterator[Page]:
+    def fail(self: Any, after: str = "", until: str | None = None) -> Iterator[pa.Table]:
         yield from original(self, after, until)
         if after:
             raise StorageError("images", "is on fire")
 
-    with patch.object(type(spec.input_store), "list", fail), pytest.raises(StorageError, match="is on fire"):
+    with patch.object(type(spec.input_store), "list_tables", fail), pytest.raises(StorageError, match="is on fire"):
         listed(spec, 4)
 
 
@@ -97,20 +97,25 @@ def test_a_server_that_knows_no_place_to_begin_is_listed_from_one_end_to_the_oth
     tmp_path: Path, spec: RunSpec
 ) -> None:
     calls: list[tuple[str, str | None]] = []
-    original = type(spec.input_store).list
+    kind = type(spec.input_store)
+    original = {name: getattr(kind, name) for name in ("list", "list_tables")}
 
-    def ignore(self: Any, after: str = "", until: str | None = None) -> Iterator[Page]:
-        calls.append((after, until))
-        return original(self)
+    def ignoring(name: str) -> Any:
+        def ignore(self: Any, after: str = "", until: str | None = None) -> Iterator[Any]:
+            calls.append((after, until))
+            pages: Iterator[Any] = original[name](self)
+            return pages
+
+        return ignore
 
     alone = listed(spec, 1)
-    with patch.object(type(spec.input_store), "list", ignore):
+    with patch.multiple(kind, **{name: ignoring(name) for name in original}):
         assert listed(spec, 4) == alone
     assert all(until is None for _, until in calls)
 
 
 def test_with_latency_more_ranges_are_listed_at_a_time(tmp_path: Path) -> None:
-    lookup = Lookup(None, lambda page: (page, []))  # type: ignore[arg-type]
+    lookup = Lookup(None, lambda page: page)  # type: ignore[arg-type]
     lookup._page_seconds = 0.1
     assert lookup._wanted() == 20
     lookup._page_seconds = 0.001

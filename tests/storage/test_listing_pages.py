@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from unet.storage import s3
+from unet.storage import s3_client
 from unet.storage.objects import ObjectInfo
 from unet.storage.store import open_store
 
@@ -82,5 +82,29 @@ def test_the_pages_of_usual_servers_are_read_the_quick_way() -> None:
     for name, content in PAGES.items():
         response = {"status_code": 200, "body": PAGE.format(content).encode()}
         kept: dict[str, object] = {}
-        s3._take_entries(response, kept)
+        s3_client._take_entries(response, kept)
         assert ("Entries" in kept) == (name not in ("one class alone", "all else between")), name
+
+
+RESTORED = (
+    "<RestoreStatus><IsRestoreInProgress>false</IsRestoreInProgress>"
+    "<RestoreExpiryDate>2026-12-24T00:00:00.000Z</RestoreExpiryDate></RestoreStatus>"
+)
+BEING_RESTORED = "<RestoreStatus><IsRestoreInProgress>true</IsRestoreInProgress></RestoreStatus>"
+ARCHIVED = "<StorageClass>GLACIER</StorageClass>"
+
+
+def test_an_archived_object_that_has_been_restored_is_read(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = TYPE + "".join(
+        ENTRY.format(f"images/{name}.png", "e", 1, more)
+        for name, more in (
+            ("a", ARCHIVED),
+            ("b", ARCHIVED + BEING_RESTORED),
+            ("c", ARCHIVED + RESTORED),
+            ("d", STANDARD),
+        )
+    )
+    with serving(PAGE.format(body)) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        (page,) = open_store("s3://b/images").list()
+    assert [item.storage_class for item in page] == ["GLACIER", "GLACIER", "STANDARD", "STANDARD"]

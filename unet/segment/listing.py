@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from unet.data.image import SUFFIXES, suffix_of
 from unet.segment.item import Item
 from unet.segment.ledger import columns
-from unet.segment.lookup import Found, Lookup, is_unicode
+from unet.segment.lookup import Found, Lookup
 from unet.segment.manifest import Manifest
 from unet.segment.mask_index import MaskIndex
 from unet.segment.run_spec import INTERNAL, KNOWN_OUTPUTS, RunSpec
-from unet.storage.objects import ObjectInfo, Page
+from unet.storage.objects import LISTED, NOT_UNICODE, ObjectInfo
 
 TODO = "todo"
 """Status of an object that is to be segmented. An object with any other status is settled: it is final in this run."""
@@ -37,8 +37,11 @@ MAX_ENDINGS = 20
 ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 """Storage classes whose objects cannot be read before they are restored."""
 
-_HIDDEN = re.compile(r"(^|/)\.(?!\.?(/|$))")
-"""Names that begin with a dot, as a Mac, Jupyter and many others leave them: they are left alone."""
+_HIDDEN = r"(^|/)\.([^./]|\.[^/])"
+"""Names that begin with a dot, as a Mac, Jupyter and many others leave them, but `.` and `..`: they are left alone."""
+
+_IMAGE = f"({'|'.join(map(re.escape, SUFFIXES))})/*$"
+"""Names that end like an image."""
 
 UNCHANGED = -1
 """In place of a reason."""
@@ -88,17 +91,17 @@ class Listing:
     def tables(self) -> Iterator[pa.Table]:
         """Yield the rows of all objects, of ROW_SCHEMA, page by page."""
         for found in self._found():
-            known, keys = found.known.combine_chunks(), pa.array([item.key for item in found.page], pa.string())
+            known, keys = found.known.combine_chunks(), found.page["key"].combine_chunks()
             if found.out_of_order:
                 self._returned.update(known["key"].to_pylist())
             else:
-                others = pa.array(filter(is_unicode, found.others), pa.string())
-                self._note_missing(known, pa.concat_arrays([keys, others]))
+                self._note_missing(known, pa.concat_arrays([keys, found.others["key"].combine_chunks()]))
             self.not_matched += len(found.others)
-            self.endings.update(filter(None, map(_kind, found.others)))
-            if found.page:
+            kinds = map(_kind, found.others["key"].to_pylist(), found.others["storage_class"].to_pylist())
+            self.endings.update(filter(None, kinds))
+            if len(found.page):
                 self.listed += len(found.page)
-                yield self._classify(found.page, keys, known)
+                yield self._classify(found.page, known)
             if self.limit_left == 0:
                 self.complete = False
                 return
@@ -139,27 +142,22 @@ class Listing:
         self.not_matched += not matches
         return matches
 
-    def _select(self, page: Page) -> tuple[list[ObjectInfo], list[str]]:
-        """Return the objects of a page that are selected, and the keys of the others."""
+    def _select(self, page: pa.Table) -> pa.ChunkedArray:
+        """Return which objects of a page are selected."""
+        keys = page["key"]
         if self.settings.manifest is not None:
-            return page, []
-        selected = [item for item in page if self._is_selected(item)]
-        if len(selected) == len(page):
-            return selected, []
-        kept = {item.key for item in selected}
-        return selected, [item.key for item in page if item.key not in kept]
+            return pa.chunked_array([pa.repeat(True, len(keys))])
+        is_folder = pc.and_(pc.ends_with(keys, "/"), pc.equal(page["size"], 0))
+        selected = pc.or_(pc.match_substring_regex(keys, _IMAGE, ignore_case=True), is_folder)
+        if self._has_patterns:
+            says = pa.array([self._selects(key) for key in keys.to_pylist()], pa.bool_())
+            selected = pc.coalesce(says, selected)
+        left_alone = pc.or_(pc.match_substring_regex(keys, _HIDDEN), pc.equal(page["storage_class"], NOT_UNICODE))
+        return pc.and_not(selected, left_alone)
 
-    def _is_selected(self, item: ObjectInfo) -> bool:
-        key = item.key  # a search costs more than to see that it is needless
-        if not is_unicode(key) or ((key[:1] == "." or "/." in key) and _HIDDEN.search(key)):
-            return False
-        if self._has_patterns and (matches := self._selects(key)) is not None:
-            return matches
-        return key.rstrip("/").lower().endswith(SUFFIXES) or (key.endswith("/") and item.size == 0)
-
-    def _classify(self, page: Sequence[ObjectInfo], keys: pa.Array, known: pa.Table) -> pa.Table:
+    def _classify(self, page: pa.Table, known: pa.Table) -> pa.Table:
         """Return the rows of a page, in its order, with their statuses. `known`: rows of the ledger."""
-        etags, sizes = pa.array([item.etag for item in page]), pa.array([item.size for item in page], pa.int64())
+        keys, sizes, etags, _ = (page[name].combine_chunks() for name in LISTED.names)
         recorded = known
         if not _is_column(keys, known["key"]):
             recorded = known.take(pc.index_in(keys, value_set=known["key"].combine_chunks()))
@@ -169,10 +167,12 @@ class Listing:
             reasons[(reasons == UNCHANGED) & ~there] = names.index("mask missing or altered")
         statuses, errors, outputs, there = np.full((4, len(page)), None, object)
         statuses[:] = "unchanged"
-        for place in np.flatnonzero(reasons != UNCHANGED).tolist():
+        places = np.flatnonzero(reasons != UNCHANGED)
+        others = page.take(pa.array(places)).to_pylist() if len(places) else []
+        for place, row in zip(places.tolist(), others, strict=True):
             reason = names[reasons[place]]
             outputs[place], there[place] = self._outputs(reason, recorded, place)
-            statuses[place], errors[place] = self._decide(page[place], reason, outputs[place])
+            statuses[place], errors[place] = self._decide(ObjectInfo(**row), reason, outputs[place])
         arrays = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], outputs, there]
         return pa.table(arrays, schema=ROW_SCHEMA)
 
@@ -273,6 +273,6 @@ def _ending(key: str) -> str:
     return ending if ending[1:].isalnum() and len(ending) <= 6 else ""
 
 
-def _kind(key: str) -> str:
+def _kind(key: str, storage_class: str) -> str:
     """Return what a name that is not looked at is counted as."""
-    return "hidden" if _HIDDEN.search(key) else _ending(key) if is_unicode(key) else "not Unicode"
+    return NOT_UNICODE if storage_class == NOT_UNICODE else "hidden" if re.search(_HIDDEN, key) else _ending(key)

@@ -8,7 +8,7 @@ there a server may have any order.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Full, Queue
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from unet.runtime.background import read_ahead
 from unet.segment.ledger import COLUMNS, Contents, Ledger, LedgerCursor
 from unet.storage.faults import StorageError, Unreachable
-from unet.storage.objects import ObjectInfo, Page, split_uri
+from unet.storage.objects import LISTED, NOT_UNICODE, split_uri
 from unet.storage.store import Store
 
 BATCH_KEYS, BATCH_SECONDS = 8_000, 0.2
@@ -42,26 +42,26 @@ class Found:
 
     known: pa.Table
     """Up to the last of these keys, from the last of those before; each row once."""
-    page: Sequence[ObjectInfo] = ()
+    page: pa.Table = field(default_factory=LISTED.empty_table)
     """Objects that are selected."""
-    others: Sequence[str] = ()
-    """The keys of the others."""
+    others: pa.Table = field(default_factory=LISTED.empty_table)
+    """The others."""
     out_of_order: bool = False
     """The rows have been given already, with keys before these."""
 
 
 @dataclass
 class Lookup:
-    """Lists `pages` and looks their keys up. `select` cuts a page into objects that are selected, and other keys."""
+    """Lists objects and looks their keys up. `select`: which of a page are selected, a column of bool."""
 
     ledger: Ledger
-    select: Callable[[Page], tuple[list[ObjectInfo], list[str]]]
+    select: Callable[[pa.Table], pa.ChunkedArray]
     workers: int | None = None
     """Ranges that are listed at a time; None: as many as the latency of the server asks for."""
     _page_seconds: float = field(default=1.0, init=False)
     """How long a page took, the fastest so far."""
 
-    def of_pages(self, pages: Iterable[Page]) -> Iterator[Found]:
+    def of_pages(self, pages: Iterable[pa.Table]) -> Iterator[Found]:
         """Yield what is found from one end to the other."""
         return read_ahead(self._scan(pages, self.ledger.contents()))
 
@@ -70,7 +70,7 @@ class Lookup:
         contents = self.ledger.contents()
         ends = [] if contents.recent else [item.last for item in contents.ranges[:-1]]
         if not ends or self.workers == 1 or not _lists_from(store, ends[len(ends) // 2]):
-            return read_ahead(self._scan(store.list(), contents))
+            return read_ahead(self._scan(store.list_tables(), contents))
         spans = deque(zip(["", *ends], [*ends, None], strict=True))
         return self._side_by_side(store, contents, spans)
 
@@ -88,7 +88,7 @@ class Lookup:
         def work() -> None:
             try:
                 while (span := _pop(spans)) is not None and not ended.is_set():
-                    for found in self._scan(store.list(*span), contents, *span):
+                    for found in self._scan(store.list_tables(*span), contents, *span):
                         put(found)
             except BaseException as error:  # raised below
                 put(error)
@@ -114,7 +114,7 @@ class Lookup:
         return self.workers or max(2, min(MAX_WORKERS, round(PAGES_A_SECOND * self._page_seconds)))
 
     def _scan(
-        self, pages: Iterable[Page], contents: Contents, after: str = "", until: str | None = None
+        self, pages: Iterable[pa.Table], contents: Contents, after: str = "", until: str | None = None
     ) -> Iterator[Found]:
         """Yield what is found of `pages`, whose keys lie behind `after`, up to `until`."""
         end = None if until is None else f"{until}\0"
@@ -123,12 +123,13 @@ class Lookup:
         for _ in cursor.before(f"{after}\0") if after else ():
             pass
         for page in self._batches(pages):
-            selected, others = self.select(page)
-            keys = [item.key for item in selected] + [key for key in others if is_unicode(key)]
-            if not keys:
+            chosen = self.select(page)
+            selected, others = page.filter(chosen), page.filter(pc.invert(chosen))
+            keys = page["key"].filter(pc.not_equal(page["storage_class"], NOT_UNICODE))
+            if not len(keys):
                 yield Found(COLUMNS.empty_table(), selected, others)
                 continue
-            least, most = min(keys), max(keys)
+            least, most = pc.min_max(keys).as_py().values()
             if last is None or least > last:
                 for known in cursor.before(least):
                     yield Found(known)
@@ -138,40 +139,34 @@ class Lookup:
                 raise StorageError(least, "comes out of order in the listing; run it again with --list-workers 1")
             else:  # a server that does not keep the order: these keys are looked up by themselves
                 known = LedgerCursor(self.ledger.rows(least, f"{most}\0")).up_to(most)
-                known = known.filter(pc.is_in(known["key"], pa.array(keys, pa.string())))
-                yield Found(known, selected, others, out_of_order=True)
+                yield Found(known.filter(pc.is_in(known["key"], keys)), selected, others, out_of_order=True)
         for known in cursor.before(end):
             yield Found(known)
 
-    def _batches(self, pages: Iterable[Page]) -> Iterator[Page]:
+    def _batches(self, pages: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Yield pages that follow each other as one, of about BATCH_KEYS, as long as they are in order."""
-        waiting, since = Page(), time.monotonic()
+        waiting, since = list[pa.Table](), time.monotonic()
         asked = since
         for page in pages:
             now = time.monotonic()
             self._page_seconds = min(self._page_seconds, now - asked)
-            if waiting and page[0].key <= waiting[-1].key:
-                yield waiting
+            if waiting and page["key"][0].as_py() <= waiting[-1]["key"][-1].as_py():
+                yield pa.concat_tables(waiting).combine_chunks()
                 waiting = []
             since = since if waiting else asked
-            waiting = waiting + page
-            if len(waiting) >= BATCH_KEYS or now - since > BATCH_SECONDS:
-                yield waiting
+            waiting.append(page)
+            if sum(map(len, waiting)) >= BATCH_KEYS or now - since > BATCH_SECONDS:
+                yield pa.concat_tables(waiting).combine_chunks()
                 waiting = []
             asked = time.monotonic()
         if waiting:
-            yield waiting
+            yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _pop(spans: deque[tuple[str, str | None]]) -> tuple[str, str | None] | None:
     with suppress(IndexError):  # another thread has taken the last one
         return spans.popleft()
     return None
-
-
-def is_unicode(key: str) -> bool:
-    """Return whether a key is valid Unicode, as all that is recorded is."""
-    return key.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in key)
 
 
 def _lists_from(store: Store, key: str) -> bool:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.faults import Unreachable, Vanished
-from unet.storage.objects import ObjectInfo, Page, split_uri
+from unet.storage.objects import LISTED, ObjectInfo, split_uri, to_table
 from unet.storage.store import Store
 
 CONCURRENT_REQUESTS = 16
@@ -33,8 +33,6 @@ CONCURRENT_REQUESTS = 16
 
 PAGE_SIZE = 1000
 """Objects in a page."""
-
-ROWS = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string()), ("storage_class", pa.string())])
 
 NAMES = {
     "bucket": "bucket",
@@ -59,13 +57,13 @@ class Manifest:
     uri: str
     input: str
 
-    def pages(self, images: Store, matches: Callable[[str], bool]) -> Iterator[Page]:
+    def pages(self, images: Store, matches: Callable[[str], bool]) -> Iterator[pa.Table]:
         """Yield the objects of which the key matches, each once, sorted by key; size -1 for one that is not there.
 
         Raises:
             RequestError: as `check`.
         """
-        tables = [ROWS.empty_table(), *self._tables()]
+        tables = [LISTED.empty_table(), *self._tables()]
         rows = pa.concat_tables(tables).combine_chunks()
         order = pc.sort_indices(rows["key"]).to_numpy()
         keys = rows["key"].take(pa.array(order))
@@ -80,22 +78,20 @@ class Manifest:
 
     def _page(
         self, rows: pa.Table, before: str | None, images: Store, matches: Callable[[str], bool]
-    ) -> Iterator[Page]:
+    ) -> Iterator[pa.Table]:
         names = rows["key"].to_pylist()
         new = [name != last and matches(name) for name, last in zip(names, [before, *names], strict=False)]
         rows = rows.filter(pa.array(new, pa.bool_()))
         if not len(rows):
             return
         if rows["etag"].null_count or rows["size"].null_count or not self.input.startswith("s3://"):
-            yield head_objects(rows["key"].to_pylist(), images)
+            yield to_table(head_objects(rows["key"].to_pylist(), images))
             return
-        etags = pc.utf8_trim(rows["etag"], '"')
         kinds = pc.fill_null(rows["storage_class"], "STANDARD")
-        columns = (column.to_pylist() for column in (rows["key"], rows["size"], etags, kinds))
-        yield list(map(ObjectInfo._make, zip(*columns, strict=True)))
+        yield pa.table([rows["key"], rows["size"], pc.utf8_trim(rows["etag"], '"'), kinds], schema=LISTED)
 
     def _tables(self) -> Iterator[pa.Table]:
-        """Yield what is named, of the schema ROWS, with keys relative to the input."""
+        """Yield what is named, of the schema LISTED, with keys relative to the input."""
         try:
             data = store.read(self.uri)
             if self.uri.lower().endswith(".json"):
@@ -153,11 +149,11 @@ class Manifest:
             if name in rows.column_names:
                 below = pc.and_(below, pc.equal(pc.fill_null(rows[name].cast(pa.bool_()), wanted), wanted))
         columns = {"key": pc.utf8_slice_codeunits(keys, len(prefix))}
-        for item in (field for field in ROWS if field.name != "key"):
+        for item in (field for field in LISTED if field.name != "key"):
             given = rows[item.name] if item.name in rows.column_names else pa.nulls(len(rows), item.type)
             empty = pc.equal(given.cast(pa.string()), "")
             columns[item.name] = pc.if_else(empty, None, given).cast(item.type)
-        return pa.table(columns, schema=ROWS).filter(below)
+        return pa.table(columns, schema=LISTED).filter(below)
 
     def _refuse_others(self, buckets: Sequence[str], own: str) -> None:
         if others := sorted(bucket for bucket in buckets if bucket != own):

@@ -12,8 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
+
 from unet.storage.faults import Changed, Denied, Full, StorageError, Vanished
-from unet.storage.objects import Guard, ObjectInfo, Page, join_uri, no_guard
+from unet.storage.objects import Guard, ObjectInfo, Page, join_uri, no_guard, to_table
 
 SMALL_BYTES = 1 << 20
 """A file of as many bytes at most is read when it is opened: folders may lie on other machines."""
@@ -44,6 +46,9 @@ class LocalStore:
                     page.append(self.head(key))
             if page:
                 yield page
+
+    def list_tables(self, after: str = "", until: str | None = None) -> Iterator[pa.Table]:
+        return map(to_table, self.list(after, until))
 
     def head(self, key: str) -> ObjectInfo:
         with translate_errors(join_uri(self.uri, key)):

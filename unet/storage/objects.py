@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pyarrow as pa
+
 
 class ObjectInfo(NamedTuple):
     """An object as a listing shows it: a tuple, since a data class takes three times as long to make."""
@@ -18,8 +20,29 @@ class ObjectInfo(NamedTuple):
 
 Page = list[ObjectInfo]
 
+LISTED = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.string()), ("storage_class", pa.string())])
+"""Columns of a page as a table, where there are too many objects to make one of each."""
+
+NOT_UNICODE = "not Unicode"
+"""In a table, the storage class of a file whose name is none of Unicode; the key only looks like it."""
+
 Guard = Callable[[], None]
 """Called before a write; returns once it may be begun, and raises if it may not."""
+
+
+def is_unicode(key: str) -> bool:
+    """Return whether a key is valid Unicode, as all that is recorded is."""
+    return key.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in key)
+
+
+def to_table(page: Page) -> pa.Table:
+    """Return a page as a table of LISTED."""
+    if not all(is_unicode(item.key) for item in page):
+        page = [
+            item if is_unicode(item.key) else ObjectInfo(repr(item.key), item.size, item.etag, NOT_UNICODE)
+            for item in page
+        ]
+    return pa.table([[item[place] for item in page] for place in range(len(LISTED))], schema=LISTED)
 
 
 def no_guard() -> None:

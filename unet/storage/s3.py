@@ -6,34 +6,28 @@ for a transient reason is repeated until a deadline. Settings come from the stan
 """
 
 import base64
-import html
-import logging
 import mimetypes
 import os
 import random
-import re
-import threading
 import time
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from functools import lru_cache, partial, reduce
+from functools import partial, reduce
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote_plus
 
-import boto3
-from botocore.config import Config
+import pyarrow as pa
 from botocore.exceptions import ClientError
 from s3transfer.utils import ReadFileChunk
 
 from unet.storage.faults import BadCredentials, Changed, Damaged, StorageError, Unreachable, Unsupported, Vanished
-from unet.storage.objects import Guard, ObjectInfo, Page, no_guard, split_uri
+from unet.storage.objects import LISTED, Guard, ObjectInfo, Page, no_guard, split_uri
+from unet.storage.s3_client import client, discard_clients
 from unet.storage.s3_faults import BODY_ERRORS, fault_from_code, translate_errors
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
 
@@ -62,6 +56,10 @@ MAX_IN_MEMORY = 1 << 20
 """Bytes of a file that are read at a time."""
 
 
+Columns = tuple[list[Any], ...]
+"""Keys, sizes, etags and storage classes of a page."""
+
+
 class S3Store:
     """The objects of a bucket whose keys begin with a prefix, as `Store`."""
 
@@ -75,23 +73,32 @@ class S3Store:
         elsewhere is an error of syntax or no condition at all."""
 
     def list(self, after: str = "", until: str | None = None) -> Iterator[Page]:
+        for columns in self._pages(after, until):
+            yield list(map(ObjectInfo._make, zip(*columns, strict=True)))
+
+    def list_tables(self, after: str = "", until: str | None = None) -> Iterator[pa.Table]:
+        return (pa.table(list(columns), schema=LISTED) for columns in self._pages(after, until))
+
+    def _pages(self, after: str, until: str | None) -> Iterator[Columns]:
         begin = {"StartAfter": self.prefix + after} if after else {}
         token: str | None = ""
         while token is not None:
-            page, token = self._retry(self.uri, partial(self._fetch_page, begin, token))
-            if until is not None and page and page[-1].key > until:
-                page, token = [item for item in page if item.key <= until], None
-            if page:  # an empty page may be followed by others
-                yield page
+            columns, token = self._retry(self.uri, partial(self._fetch_page, begin, token))
+            keys = columns[0]
+            if until is not None and keys and keys[-1] > until:
+                count, token = bisect_right(keys, until), None
+                columns = tuple(column[:count] for column in columns)
+            if columns[0]:  # an empty page may be followed by others
+                yield columns
 
     def head(self, key: str) -> ObjectInfo:
         def request() -> ObjectInfo:
             try:
-                response = _client().head_object(**self._object(key))
+                response = client().head_object(**self._object(key))
             except ClientError as error:
                 # The response to HEAD has no body, and so no error code; GET tells whether the credentials are bad.
                 if error.response.get("Error", {}).get("Code") in ("400", "403"):
-                    _client().get_object(**self._object(key), Range="bytes=0-0")["Body"].close()
+                    client().get_object(**self._object(key), Range="bytes=0-0")["Body"].close()
                 raise
             etag = response["ETag"].strip('"')
             return ObjectInfo(key, response["ContentLength"], etag, response.get("StorageClass", "STANDARD"))
@@ -103,7 +110,7 @@ class S3Store:
         wanted = self._object(key) | ({} if etag is None else {"IfMatch": f'"{etag}"'})
 
         def request() -> bytes:
-            response = _client().get_object(**wanted)
+            response = client().get_object(**wanted)
             if etag is not None and response["ETag"].strip('"') != etag:  # the server does not implement If-Match
                 raise Changed(uri, "is no longer what was listed")
             try:
@@ -130,7 +137,7 @@ class S3Store:
 
         def request(**condition: Any) -> str:
             guard()
-            return _client().put_object(**headers, **condition, Body=bytes(data))["ETag"].strip('"')
+            return client().put_object(**headers, **condition, Body=bytes(data))["ETag"].strip('"')
 
         if expected_etag:
             return self._replace(key, expected_etag, request)
@@ -160,21 +167,22 @@ class S3Store:
             self.put(key, path.read_bytes())
             return
         self._check_key(key)
-        begin = self._object(key) | {"ContentType": _content_type(key), "ChecksumAlgorithm": "CRC32"}
-        begun = self._retry(uri, lambda: _client().create_multipart_upload(**begin))
+        begin = self._object(key) | {"ContentType": _content_type(key)}
+        begin |= {"ChecksumAlgorithm": "CRC32"} if _checksum([]) else {}
+        begun = self._retry(uri, lambda: client().create_multipart_upload(**begin))
         upload = self._object(key) | {"UploadId": begun["UploadId"]}
         try:
             starts = enumerate(range(0, size, PART_BYTES), 1)
             parts = [self._retry(uri, partial(_upload_part, upload, number, path, start)) for number, start in starts]
             end = upload | {"MultipartUpload": {"Parts": parts}}
             try:
-                self._retry(uri, lambda: _client().complete_multipart_upload(**end))
+                self._retry(uri, lambda: client().complete_multipart_upload(**end))
             except Vanished:  # the upload is gone: an attempt whose response was lost may have completed it
                 if self.head(key).size != size:
                     raise
         except OSError:
             with suppress(StorageError), translate_errors(uri):
-                _client().abort_multipart_upload(**upload)
+                client().abort_multipart_upload(**upload)
             raise
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -191,21 +199,22 @@ class S3Store:
             return "is empty"
         return f"has {size:,} bytes with its prefix, over {MAX_KEY_BYTES:,}" if size > MAX_KEY_BYTES else None
 
-    def _fetch_page(self, begin: Mapping[str, str], token: str) -> tuple[Page, str | None]:
+    def _fetch_page(self, begin: Mapping[str, str], token: str) -> tuple[Columns, str | None]:
         """Return a page of the listing and the continuation token of the next one; None after the last."""
         request: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.prefix, "EncodingType": "url"}
+        request["OptionalObjectAttributes"] = ["RestoreStatus"]
         request |= {"ContinuationToken": token} if token else begin
-        response: Mapping[str, Any] = _client().list_objects_v2(**request)
+        response: Mapping[str, Any] = client().list_objects_v2(**request)
         items: Iterable[Mapping[str, Any]] = response.get("Contents", ())
         keys, sizes, etags, kinds = response.get("Entries") or (
-            [item.get(name, "") for item in items] for name in ("Key", "Size", "ETag", "StorageClass")
+            *([item.get(name, "") for item in items] for name in ("Key", "Size", "ETag")),
+            [_class_of(item) for item in items],
         )
         if response.get("EncodingType") == "url":
             keys = [unquote_plus(key) if "%" in key or "+" in key else key for key in keys]
         skip = len(self.prefix)
-        names = [key[skip:] for key in keys]
-        columns = names, map(int, sizes), (etag.strip('"') for etag in etags), (kind or "STANDARD" for kind in kinds)
-        page = list(map(ObjectInfo._make, zip(*columns, strict=True)))
+        names, bare = [key[skip:] for key in keys], [etag.strip('"') for etag in etags]
+        page = names, list(map(int, sizes)), bare, [kind or "STANDARD" for kind in kinds]
         if not response.get("IsTruncated"):
             return page, None
         following = response.get("NextContinuationToken")
@@ -215,7 +224,7 @@ class S3Store:
 
     def _delete_batch(self, batch: Sequence[Mapping[str, str]]) -> None:
         request: dict[str, Any] = {"Bucket": self.bucket, "Delete": {"Objects": batch, "Quiet": True}}
-        response: Mapping[str, Any] = _client().delete_objects(**request)
+        response: Mapping[str, Any] = client().delete_objects(**request)
         for error in response.get("Errors", ()):
             if error.get("Code") != "NoSuchKey":
                 raise fault_from_code(self._uri(error.get("Key", "")[len(self.prefix) :]), 0, error)
@@ -237,7 +246,7 @@ class S3Store:
                 if reloaded:
                     raise
                 reloaded = True
-                _discard_clients()
+                discard_clients()
             except Unreachable as error:
                 pause = random.uniform(0, min(MAX_BACKOFF, 0.1 * 2**attempt))
                 stored_damaged = isinstance(error, Damaged) and attempt == BODY_ATTEMPTS
@@ -263,73 +272,27 @@ def _upload_part(upload: Mapping[str, Any], number: int, path: Path, start: int)
     with closing(part):
         checksum = _checksum(iter(partial(part.read, MAX_IN_MEMORY), b""))
         part.seek(0)
-        etag = _client().upload_part(**upload, **checksum, PartNumber=number, Body=part)["ETag"]
-    return {"PartNumber": number, "ETag": etag, "ChecksumCRC32": checksum["ChecksumCRC32"]}
+        etag = client().upload_part(**upload, **checksum, PartNumber=number, Body=part)["ETag"]
+    return {"PartNumber": number, "ETag": etag} | {
+        name: checksum[name] for name in checksum if name != "ChecksumAlgorithm"
+    }
+
+
+def _class_of(item: Mapping[str, Any]) -> str:
+    """Return the storage class of an entry of a listing; of an archived object that has been restored, as if it had
+    never been."""
+    restored = item.get("RestoreStatus", {}).get("RestoreExpiryDate") is not None
+    return "STANDARD" if restored else item.get("StorageClass", "")
 
 
 def _checksum(pieces: Iterable[bytes]) -> dict[str, Any]:
-    """Return the CRC-32 for a request. Given to botocore it is sent as a header, which older servers know; of its own
-    botocore would send a trailer."""
+    """Return the CRC-32 for a request, unless AWS_REQUEST_CHECKSUM_CALCULATION asks for none. Given to botocore it is
+    sent as a header, which older servers know; of its own botocore would send a trailer."""
+    if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() == "when_required":
+        return {}
     digest = base64.b64encode(reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0).to_bytes(4, "big")).decode()
     return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": digest}
 
 
 def _content_type(key: str) -> str:
     return mimetypes.types_map.get(os.path.splitext(key)[1].lower(), "application/octet-stream")
-
-
-_LOCK = threading.Lock()
-
-
-def _client() -> "S3Client":
-    """Return the client of this process and AWS environment, which its threads share."""
-    with _LOCK:
-        environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-        return _cached_client(os.getpid(), environment)
-
-
-def _discard_clients() -> None:
-    with _LOCK:
-        _cached_client.cache_clear()
-
-
-@lru_cache(maxsize=4)
-def _cached_client(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # on INFO it says in every process where credentials are
-    session = boto3.Session()
-    client: S3Client = session.client(
-        "s3",
-        region_name=dict(environment).get("AWS_REGION") or session.region_name or "us-east-1",
-        config=Config(
-            retries={"mode": "standard", "total_max_attempts": 1},  # S3Store repeats
-            max_pool_connections=64,
-            connect_timeout=10,
-            read_timeout=20,
-        ),
-    )
-    # botocore calls handlers of this pattern before its own, which are registered for "before-parse.s3".
-    client.meta.events.register("before-parse.*.ListObjectsV2", _take_entries)
-    return client
-
-
-_ENTRY_PATTERNS = [re.compile(f"<{name}>([^<]*)</{name}>") for name in ("Key", "Size", "ETag", "StorageClass")]
-_QUOTE = "&quot;"
-
-
-def _take_entries(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Take the entries out of a page of a listing, and leave the rest of it to botocore, which is ten times slower.
-
-    Where an entry lacks a field or has one twice, or something stands between the entries, all is left to botocore.
-    """
-    if response_dict["status_code"] != 200:
-        return
-    text, end = response_dict["body"].decode(errors="replace"), "</Contents>"
-    keys, sizes, etags, classes = (pattern.findall(text) for pattern in _ENTRY_PATTERNS)
-    classes = classes or [""] * len(keys)
-    counts = {text.count("<Contents>"), text.count(end), *map(len, (keys, sizes, etags, classes))}
-    neighbours = text.count("</Contents><Contents>") or len(re.findall(r"</Contents>\s*<Contents>", text))
-    if len(counts) == 1 and neighbours == len(keys) - 1:
-        etags = [etag.removeprefix(_QUOTE).removesuffix(_QUOTE) for etag in etags]
-        keys, etags = ([html.unescape(value) if "&" in value else value for value in found] for found in (keys, etags))
-        customized_response_dict["Entries"] = keys, sizes, etags, classes
-        response_dict["body"] = (text[: text.find("<Contents>")] + text[text.rfind(end) + len(end) :]).encode()

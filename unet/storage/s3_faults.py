@@ -1,5 +1,6 @@
 """Translates what boto3 and botocore raise into the exceptions of faults.py. No message holds a secret."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,12 @@ TRANSIENT = {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnav
 
 NO_SPACE = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
 """Error codes of servers whose storage is full."""
+
+CHECKSUM, NO_CHECKSUM = (
+    re.compile(r"checksum|crc32|x-amz-sdk-|trailer", re.IGNORECASE),
+    ("if it knows no CRC32, set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
+)
+"""What servers say that refuse a checksum which they do not know, and the remedy."""
 
 CONNECTION_LOST = (exceptions.ConnectionClosedError, exceptions.ReadTimeoutError, exceptions.ResponseStreamingError)
 """Kinds of HTTPClientError where the server closed the connection or did not answer in time. The other kinds, as an
@@ -84,7 +91,9 @@ def fault_from_code(uri: str, status: int, error: Mapping[str, Any]) -> faults.S
     if code in NO_SPACE or status == 507:
         return faults.Full(uri, "there is no room left on the storage server")
     if code == "NotImplemented" or status == 501:  # the response of servers without conditional writes
-        return faults.Unsupported(uri, "the storage server cannot do this")
+        reason = str(error.get("Message", ""))
+        remedy = f": {NO_CHECKSUM}" if CHECKSUM.search(reason) else ""
+        return faults.Unsupported(uri, f"the storage server cannot do this{remedy}")
     if code == "ConditionalRequestConflict":  # another write to the key is in progress
         return faults.Unreachable(uri, "was written at the same time")
     if status == 412:
@@ -96,4 +105,6 @@ def fault_from_code(uri: str, status: int, error: Mapping[str, Any]) -> faults.S
         return faults.BadCredentials(uri, reason)
     if code in TRANSIENT or status == 429 or status >= 500:
         return faults.Unreachable(uri, reason)
+    if status == 400 and CHECKSUM.search(reason):
+        return faults.StorageError(uri, f"{reason}; {NO_CHECKSUM}")
     return (faults.Denied if status in (401, 403) or code == "AccessDenied" else faults.StorageError)(uri, reason)

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
+import pyarrow as pa
+
 from unet.settings import RequestError
 from unet.storage.faults import Denied, NoSuchFolder, StorageError, Unreachable, Vanished
 from unet.storage.local import LocalStore
@@ -42,6 +44,9 @@ class Store(Protocol):
         A local folder that does not exist is empty, like a prefix of a bucket. Raise NoSuchFolder if there is no such
         bucket.
         """
+
+    def list_tables(self, after: str = "", until: str | None = None) -> Iterator[pa.Table]:
+        """Yield what `list` does, as tables of LISTED."""
 
     def head(self, key: str) -> ObjectInfo:
         """Return what a listing would show of the object. Raise Vanished if there is none."""

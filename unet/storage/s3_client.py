@@ -1,0 +1,81 @@
+"""The client of S3 in this process: boto3's, with listings read ten times as fast as botocore reads them.
+
+Settings come from the standard AWS environment alone.
+"""
+
+import html
+import logging
+import os
+import re
+import threading
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_LOCK = threading.Lock()
+
+
+def client() -> "S3Client":
+    """Return the client of this process and AWS environment, which its threads share."""
+    with _LOCK:
+        environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+        return _cached_client(os.getpid(), environment)
+
+
+def discard_clients() -> None:
+    """Make new clients from now on, which load their credentials again."""
+    with _LOCK:
+        _cached_client.cache_clear()
+
+
+@lru_cache(maxsize=4)
+def _cached_client(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # on INFO it says in every process where credentials are
+    session = boto3.Session()
+    made: S3Client = session.client(
+        "s3",
+        region_name=dict(environment).get("AWS_REGION") or session.region_name or "us-east-1",
+        config=Config(
+            retries={"mode": "standard", "total_max_attempts": 1},  # S3Store repeats
+            max_pool_connections=64,
+            connect_timeout=10,
+            read_timeout=20,
+        ),
+    )
+    # botocore calls handlers of this pattern before its own, which are registered for "before-parse.s3".
+    made.meta.events.register("before-parse.*.ListObjectsV2", _take_entries)
+    if payer := dict(environment).get("AWS_REQUEST_PAYER"):
+        made.meta.events.register("before-call.s3", partial(_add_payer, payer))
+    return made
+
+
+def _add_payer(payer: str, params: dict[str, Any], **_: Any) -> None:
+    params["headers"]["x-amz-request-payer"] = payer
+
+
+_ENTRY_PATTERNS = [re.compile(f"<{name}>([^<]*)</{name}>") for name in ("Key", "Size", "ETag", "StorageClass")]
+_QUOTE = "&quot;"
+
+
+def _take_entries(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """Take the entries out of a page of a listing, and leave the rest of it to botocore, which is ten times slower.
+
+    Where an entry lacks a field or has one twice, or something stands between the entries, all is left to botocore.
+    """
+    text, end = response_dict["body"].decode(errors="replace"), "</Contents>"
+    if response_dict["status_code"] != 200 or "<RestoreStatus>" in text:
+        return
+    keys, sizes, etags, classes = (pattern.findall(text) for pattern in _ENTRY_PATTERNS)
+    classes = classes or [""] * len(keys)
+    counts = {text.count("<Contents>"), text.count(end), *map(len, (keys, sizes, etags, classes))}
+    neighbours = text.count("</Contents><Contents>") or len(re.findall(r"</Contents>\s*<Contents>", text))
+    if len(counts) == 1 and neighbours == len(keys) - 1:
+        etags = [etag.removeprefix(_QUOTE).removesuffix(_QUOTE) for etag in etags]
+        keys, etags = ([html.unescape(value) if "&" in value else value for value in found] for found in (keys, etags))
+        customized_response_dict["Entries"] = keys, sizes, etags, classes
+        response_dict["body"] = (text[: text.find("<Contents>")] + text[text.rfind(end) + len(end) :]).encode()
