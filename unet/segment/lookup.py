@@ -22,12 +22,12 @@ from unet.storage.faults import StorageError, Unreachable
 from unet.storage.objects import LISTED, NOT_UNICODE, split_uri
 from unet.storage.store import Store
 
-BATCH_KEYS, BATCH_SECONDS = 8_000, 0.2
-"""Keys that are looked up together, at most, and seconds for which the first of them waits for more."""
+BATCH_KEYS, BATCH_SECONDS, RANGE_SECONDS = 8_000, 0.2, 2.0
+"""Keys that are looked up together, at most, and seconds for which the first of them waits for more: of a new input,
+where workers may wait for it, and of a range."""
 
-PAGES_A_SECOND, MAX_WORKERS = 200, 64
-"""Pages that are asked for, whatever the latency, as long as there are no more requests than these at a time: what two
-processors can look up."""
+PAGES_A_SECOND, MAX_WORKERS = 400, 64
+"""Pages that would come if only the server took time, more than are looked up, and requests at a time, at most."""
 
 EXPRESS = "--x-s3"
 """What the names of directory buckets end with."""
@@ -122,7 +122,7 @@ class Lookup:
         cursor, last = LedgerCursor(self.ledger.rows(after, end, contents)), None
         for _ in cursor.before(f"{after}\0") if after else ():
             pass
-        for page in self._batches(pages):
+        for page in self._batches(pages, RANGE_SECONDS if is_range else BATCH_SECONDS):
             chosen = self.select(page)
             selected, others = page.filter(chosen), page.filter(pc.invert(chosen))
             keys = page["key"].filter(pc.not_equal(page["storage_class"], NOT_UNICODE))
@@ -143,8 +143,8 @@ class Lookup:
         for known in cursor.before(end):
             yield Found(known)
 
-    def _batches(self, pages: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Yield pages that follow each other as one, of about BATCH_KEYS, as long as they are in order."""
+    def _batches(self, pages: Iterable[pa.Table], seconds: float) -> Iterator[pa.Table]:
+        """Yield pages that follow each other in order as one, of about BATCH_KEYS or of so many seconds."""
         waiting, since = list[pa.Table](), time.monotonic()
         asked = since
         for page in pages:
@@ -155,7 +155,7 @@ class Lookup:
                 waiting = []
             since = since if waiting else asked
             waiting.append(page)
-            if sum(map(len, waiting)) >= BATCH_KEYS or now - since > BATCH_SECONDS:
+            if sum(map(len, waiting)) >= BATCH_KEYS or now - since > seconds:
                 yield pa.concat_tables(waiting).combine_chunks()
                 waiting = []
             asked = time.monotonic()
