@@ -117,10 +117,10 @@ class Lookup:
         self, pages: Iterable[pa.Table], contents: Contents, after: str = "", until: str | None = None
     ) -> Iterator[Found]:
         """Yield what is found of `pages`, whose keys lie behind `after`, up to `until`."""
-        end = None if until is None else f"{until}\0"
-        is_range = bool(after) or end is not None
-        cursor, last = LedgerCursor(self.ledger.rows(after, end, contents)), None
-        for _ in cursor.before(f"{after}\0") if after else ():
+        begin, end = f"{after}\0" if after else "", None if until is None else f"{until}\0"
+        is_range = bool(begin) or end is not None
+        cursor, last = LedgerCursor(self.ledger.rows(begin, end, contents)), None
+        for _ in cursor.before(begin):
             pass
         for page in self._batches(pages, RANGE_SECONDS if is_range else BATCH_SECONDS):
             chosen = self.select(page)
