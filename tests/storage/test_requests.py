@@ -91,6 +91,15 @@ def test_no_checksum_is_sent_where_the_environment_asks_for_none(
 
 
 @pytest.mark.usefixtures("s3")
+def test_a_mask_is_sent_without_asking_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording() as (url, seen):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        open_store("s3://b/x", retry_seconds=0).put("a.png", bytes(60_000))
+    assert [verb for verb, _ in seen] == ["PUT"]
+    assert "expect" not in seen[0][1]
+
+
+@pytest.mark.usefixtures("s3")
 @pytest.mark.parametrize("refused", [(400, "InvalidArgument"), (501, "NotImplemented")])
 def test_a_server_that_knows_no_checksum_is_named_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, refused: tuple[int, str]

@@ -49,9 +49,17 @@ def _cached_client(process: int, environment: tuple[tuple[str, str], ...]) -> "S
     )
     # botocore calls handlers of this pattern before its own, which are registered for "before-parse.s3".
     made.meta.events.register("before-parse.*.ListObjectsV2", _take_entries)
+    made.meta.events.register_last("before-call.s3", _send_at_once)  # behind botocore's own of this name
     if payer := dict(environment).get("AWS_REQUEST_PAYER"):
         made.meta.events.register("before-call.s3", partial(_add_payer, payer))
     return made
+
+
+def _send_at_once(model: Any, params: dict[str, Any], **_: Any) -> None:
+    """Send an object without asking first whether it will be taken, which costs a round trip: a large one is sent in
+    parts."""
+    if model.name == "PutObject":
+        params["headers"].pop("Expect", None)
 
 
 def _add_payer(payer: str, params: dict[str, Any], **_: Any) -> None:
