@@ -1,6 +1,7 @@
 """Images of any bands: read to the sample, scaled by a window for each, and what holds no data is ignored."""
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,33 @@ def test_whatever_compresses_them_bands_are_read(compression: str) -> None:
     assert np.array_equal(read_samples(open_image(data), all_bands(bands)), samples)
     if bands == 3:
         assert np.array_equal(read_array(open_image(data))[0], samples)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("bands", [1, 3, 4])
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+def test_samples_of_an_odd_number_of_bits_in_a_big_endian_bigtiff_are_read(
+    tmp_path: Path, bits: int, bands: int, interleave: str
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    samples = np.random.default_rng(0).integers(0, 1 << bits, (bands, *SIZE)).astype(np.uint16)
+    file = tmp_path / "a.tif"
+    size = {"height": SIZE[0], "width": SIZE[1], "count": bands, "dtype": "uint16"}
+    made = {"driver": "GTiff", "nbits": bits, "interleave": interleave, "bigtiff": "yes", "endianness": "big"}
+    transform = rasterio.Affine(10, 0, 0, 0, -10, 0)
+    with rasterio.open(file, "w", **size, **made, transform=transform) as written:
+        written.write(samples)
+    assert file.read_bytes()[:4] == b"MM\0+"
+    picture = open_image(file.read_bytes())
+    assert np.array_equal(read_samples(picture, all_bands(bands)), np.moveaxis(samples, 0, -1))
+
+
+def test_a_tiff_that_says_its_width_twice_is_damaged() -> None:
+    data = tiff(np.zeros(SIZE, np.uint8), extratags=[(65000, "I", 1, 9, True)])
+    once, twice = (struct.pack("<HH", code, 4) for code in (65000, 256))
+    assert data.count(once) == 1
+    with pytest.raises(ImageError, match="is a damaged TIFF: the tag 256 is there twice"):
+        open_image(data.replace(once, twice))
 
 
 def test_bands_are_chosen_ordered_and_scaled_each_by_its_window() -> None:

@@ -25,6 +25,9 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION, NODATA = 274, 42113
 """Tags: by "TIFF Revision 6.0" (Adobe, 1992), and by GDAL, a number as text."""
 
+LAYOUT = (256, 257, 258, 259, 262, 277, 284)
+"""Tags that say how samples lie in the file: width, height, bits, compression, meaning, number, planes."""
+
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 """Values of PhotometricInterpretation."""
 
@@ -89,6 +92,8 @@ class TiffPicture(ImageFile.ImageFile):
             file = tifffile.TiffFile(self.fp)
             self._page = page = file.pages.first
             _refuse_pages(file)
+            if repeated := [code for code in LAYOUT if len(page.tags.getall(code) or ()) > 1]:
+                raise ValueError(f"the tag {repeated[0]} is there twice")
             try:
                 self.other, self._mode = None, _mode_of(page)
             except UnknownTiffError as error:
