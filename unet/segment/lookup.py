@@ -26,7 +26,7 @@ BATCH_KEYS, BATCH_SECONDS, RANGE_SECONDS = 8_000, 0.2, 2.0
 """Keys that are looked up together, at most, and seconds for which the first of them waits for more: of a new input,
 where workers may wait for it, and of a range."""
 
-PAGES_A_SECOND, MAX_WORKERS = 400, 64
+PAGES_A_SECOND, MAX_WORKERS = 600, 64
 """Pages that would come if only the server took time, more than are looked up, and requests at a time, at most."""
 
 EXPRESS = "--x-s3"
@@ -69,15 +69,17 @@ class Lookup:
         """Yield what is found in a store."""
         contents = self.ledger.contents()
         ends = [] if contents.recent else [item.last for item in contents.ranges[:-1]]
+        asked = time.monotonic()
         if not ends or self.workers == 1 or not _lists_from(store, ends[len(ends) // 2]):
             return read_ahead(self._scan(store.list_tables(), contents))
+        self._page_seconds = time.monotonic() - asked
         spans = deque(zip(["", *ends], [*ends, None], strict=True))
         return self._side_by_side(store, contents, spans)
 
     def _side_by_side(self, store: Store, contents: Contents, spans: deque[tuple[str, str | None]]) -> Iterator[Found]:
         """Yield what is found in ranges of keys, each from behind its first key to its second, in threads."""
         ready: Queue[Found | BaseException | None] = Queue(WAITING)
-        ended = threading.Event()
+        ended, running = threading.Event(), 0
 
         def put(entry: Found | BaseException | None) -> None:
             while not ended.is_set():
@@ -87,19 +89,18 @@ class Lookup:
 
         def work() -> None:
             try:
-                while (span := _pop(spans)) is not None and not ended.is_set():
+                while not ended.is_set() and running <= self._wanted() and (span := _pop(spans)) is not None:
                     for found in self._scan(store.list_tables(*span), contents, *span):
                         put(found)
             except BaseException as error:  # raised below
                 put(error)
             put(None)
 
-        running = 0
         try:
             while running or spans:
                 while spans and running < self._wanted():
-                    threading.Thread(target=work, daemon=True).start()
                     running += 1
+                    threading.Thread(target=work, daemon=True).start()
                 entry = ready.get()
                 if isinstance(entry, BaseException):
                     raise entry
