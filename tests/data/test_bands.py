@@ -16,9 +16,11 @@ from tests.data.test_tiff import SIZE, grid, tiff
 from unet.data.augment import draw_view
 from unet.data.channels import RGB, WITHOUT_DATA, Channels, kind_of
 from unet.data.check import check_labelled_set
+from unet.data.geotiff import encode_geotiff
 from unet.data.image import ImageError, encode_image, open_image, resize_image
 from unet.data.labelled_set import LabelledSet, choose_bands, find_labelled_set, read_pair
 from unet.data.labels import IGNORE, read_labels
+from unet.data.mask import decode_mask
 from unet.data.planes import Planes, read_array, read_planes, read_samples
 from unet.data.settings import AugmentSettings, DataSettings
 from unet.data.statistics import choose_channels, statistics_table
@@ -223,7 +225,10 @@ def test_without_a_flag_the_first_image_says_which_bands_there_are(
     if options.get("planarconfig") == "separate":
         stored = np.moveaxis(samples, -1, 0)
     labelled = write_set(tmp_path, stored, MASK, **options)
-    assert choose_bands(labelled, None) == expected
+    lines = list[str]()
+    assert choose_bands(labelled, None, lines.append) == expected
+    alpha = ["band 4 is marked as alpha and left out; if it is none, give --bands 1 2 3 4"]
+    assert lines == (alpha if "unassalpha" in options.get("extrasamples", ()) else [])
     channels = channels_of(labelled)
     image, mask = read_pair(labelled.train[0], BINARY, channels=channels)
     assert image.to_array().shape == (*SIZE, 3 if expected is None else bands)
@@ -332,3 +337,16 @@ def test_bands_are_resized_each_by_itself() -> None:
     resized = resize_image(image, (30, 33))
     assert np.array_equal(resized[..., :3], resize_image(np.ascontiguousarray(image[..., :3]), (30, 33)))
     assert resize_image(image[..., :1], (30, 33)).shape == (30, 33, 1)
+
+
+@pytest.mark.parametrize("nodata", [0, 254])
+def test_a_mask_with_nodata_is_read_back_and_a_label_of_that_value_stays_one(nodata: int) -> None:
+    """254 is what is written of a set without an ignored label; the palette there is black, as the background is."""
+    mask = (np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 3 == 0).astype(np.uint8)
+    holes = np.zeros(SIZE, bool)
+    holes[:4] = True
+    data = encode_geotiff(mask, BINARY, holes)
+    if nodata == 0:
+        data = tiff(mask, extratags=[(42113, "s", 0, "0", True)])
+        holes[:] = False
+    assert np.array_equal(decode_mask(data, BINARY), np.where(holes, IGNORE, mask))

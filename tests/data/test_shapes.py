@@ -157,6 +157,11 @@ def test_any_coco_file_may_be_named_with_its_images(tmp_path: Path) -> None:
         (b"{", "is no COCO file of instances"),
         (b'{"images": []}', "is no COCO file of instances"),
         (coco([{"category_id": 7, "segmentation": [], "bbox": [1, 2, 3, 4]}]), "boxes alone are no masks"),
+        (coco([], ("a.png", "a.png")), "names an image twice"),
+        (
+            coco([{"category_id": 7, "segmentation": [SQUARE], "image_id": 9}]),
+            "has shapes of an image 9, which it does",
+        ),
         (coco([{"category_id": 8, "segmentation": [SQUARE]}]), "is no COCO file of instances .KeyError: 8"),
     ],
 )

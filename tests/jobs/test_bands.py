@@ -62,6 +62,25 @@ def flags(folder: Path, *more: str) -> list[str]:
     return [*f"--data {folder}/set --output {folder}/runs {tiny}".split(), *more]
 
 
+def share_of_right_pixels(masks: str, folder: Path) -> float:
+    """Of the masks of a set's images, which lie where these do, and have no data where these have none."""
+    labels, right = read_labels("binary"), []
+    for file in sorted((folder / "images").iterdir()):
+        data = store.read(join_uri(masks, f"{file.name}.tif"))
+        truth = decode_mask((folder / f"masks/{file.stem}.png").read_bytes(), labels)
+        with rasterio.MemoryFile(data) as memory, memory.open() as mask, rasterio.open(file) as image:
+            assert (mask.crs, mask.transform) == (image.crs, image.transform)
+            assert mask.dtypes == ("uint8",)
+            assert np.array_equal(mask.dataset_mask() > 0, image.dataset_mask() > 0)
+            there, written = mask.dataset_mask() > 0, mask.read(1)
+            assert {mask.colormap(1)[label.value][:3] for label in labels.classes} == {
+                label.color for label in labels.classes
+            }
+        values = np.array([label.value for label in labels.classes])
+        right.append((written == values[truth])[there].mean())
+    return float(np.mean(right))
+
+
 @pytest.mark.usefixtures("one_ray")
 def test_what_shows_in_the_fourth_band_alone_is_learnt_from_it_and_laid_over_it(
     tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str]
@@ -83,21 +102,7 @@ def test_what_shows_in_the_fourth_band_alone_is_learnt_from_it_and_laid_over_it(
     assert segment(settings) == 0
     said = capsys.readouterr().out
     assert "24 done, 1 failed" in said
-    labels, right = read_labels("binary"), []
-    for file in sorted((tmp_path / "set/images").iterdir()):
-        data = store.read(join_uri(masks, f"{file.name}.tif"))
-        truth = decode_mask((tmp_path / f"set/masks/{file.stem}.png").read_bytes(), labels)
-        with rasterio.MemoryFile(data) as memory, memory.open() as mask, rasterio.open(file) as image:
-            assert (mask.crs, mask.transform) == (image.crs, image.transform)
-            assert mask.dtypes == ("uint8",)
-            assert np.array_equal(mask.dataset_mask() > 0, image.dataset_mask() > 0)
-            there, written = mask.dataset_mask() > 0, mask.read(1)
-            assert {mask.colormap(1)[label.value][:3] for label in labels.classes} == {
-                label.color for label in labels.classes
-            }
-        values = np.array([label.value for label in labels.classes])
-        right.append((written == values[truth])[there].mean())
-    assert np.mean(right) > 0.97
+    assert share_of_right_pixels(masks, tmp_path / "set") > 0.97
 
     whole = EvaluateSettings(
         model=settings.model,
@@ -109,6 +114,10 @@ def test_what_shows_in_the_fourth_band_alone_is_learnt_from_it_and_laid_over_it(
     scores = json.loads((tmp_path / "scores/scores.json").read_text())
     assert scores["pixels"] == 24 * (SIDE * SIDE - 6 * 9)
     assert scores["miou"] > 0.9
+
+    written = EvaluateSettings(predictions=masks, output=str(tmp_path / "again"), data=whole.data, part="all")
+    assert evaluate(written) == 0
+    assert json.loads((tmp_path / "again/scores.json").read_text())["confusion"] == scores["confusion"]
 
     exported = str(tmp_path / "model.onnx")
     assert export(ExportSettings(model=settings.model, output=exported)) == 0

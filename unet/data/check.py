@@ -66,7 +66,7 @@ def check(
         RequestError: a file that cannot be used, or flags that do not fit the images.
     """
     given = settings if isinstance(settings, DataSettings) else DataSettings()
-    asked = channels or Channels(choose_bands(found, given.bands), nodata=given.nodata)
+    asked = channels or Channels(choose_bands(found, given.bands, log), nodata=given.nodata)
     statistics = check_labelled_set(
         found, labels, settings.check_limit, log, cache, settings.skip_damaged, channels=asked
     )

@@ -4,6 +4,7 @@ Whatever is wrong with a file is said in one line that names the file and the re
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -85,9 +86,11 @@ def _find_parts(settings: SetSettings, folder: str | None = None) -> Parts:
     return parts
 
 
-def choose_bands(labelled: LabelledSet, asked: tuple[int, ...] | None) -> tuple[int, ...] | None:
+def choose_bands(
+    labelled: LabelledSet, asked: tuple[int, ...] | None, log: Callable[[str], None] = print
+) -> tuple[int, ...] | None:
     """Return the bands that become channels: those asked for, or those of the first image. None: RGB as displayed, if
-    it is gray or in colours of 8 bits, or gray of 16.
+    it is gray or in colours of 8 bits, or gray of 16. `log` is called with a line about a band that is left out.
 
     Raises:
         RequestError: the file cannot be used, or has too many bands.
@@ -102,6 +105,9 @@ def choose_bands(labelled: LabelledSet, asked: tuple[int, ...] | None) -> tuple[
         return None  # the check says more
     except ImageError as error:
         raise RequestError(str(error)) from None
+    if isinstance(picture, TiffPicture) and picture.has_alpha:  # as GDAL marks the last of two or four bands of 8 bits
+        every = " ".join(map(str, range(1, picture.band_count + 1)))
+        log(f"band {picture.band_count} is marked as alpha and left out; if it is none, give --bands {every}")
     if not isinstance(picture, TiffPicture) or not picture.has_bands:
         return (1, 2, 3) if is_deep_colour(picture) else (1,) if picture.mode == "F" else None
     count = 3 if picture.is_deep_colour and not picture.has_other_bands else picture.band_count

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from unet.data.image import MAX_PIXELS, Array, ImageError, bands, decoding_errors, open_picture
-from unet.data.labels import INVALID, LabelSet, built_in_labels
+from unet.data.labels import IGNORE, INVALID, LabelSet, built_in_labels
 from unet.data.region import decode_region
 from unet.data.shapes import Drawing, ShapeError, read_labelme
 from unet.data.tiff import Region, TiffPicture
@@ -59,7 +59,7 @@ def to_classes(picture: Image.Image, labels: LabelSet, region: Region | None = N
     """
     if isinstance(picture, DrawnMask):
         return _draw(picture.drawing, labels, region)
-    whole = region is None
+    whole, nodata = region is None, _nodata_of(picture, labels)
     with decoding_errors():
         if region is not None and (picture.mode != "P" or _palette_agrees(picture, labels)):
             picture, region = decode_region(picture, region), None
@@ -71,14 +71,23 @@ def to_classes(picture: Image.Image, labels: LabelSet, region: Region | None = N
         picture = picture.crop(region)
     mask = np.empty((picture.height, picture.width), np.uint8)
     for top, band in bands(picture):
-        mask[top : top + band.height] = look_up(band, labels)
+        classes = look_up(band, labels)
+        if nodata is not None:
+            classes = np.where(_samples(band) == nodata, np.uint8(IGNORE), classes)
+        mask[top : top + band.height] = classes
     if (mask == INVALID).any():
         raise ImageError(_unknown_in(picture, labels))
     return mask
 
 
+def _nodata_of(picture: Image.Image, labels: LabelSet) -> float | None:
+    """Return the value of pixels that hold no data, where a TIFF says it; None if it is that of a label."""
+    nodata = picture.nodata if isinstance(picture, TiffPicture) and not picture.mode.startswith("RGB") else None
+    return None if nodata is None or nodata in {label.value for label in labels.labels} else nodata
+
+
 def is_read_by_colors(picture: Image.Image, labels: LabelSet) -> bool:
-    """Return whether the classes of a mask, decoded, follow from its colours.
+    """Return whether the classes of a mask, decoded, follow from its colours, but for those of pixels without data.
 
     They do in RGB, and where all colours used of a palette are the labels' own, but at other indices: a program that
     reduces colours orders palettes by frequency. A palette of grays in their order says nothing.
@@ -86,7 +95,9 @@ def is_read_by_colors(picture: Image.Image, labels: LabelSet) -> bool:
     if picture.mode != "P":
         return picture.mode.startswith("RGB")
     palette, used = _palette_of(picture), np.flatnonzero(picture.histogram()[:256])
-    if used.max() >= len(palette) or (palette[used] == used[:, None]).all():
+    if (nodata := _nodata_of(picture, labels)) is not None:
+        used = used[used != nodata]
+    if not len(used) or used.max() >= len(palette) or (palette[used] == used[:, None]).all():
         return False
     classes = _color_to_class(labels)[_numbers_of(palette[used])]
     return bool((classes != INVALID).all() and (classes != labels.value_to_class[used]).any())

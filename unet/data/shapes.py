@@ -94,10 +94,16 @@ def read_coco(text: bytes, uri: str) -> dict[str, Drawing]:
         shapes: dict[Any, list[Shape]] = defaultdict(list)
         for annotation in content["annotations"]:
             shapes[annotation["image_id"]].append(_coco_shape(annotation, names))
-        return {
+        images = content["images"]
+        drawings = {
             str(image["file_name"]): Drawing(int(image["height"]), int(image["width"]), tuple(shapes[image["id"]]))
-            for image in content["images"]
+            for image in images
         }
+        if len(drawings) < len(images):
+            raise ShapeError("names an image twice")
+        if unknown := shapes.keys() - {image["id"] for image in images}:
+            raise ShapeError(f"has shapes of an image {min(map(str, unknown))}, which it does not name")
+        return drawings
     except ShapeError as error:
         raise RequestError(f"{uri}: {error}") from None
     except (ValueError, KeyError, TypeError) as error:

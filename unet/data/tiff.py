@@ -129,6 +129,11 @@ class TiffPicture(ImageFile.ImageFile):
         return self.other is not None or 0 in self._page.extrasamples
 
     @property
+    def has_alpha(self) -> bool:
+        """Whether its last band is marked as alpha, and not read for display."""
+        return self.other is None and tuple(self._page.extrasamples) in ALPHA
+
+    @property
     def has_bands(self) -> bool:
         """Whether its bands say more than RGB of 8 bits or gray of 16 would."""
         return self.has_other_bands or self.is_deep_colour or self._mode == "F"
@@ -280,7 +285,9 @@ def _refuse_pages(file: tifffile.TiffFile) -> None:
         behind: list[Any] = file.pages[1:]
         others = sum(not (page.is_reduced or page.is_mask) for page in behind)
         stacked = int((file.imagej_metadata or {}).get("images", 1)) - 1 if file.is_imagej else 0
-    except Exception:  # damaged behind the image, which may be whole
+    except (MemoryError, OSError):
+        raise
+    except Exception:  # damaged behind the image, which is whole: no page can be read there
         return
     if pages := max(others, stacked):
         raise UnknownTiffError(f"is a TIFF of {pages + 1} pages, and a mask is of one; make it a file for each page")
