@@ -65,9 +65,9 @@ def segment(settings: SegmentSettings) -> int:
     model, spec = _prepare(settings)
     if settings.dry_run:
         return _dry_run(spec)
-    output = spec.settings.output
+    output, profile = spec.settings.output, settings.output_profile
     try:
-        lease = acquire(output, LEASE_KEY, run=spec.run, lifetime=settings.lease, fence=spec.fence)
+        lease = acquire(output, LEASE_KEY, run=spec.run, lifetime=settings.lease, fence=spec.fence, profile=profile)
         code: int = ExitCode.UNEXPECTED
         try:
             fence = max(lease.fence, spec.ledger.next_fence())  # a run may have ended since it was first looked up
@@ -118,9 +118,9 @@ def _process(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease) -> s
     recorder.compact_ledger()  # what interrupted runs have left
     lease.confirm()
     described = yaml.safe_dump(to_mapping(settings), sort_keys=False)
-    store.write(join_uri(settings.output, f"{spec.folder}settings.yaml"), described.encode())
+    spec.output_store.put(f"{spec.folder}settings.yaml", described.encode())
     if settings.mask_format != "png":
-        store.write(join_uri(settings.output, FORMAT_KEY), settings.mask_format.encode())
+        spec.output_store.put(FORMAT_KEY, settings.mask_format.encode())
     listing, queue = Listing(spec), TaskQueue(MAX_WAITING)
     threading.Thread(target=_list, args=(listing, recorder, queue), daemon=True).start()
     with repeat(_Progress(recorder, listing, queue).print_line, PROGRESS_SECONDS):
@@ -137,7 +137,7 @@ def _process(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease) -> s
     check_lost(spec, recorder, ended=True)
     lease.confirm()
     if settings.force and listing.ended:
-        store.write(join_uri(settings.output, FORCE_KEY), json.dumps({"since": None}).encode())
+        spec.output_store.put(FORCE_KEY, json.dumps({"since": None}).encode())
     if not settings.prune or (refused := refusal(spec, listing)) is not None:
         return refused if settings.prune else None
     recorder.facts |= {"orphaned": 0, "removed": delete_masks(spec, listing.orphans(), lease.confirm)}
@@ -209,19 +209,20 @@ def _end_early(recorder: Recorder, error: Exception) -> int:
 def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
     """Check the settings, and decide all that is the same for every process of the run. Raise RequestError."""
     settings = store.with_absolute_paths(settings, "input", "output", "model", "manifest")
-    for outer, inner in ((settings.input, settings.output), (settings.output, settings.input)):
-        if store.contains(outer, inner):
-            raise RequestError(
-                f"--output {settings.output} and --input {settings.input} lie in each other; masks would be taken for "
-                "images: name folders beside each other"
-            )
+    images = store.open_store(settings.input, profile=settings.input_profile)
+    masks = store.open_store(settings.output, profile=settings.output_profile)
+    if store.contains(images, masks) or store.contains(masks, images):
+        raise RequestError(
+            f"--output {settings.output} and --input {settings.input} lie in each other; masks would be taken for "
+            "images: name folders beside each other"
+        )
     store.check_readable(settings.model, "--model")  # which does not wait as long for a server
     model = Model.load(settings.model)
-    store.check_readable(settings.input, "--input")
+    store.check_readable(settings.input, "--input", settings.input_profile)
     if settings.manifest is not None:
-        Manifest(settings.manifest, settings.input).check()
+        Manifest(settings.manifest, settings.input, settings.input_profile).check()
     if not settings.dry_run:
-        store.check_writable(settings.output, "--output")
+        store.check_writable(settings.output, "--output", settings.output_profile)
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
     fingerprint, earlier = _fingerprints(settings, model)
     spec = RunSpec(settings, fingerprint, run, fence=0, channels=model.channels, earlier=earlier)
@@ -239,23 +240,25 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
 
 def _check_mask_format(spec: RunSpec) -> None:
     """Raise RequestError if the output holds masks in another format than --mask-format."""
-    output, wanted = spec.settings.output, spec.settings.mask_format
+    wanted = spec.settings.mask_format
     there: str = "png" if spec.fence > 1 else wanted
     with suppress(Vanished):
-        there = store.read(join_uri(output, FORMAT_KEY)).decode()
+        there = spec.output_store.get(FORMAT_KEY).decode()
     if there != wanted:
-        raise RequestError(f"--mask-format {wanted}: --output {output} holds masks in {there}; give another")
+        raise RequestError(
+            f"--mask-format {wanted}: --output {spec.settings.output} holds masks in {there}; give another"
+        )
 
 
 def _forced_since(spec: RunSpec) -> int | None:
     """With --force: return the fence of the run that began to segment everything anew, and make it known."""
     if not spec.settings.force:
         return None
-    uri, since = join_uri(spec.settings.output, FORCE_KEY), None
+    output, since = spec.output_store, None
     with suppress(Vanished, ValueError, KeyError):
-        since = json.loads(store.read(uri))["since"]
+        since = json.loads(output.get(FORCE_KEY))["since"]
     if since is None and not spec.settings.dry_run:
-        store.write(uri, json.dumps({"since": spec.fence}).encode())
+        output.put(FORCE_KEY, json.dumps({"since": spec.fence}).encode())
     return spec.fence if since is None else int(since)
 
 

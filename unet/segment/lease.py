@@ -116,9 +116,9 @@ class BucketLease:
     `conditional`: whether the server writes on condition of an etag, and of there being no object.
     """
 
-    def __init__(self, output: str, key: str, record: _LeaseRecord) -> None:
+    def __init__(self, output: str, key: str, record: _LeaseRecord, profile: str | None) -> None:
         self._key, self._record = key, record
-        self._store = S3Store(output, retry_seconds=record.lifetime / RENEWALS)
+        self._store = S3Store(output, profile=profile, retry_seconds=record.lifetime / RENEWALS)
         self._uri = join_uri(output, key)
         self._state, self._stop = threading.Condition(), threading.Event()
         self._lost, self._released = "", False
@@ -276,14 +276,14 @@ class BucketLease:
 Lease = FolderLease | BucketLease
 
 
-def acquire(output: str, key: str, *, run: str, lifetime: float, fence: int) -> Lease:
+def acquire(output: str, key: str, *, run: str, lifetime: float, fence: int, profile: str | None = None) -> Lease:
     """Return a lease of `output` for the run `run`. Raise LeaseLost if another run holds it.
 
     Waits up to the lifetime of an earlier holder to see whether it lives. `key`: of the lease in the output;
-    `lifetime`: seconds; `fence`: higher than that of everything recorded in the output.
+    `lifetime`: seconds; `fence`: higher than that of everything recorded in the output; `profile`: as for `open_store`.
     """
     if output.startswith("s3://"):
-        return BucketLease(output, key, _LeaseRecord(run, fence, lifetime, _process_name()))
+        return BucketLease(output, key, _LeaseRecord(run, fence, lifetime, _process_name()), profile)
     return FolderLease(join_uri(output, key), run, fence)
 
 

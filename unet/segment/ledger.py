@@ -85,14 +85,14 @@ class Contents:
 
 
 class Ledger:
-    """The parts in the folder `uri`; other files in it are ignored. `retry_seconds`: as for `open_store`.
+    """The parts in the folder `uri`; other files in it are ignored. `profile`, `retry_seconds`: as for `open_store`.
 
     All methods that read raise RequestError if a part is damaged or was written by a newer version.
     """
 
-    def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, uri: str, *, profile: str | None = None, retry_seconds: float = RETRY_SECONDS) -> None:
         self.uri = uri
-        self.store = open_store(uri, retry_seconds=retry_seconds)
+        self.store = open_store(uri, profile=profile, retry_seconds=retry_seconds)
 
     def next_fence(self) -> int:
         """Return one more than the highest fence of all parts; 1 if there are none."""

@@ -133,7 +133,7 @@ class Listing:
         lookup = Lookup(self.spec.ledger, self._select, workers=1 if settings.limit else settings.list_workers)
         if settings.manifest is None:
             return lookup.of_store(self.input)
-        manifest = Manifest(settings.manifest, self.spec.input)
+        manifest = Manifest(settings.manifest, self.spec.input, settings.input_profile)
         return lookup.of_pages(manifest.pages(self.input, self._matches))
 
     def _matches(self, key: str) -> bool:

@@ -52,10 +52,11 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Manifest:
-    """The objects of `uri`, those below the folder `input` of them."""
+    """The objects of `uri`, those below the folder `input` of them. `profile`: with which it is read, on S3."""
 
     uri: str
     input: str
+    profile: str | None = None
 
     def pages(self, images: Store, matches: Callable[[str], bool]) -> Iterator[pa.Table]:
         """Yield the objects of which the key matches, each once, sorted by key; size -1 for one that is not there.
@@ -93,7 +94,7 @@ class Manifest:
     def _tables(self) -> Iterator[pa.Table]:
         """Yield what is named, of the schema LISTED, with keys relative to the input."""
         try:
-            data = store.read(self.uri)
+            data = store.read(self.uri, self.profile)
             if self.uri.lower().endswith(".json"):
                 tables = self._inventory(json.loads(data))
             elif self.uri.lower().endswith((".parquet", ".pq")):
@@ -118,7 +119,7 @@ class Manifest:
         bucket, kind = content["destinationBucket"].rpartition(":")[2], content["fileFormat"]
         given = [name.strip() for name in content["fileSchema"].split(",")]
         for file in content["files"]:
-            data = store.read(f"s3://{bucket}/{file['key']}")
+            data = store.read(f"s3://{bucket}/{file['key']}", self.profile)
             if kind == "CSV":
                 yield _read_inventory_csv(data, given)
             elif kind in ("Parquet", "ORC"):

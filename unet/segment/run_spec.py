@@ -87,14 +87,17 @@ class RunSpec:
     @property
     def ledger(self) -> Ledger:
         """The ledger of the output."""
-        return Ledger(join_uri(self.settings.output, f"{INTERNAL}ledger"), retry_seconds=self.settings.retry_for)
+        settings, uri = self.settings, join_uri(self.settings.output, f"{INTERNAL}ledger")
+        return Ledger(uri, profile=settings.output_profile, retry_seconds=settings.retry_for)
 
     @property
     def input_store(self) -> Store:
         """The store of the images."""
-        return open_store(self.settings.input, retry_seconds=self.settings.retry_for)
+        settings = self.settings
+        return open_store(settings.input, profile=settings.input_profile, retry_seconds=settings.retry_for)
 
     @property
     def output_store(self) -> Store:
         """The store of the masks and of all else that is written."""
-        return open_store(self.settings.output, retry_seconds=self.settings.retry_for)
+        settings = self.settings
+        return open_store(settings.output, profile=settings.output_profile, retry_seconds=settings.retry_for)

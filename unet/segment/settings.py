@@ -23,6 +23,11 @@ class SegmentSettings(PredictSettings):
     ledger lie under OUTPUT/_segment/."""
     model: str
     """Model folder, local or on S3: model/ of a training run."""
+    input_profile: str | None = None
+    """Profile of ~/.aws/config with which the input, and the manifest, are read from S3. Default: what the environment
+    says."""
+    output_profile: str | None = None
+    """Profile of ~/.aws/config with which the output is read and written on S3. Default: what the environment says."""
     include: tuple[str, ...] = ()
     """Patterns of the keys to segment, as in 2026/*: names that end like an image, or have no ending. A pattern with an
     ending, as *.bin, takes whatever it fits. Default: all names that end like an image."""
@@ -74,6 +79,9 @@ class SegmentSettings(PredictSettings):
         for name in ("input", "output", "model"):
             if not getattr(self, name):
                 raise RequestError(f"--{name}: name a folder or s3://bucket/prefix")
+        for name in ("input", "output"):
+            if getattr(self, f"{name}_profile") and not getattr(self, name).startswith("s3://"):
+                raise RequestError(f"--{name}-profile: --{name} {getattr(self, name)} is not on S3; leave it out")
         unknown = set(self.outputs) - {"mask", "overlay", "confidence"}
         if unknown or "mask" not in self.outputs:
             raise RequestError(f"--write {self.write}: give mask, and with commas overlay and confidence")

@@ -14,7 +14,6 @@ from unet.segment.run_spec import EMPTY_KEY, RunSpec
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.faults import Unreachable, Vanished
-from unet.storage.objects import join_uri
 
 MAX_SHARED_FAULTS, MAX_DENIED = 16, 1000
 """Objects one after another that may fail because storage does not answer, or denies them, before the run ends. The
@@ -81,17 +80,17 @@ def check_listed(spec: RunSpec, listing: Listing, recorder: Recorder) -> None:
         )
     if listing.listed or settings.allow_empty or (_was_empty(spec) and not listing.recorded):
         if not listing.listed and settings.allow_empty:
-            store.write(join_uri(settings.output, EMPTY_KEY), settings.input.encode())
+            spec.output_store.put(EMPTY_KEY, settings.input.encode())
         return
     if listing.not_matched:
         others = describe_endings(listing.not_matched, listing.endings)
         raise RequestError(f"{where}: has no image, only files that are not looked at: {others}; see --include")
-    if store.is_object(settings.input):
+    if store.is_object(settings.input, settings.input_profile):
         raise RequestError(f"{where}: is an object; name the folder that it lies in, and --include for it alone")
     raise RequestError(f"{where}: nothing is there; correct the name, or give --allow-empty if it may be empty")
 
 
 def _was_empty(spec: RunSpec) -> bool:
     with suppress(Vanished):
-        return store.read(join_uri(spec.settings.output, EMPTY_KEY)).decode() == spec.settings.input
+        return spec.output_store.get(EMPTY_KEY).decode() == spec.settings.input
     return False

@@ -2,13 +2,14 @@
 
 Keys are relative to the prefix of the URI and never normalised: `a//b`, `/a` and `../a` are three different keys.
 Every failure is a StorageError. A body that is cut short or fails its checksum is never returned. A request that fails
-for a transient reason is repeated until a deadline. Settings come from the standard AWS environment alone.
+for a transient reason is repeated until a deadline. Settings are those of s3_client.py.
 """
 
 import base64
 import mimetypes
 import os
 import random
+import re
 import time
 import zlib
 from bisect import bisect_right
@@ -17,7 +18,7 @@ from contextlib import closing, suppress
 from functools import partial, reduce
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
@@ -28,6 +29,9 @@ from unet.storage.faults import BadCredentials, Changed, Damaged, StorageError, 
 from unet.storage.objects import LISTED, Guard, ObjectInfo, Page, no_guard, split_uri
 from unet.storage.s3_client import client, discard_clients
 from unet.storage.s3_faults import BODY_ERRORS, fault_from_code, translate_errors
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
 
@@ -63,8 +67,8 @@ Columns = tuple[list[Any], ...]
 class S3Store:
     """The objects of a bucket whose keys begin with a prefix, as `Store`."""
 
-    def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
-        self.uri, self.retry_seconds = uri, retry_seconds
+    def __init__(self, uri: str, *, profile: str | None = None, retry_seconds: float = RETRY_SECONDS) -> None:
+        self.uri, self.profile, self.retry_seconds = uri, profile, retry_seconds
         self.bucket, self.prefix = split_uri(uri)
         if self.prefix and not self.prefix.endswith("/"):
             self.prefix += "/"
@@ -94,11 +98,11 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo:
         def request() -> ObjectInfo:
             try:
-                response = client().head_object(**self._object(key))
+                response = self._client.head_object(**self._object(key))
             except ClientError as error:
                 # The response to HEAD has no body, and so no error code; GET tells whether the credentials are bad.
                 if error.response.get("Error", {}).get("Code") in ("400", "403"):
-                    client().get_object(**self._object(key), Range="bytes=0-0")["Body"].close()
+                    self._client.get_object(**self._object(key), Range="bytes=0-0")["Body"].close()
                 raise
             etag = response["ETag"].strip('"')
             return ObjectInfo(key, response["ContentLength"], etag, response.get("StorageClass", "STANDARD"))
@@ -110,7 +114,7 @@ class S3Store:
         wanted = self._object(key) | ({} if etag is None else {"IfMatch": f'"{etag}"'})
 
         def request() -> bytes:
-            response = client().get_object(**wanted)
+            response = self._client.get_object(**wanted)
             if etag is not None and response["ETag"].strip('"') != etag:  # the server does not implement If-Match
                 raise Changed(uri, "is no longer what was listed")
             try:
@@ -133,11 +137,12 @@ class S3Store:
     ) -> str:
         """As `Store.put`. Changed is also raised if this write succeeded, its response was lost and it was repeated."""
         self._check_key(key)
-        headers = self._object(key) | _checksum([data]) | {"ContentType": _content_type(key), "Metadata": metadata}
+        headers = self._object(key) | {"ContentType": _content_type(key), "Metadata": metadata}
 
         def request(**condition: Any) -> str:
             guard()
-            return client().put_object(**headers, **condition, Body=bytes(data))["ETag"].strip('"')
+            sent = headers | self._checksum([data]) | condition
+            return self._client.put_object(**sent, Body=bytes(data))["ETag"].strip('"')
 
         if expected_etag:
             return self._replace(key, expected_etag, request)
@@ -167,23 +172,46 @@ class S3Store:
             self.put(key, path.read_bytes())
             return
         self._check_key(key)
-        begin = self._object(key) | {"ContentType": _content_type(key)}
-        begin |= {"ChecksumAlgorithm": "CRC32"} if _checksum([]) else {}
-        begun = self._retry(uri, lambda: client().create_multipart_upload(**begin))
-        upload = self._object(key) | {"UploadId": begun["UploadId"]}
+        upload = self._object(key) | {"UploadId": self._retry(uri, partial(self._begin_upload, key))}
         try:
             starts = enumerate(range(0, size, PART_BYTES), 1)
-            parts = [self._retry(uri, partial(_upload_part, upload, number, path, start)) for number, start in starts]
+            parts = [
+                self._retry(uri, partial(self._upload_part, upload, number, path, start)) for number, start in starts
+            ]
             end = upload | {"MultipartUpload": {"Parts": parts}}
             try:
-                self._retry(uri, lambda: client().complete_multipart_upload(**end))
+                self._retry(uri, lambda: self._client.complete_multipart_upload(**end))
             except Vanished:  # the upload is gone: an attempt whose response was lost may have completed it
                 if self.head(key).size != size:
                     raise
         except OSError:
             with suppress(StorageError), translate_errors(uri):
-                client().abort_multipart_upload(**upload)
+                self._client.abort_multipart_upload(**upload)
             raise
+
+    def _begin_upload(self, key: str) -> str:
+        checksum = {"ChecksumAlgorithm": "CRC32"} if self._checksum([]) else {}
+        begin = self._object(key) | {"ContentType": _content_type(key)} | checksum
+        return self._client.create_multipart_upload(**begin)["UploadId"]
+
+    def _upload_part(self, upload: Mapping[str, Any], number: int, path: Path, start: int) -> dict[str, Any]:
+        part: Any = ReadFileChunk.from_filename(str(path), start, PART_BYTES)
+        with closing(part):
+            checksum = self._checksum(iter(partial(part.read, MAX_IN_MEMORY), b""))
+            part.seek(0)
+            etag = self._client.upload_part(**upload, **checksum, PartNumber=number, Body=part)["ETag"]
+        return {"PartNumber": number, "ETag": etag} | {
+            name: checksum[name] for name in checksum if name != "ChecksumAlgorithm"
+        }
+
+    def contains(self, other: "S3Store") -> bool:
+        """Return whether `other` is this folder or lies in it. All endpoints of AWS lead to the same buckets."""
+        if self.bucket != other.bucket or not other.prefix.startswith(self.prefix):
+            return False
+        with suppress(StorageError), translate_errors(self.uri):  # of a profile, as whoever reads or writes will see
+            servers = {re.sub(r"\S+\.amazonaws\.com", "", store._client.meta.endpoint_url) for store in (self, other)}
+            return len(servers) == 1
+        return False
 
     def delete(self, keys: Iterable[str]) -> None:
         remaining = iter(keys)
@@ -204,7 +232,7 @@ class S3Store:
         request: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.prefix, "EncodingType": "url"}
         request["OptionalObjectAttributes"] = ["RestoreStatus"]
         request |= {"ContinuationToken": token} if token else begin
-        response: Mapping[str, Any] = client().list_objects_v2(**request)
+        response: Mapping[str, Any] = self._client.list_objects_v2(**request)
         items: Iterable[Mapping[str, Any]] = response.get("Contents", ())
         keys, sizes, etags, kinds = response.get("Entries") or (
             *([item.get(name, "") for item in items] for name in ("Key", "Size", "ETag")),
@@ -224,7 +252,7 @@ class S3Store:
 
     def _delete_batch(self, batch: Sequence[Mapping[str, str]]) -> None:
         request: dict[str, Any] = {"Bucket": self.bucket, "Delete": {"Objects": batch, "Quiet": True}}
-        response: Mapping[str, Any] = client().delete_objects(**request)
+        response: Mapping[str, Any] = self._client.delete_objects(**request)
         for error in response.get("Errors", ()):
             if error.get("Code") != "NoSuchKey":
                 raise fault_from_code(self._uri(error.get("Key", "")[len(self.prefix) :]), 0, error)
@@ -256,6 +284,18 @@ class S3Store:
                 time.sleep(pause)
         raise AssertionError("count never ends")
 
+    @property
+    def _client(self) -> "S3Client":
+        return client(self.profile)
+
+    def _checksum(self, pieces: Iterable[bytes]) -> dict[str, Any]:
+        """Return the CRC-32 for a request, unless AWS_REQUEST_CHECKSUM_CALCULATION or the profile asks for none. Given
+        to botocore it is sent as a header, which older servers know; of its own botocore would send a trailer."""
+        if self._client.meta.config.request_checksum_calculation == "when_required":  # type: ignore[attr-defined]
+            return {}
+        crc = reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0)
+        return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": base64.b64encode(crc.to_bytes(4, "big")).decode()}
+
     def _check_key(self, key: str) -> None:
         if (reason := self.key_error(key)) is not None:
             raise StorageError(self._uri(key), reason)
@@ -267,31 +307,11 @@ class S3Store:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
 
-def _upload_part(upload: Mapping[str, Any], number: int, path: Path, start: int) -> dict[str, Any]:
-    part: Any = ReadFileChunk.from_filename(str(path), start, PART_BYTES)
-    with closing(part):
-        checksum = _checksum(iter(partial(part.read, MAX_IN_MEMORY), b""))
-        part.seek(0)
-        etag = client().upload_part(**upload, **checksum, PartNumber=number, Body=part)["ETag"]
-    return {"PartNumber": number, "ETag": etag} | {
-        name: checksum[name] for name in checksum if name != "ChecksumAlgorithm"
-    }
-
-
 def _class_of(item: Mapping[str, Any]) -> str:
     """Return the storage class of an entry of a listing; of an archived object that has been restored, as if it had
     never been."""
     restored = item.get("RestoreStatus", {}).get("RestoreExpiryDate") is not None
     return "STANDARD" if restored else item.get("StorageClass", "")
-
-
-def _checksum(pieces: Iterable[bytes]) -> dict[str, Any]:
-    """Return the CRC-32 for a request, unless AWS_REQUEST_CHECKSUM_CALCULATION asks for none. Given to botocore it is
-    sent as a header, which older servers know; of its own botocore would send a trailer."""
-    if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "").lower() == "when_required":
-        return {}
-    digest = base64.b64encode(reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0).to_bytes(4, "big")).decode()
-    return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": digest}
 
 
 def _content_type(key: str) -> str:

@@ -1,6 +1,6 @@
 """The client of S3 in this process: boto3's, with listings read ten times as fast as botocore reads them.
 
-Settings come from the standard AWS environment alone.
+Settings come from the standard AWS environment alone, or from a profile of its files first.
 """
 
 import html
@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import botocore.session
 from botocore.config import Config
 
 if TYPE_CHECKING:
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
 _LOCK = threading.Lock()
 
 
-def client() -> "S3Client":
-    """Return the client of this process and AWS environment, which its threads share."""
+def client(profile: str | None = None) -> "S3Client":
+    """Return the client of this process and AWS environment, which its threads share.
+
+    `profile`: of the AWS configuration files. Its credentials are taken and no others; its endpoint and region, if it
+    names any, win over those of the environment.
+    """
     with _LOCK:
         environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-        return _cached_client(os.getpid(), environment)
+        return _cached_client(os.getpid(), environment, profile)
 
 
 def discard_clients() -> None:
@@ -33,13 +38,17 @@ def discard_clients() -> None:
         _cached_client.cache_clear()
 
 
-@lru_cache(maxsize=4)
-def _cached_client(process: int, environment: tuple[tuple[str, str], ...]) -> "S3Client":
+@lru_cache(maxsize=8)
+def _cached_client(process: int, environment: tuple[tuple[str, str], ...], profile: str | None) -> "S3Client":
     logging.getLogger("botocore").setLevel(logging.WARNING)  # on INFO it says in every process where credentials are
-    session = boto3.Session()
+    core = botocore.session.Session(profile=profile)
+    own = core.get_scoped_config() if profile else {}
+    services = core.full_config.get("services", {}).get(own.get("services"), {})
+    session = boto3.Session(botocore_session=core)
     made: S3Client = session.client(
         "s3",
-        region_name=dict(environment).get("AWS_REGION") or session.region_name or "us-east-1",
+        region_name=own.get("region") or dict(environment).get("AWS_REGION") or session.region_name or "us-east-1",
+        endpoint_url=services.get("s3", {}).get("endpoint_url") or own.get("endpoint_url"),
         config=Config(
             retries={"mode": "standard", "total_max_attempts": 1},  # S3Store repeats
             max_pool_connections=64,

@@ -45,7 +45,6 @@ NO_CREDENTIALS = (
     exceptions.NoAuthTokenError,
     exceptions.NoCredentialsError,
     exceptions.PartialCredentialsError,
-    exceptions.ProfileNotFound,
     exceptions.SSOError,
     exceptions.TokenRetrievalError,
     exceptions.UnknownTokenProviderError,
@@ -66,6 +65,8 @@ def translate_errors(uri: str) -> Iterator[None]:
     except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         raise fault_from_code(uri, status, error.response.get("Error", {})) from None
+    except exceptions.ProfileNotFound as error:
+        raise faults.BadCredentials(uri, f"there is no profile {error.kwargs['profile']}") from None
     except NO_CREDENTIALS as error:
         raise faults.BadCredentials(uri, f"no usable AWS credentials ({type(error).__name__})") from None
     except exceptions.HTTPClientError as error:

@@ -79,15 +79,16 @@ class Store(Protocol):
         """Return why `key` cannot be stored here; None if it can."""
 
 
-def open_store(uri: str, *, retry_seconds: float = RETRY_SECONDS) -> Store:
+def open_store(uri: str, *, profile: str | None = None, retry_seconds: float = RETRY_SECONDS) -> Store:
     """Return the store of a URI, without a request. Raise RequestError if the URI is of another kind.
 
-    `retry_seconds`: for how long a request to a server is repeated that fails for a transient reason.
+    `profile`: of the AWS configuration, for S3; None: as the environment says. `retry_seconds`: for how long a request
+    to a server is repeated that fails for a transient reason.
     """
     if uri.startswith("s3://"):
         if not split_uri(uri)[0]:
             raise RequestError(f"{uri}: names no bucket; write s3://bucket/prefix")
-        return S3Store(uri, retry_seconds=retry_seconds)
+        return S3Store(uri, profile=profile, retry_seconds=retry_seconds)
     if "://" in uri:
         raise RequestError(f"{uri}: only local paths and s3://bucket/prefix can be used; copy it to one")
     return LocalStore(uri)
@@ -113,9 +114,9 @@ def with_absolute_paths(settings: Settings, *names: str) -> Settings:
     return replace(settings, **changes)
 
 
-def read(uri: str) -> bytes:
+def read(uri: str, profile: str | None = None) -> bytes:
     """Return all bytes of a file. Raise Vanished if there is none."""
-    store, key = _locate(uri)
+    store, key = _locate(uri, profile)
     return store.get(key)
 
 
@@ -147,47 +148,48 @@ def exists(uri: str) -> bool:
         return False
 
 
-def is_object(uri: str) -> bool:
+def is_object(uri: str, profile: str | None = None) -> bool:
     """Return whether there is a file of this very name."""
-    store, key = _locate(uri)
+    store, key = _locate(uri, profile)
     with suppress(Vanished):
         return bool(key) and store.key_error(key) is None and bool(store.head(key))
     return False
 
 
-def contains(outer: str, inner: str) -> bool:
+def contains(outer: Store, inner: Store) -> bool:
     """Return whether `inner` is `outer` or lies inside it."""
-    stores = open_store(outer), open_store(inner)
-    if isinstance(stores[0], S3Store) and isinstance(stores[1], S3Store):
-        return stores[0].bucket == stores[1].bucket and stores[1].prefix.startswith(stores[0].prefix)
-    if isinstance(stores[0], S3Store) or isinstance(stores[1], S3Store):
+    if isinstance(outer, S3Store) and isinstance(inner, S3Store):
+        return outer.contains(inner)
+    if isinstance(outer, S3Store) or isinstance(inner, S3Store):
         return False
-    return Path(os.path.realpath(inner)).is_relative_to(os.path.realpath(outer))
+    return Path(os.path.realpath(inner.uri)).is_relative_to(os.path.realpath(outer.uri))
 
 
-def check_readable(folder: str, flag: str) -> None:
+def check_readable(folder: str, flag: str, profile: str | None = None) -> None:
     """Raise as `check_error`, naming `flag`, unless `folder` can be listed; it may be empty."""
-    store = open_store(folder, retry_seconds=CHECK_SECONDS)
+    store = open_store(folder, profile=profile, retry_seconds=CHECK_SECONDS)
     try:
         if isinstance(store, LocalStore) and not os.path.isdir(folder):
             raise NoSuchFolder(folder, "there is no such folder")
         next(store.list(), None)
     except StorageError as error:
-        raise check_error(folder, flag, "read", error) from None
+        raise check_error(folder, flag, "read", error, profile) from None
 
 
-def check_writable(folder: str, flag: str) -> None:
+def check_writable(folder: str, flag: str, profile: str | None = None) -> None:
     """Raise as `check_error`, naming `flag`, unless a file can be made in `folder`; make the folder if it is local."""
-    store = open_store(folder, retry_seconds=CHECK_SECONDS)
+    store = open_store(folder, profile=profile, retry_seconds=CHECK_SECONDS)
     try:
         store.put(".writable", b"")
         with suppress(Denied):  # no job needs the permission to delete
             store.delete([".writable"])
     except StorageError as error:
-        raise check_error(folder, flag, "written", error) from None
+        raise check_error(folder, flag, "written", error, profile) from None
 
 
-def check_error(folder: str, flag: str, verb: str, error: StorageError) -> RequestError | Unreachable:
+def check_error(
+    folder: str, flag: str, verb: str, error: StorageError, profile: str | None = None
+) -> RequestError | Unreachable:
     """Return what a check raises, naming `flag`, where `folder` cannot be read or written (`verb`): Unreachable where
     the same request may succeed later, else RequestError."""
     remedy = "check the name, the network and AWS_ENDPOINT_URL"
@@ -195,6 +197,8 @@ def check_error(folder: str, flag: str, verb: str, error: StorageError) -> Reque
         remedy = "name a folder that " + ("exists and you may read" if verb == "read" else "you may write to")
     elif isinstance(error, NoSuchFolder):
         remedy = "create it, or correct the name"
+    elif isinstance(error, Denied) and profile:
+        remedy = f"check {flag}-profile {profile} in ~/.aws/config and ~/.aws/credentials, and what it allows"
     elif isinstance(error, Denied):
         remedy = "check the AWS credentials (AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret) and what they allow"
     reason = f"cannot be {verb} ({error.strerror}); {remedy}"
@@ -203,10 +207,10 @@ def check_error(folder: str, flag: str, verb: str, error: StorageError) -> Reque
     return RequestError(f"{flag} {folder}: {reason}")
 
 
-def _locate(uri: str) -> tuple[Store, str]:
+def _locate(uri: str, profile: str | None = None) -> tuple[Store, str]:
     """Return the store of the bucket or folder that the file `uri` lies in, and its key there."""
     if isinstance(open_store(uri), S3Store):
         bucket, key = split_uri(uri)
-        return S3Store(f"s3://{bucket}"), key
+        return S3Store(f"s3://{bucket}", profile=profile), key
     path = Path(uri)
     return LocalStore(str(path.parent)), path.name
