@@ -1,4 +1,4 @@
-"""Samples of a page: image, truth, prediction and errors side by side, and with a slider two of them over each other.
+"""Samples of a page: image, two masks and their differences side by side, and two of these under a slider.
 
 The image is a JPEG, the other three are indexed PNGs, `PANEL_SIDE` pixels a side at most; the page enlarges them.
 """
@@ -21,9 +21,30 @@ BRIGHTNESS, GREYS = 0.45, 14
 """Brightness of correct pixels in the panel of errors, and their number of greys: with the two colours half a byte."""
 
 
+@dataclass(frozen=True)
+class Titles:
+    """What the panels of a sample are called."""
+
+    panels: tuple[str, str, str, str] = ("Image", "Truth", "Prediction", "Errors")
+    over: int = 1
+    """Which of the two masks, 1 or 2, the slider shows from itself on to the right."""
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The pictures of a sample, as small as the page shows them."""
+
+    name: str
+    """Key of the image."""
+    size: tuple[int, int]
+    """Height and width of the image [pixels]."""
+    pictures: tuple[bytes, ...]
+    """Files of the image, its two masks and where they differ."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplePrediction:
-    """An image with its truth and its prediction; the three arrays have one height and width."""
+    """An image with its truth and its prediction, or two masks to compare; the arrays have one height and width."""
 
     name: str
     """Key of the image."""
@@ -40,13 +61,27 @@ def sample_figures(group: str, samples: Sequence[SamplePrediction], labels: Labe
 
     `group` is the name of this list of samples among those of the page.
     """
-    if not samples:
+    noted = ((draw_panels(sample, labels), _scores(sample, labels)) for sample in samples)
+    return panel_figures(group, noted, len(samples), limit)
+
+
+def panel_figures(
+    group: str, samples: Iterable[tuple[Panels, str]], count: int, limit: int, titles: Titles = Titles()
+) -> str:
+    """Return figures as `sample_figures`, of `count` samples that are drawn already, each with a note."""
+    if not count:
         return ""
-    figures = (_figure(f"{group}-{i}", sample, labels, opened=not i) for i, sample in enumerate(samples))
+    figures = (_figure(f"{group}-{i}", *sample, titles, opened=not i) for i, sample in enumerate(samples))
     parts = list(take_up_to(limit, figures))
-    left_out = len(samples) - len(parts)
+    left_out = count - len(parts)
     note = f"<p>{left_out} more are left out, to keep the page small.</p>" if left_out else ""
     return "\n".join((*parts, note))
+
+
+def draw_panels(sample: SamplePrediction, labels: LabelSet) -> Panels:
+    """Return the pictures of a sample."""
+    height, width = sample.truth.shape
+    return Panels(sample.name, (height, width), tuple(_panel_images(sample, labels)))
 
 
 def panel_legends(labels: LabelSet) -> str:
@@ -57,35 +92,41 @@ def panel_legends(labels: LabelSet) -> str:
     return legend(classes + ignored) + "\n" + legend(errors)
 
 
-def _figure(group: str, sample: SamplePrediction, labels: LabelSet, *, opened: bool) -> str:
+def _scores(sample: SamplePrediction, labels: LabelSet) -> str:
     matrix = ConfusionMatrix.empty(len(labels.classes))
     matrix.add(sample.truth, sample.prediction)
-    height, width = sample.truth.shape
-    name = escape_html(truncate_middle(sample.name, 160))
-    scores = f"mean IoU {format_percent(matrix.mean_iou)} · wrong {format_percent(1 - matrix.pixel_accuracy)}"
-    panels = "\n".join(
+    return f"mean IoU {format_percent(matrix.mean_iou)} · wrong {format_percent(1 - matrix.pixel_accuracy)}"
+
+
+def _figure(group: str, panels: Panels, note: str, titles: Titles, *, opened: bool) -> str:
+    height, width = panels.size
+    name = escape_html(truncate_middle(panels.name, 160))
+    pictures = "\n".join(
         f'<div class="panel"><span>{title}</span>{image_tag(data, title)}</div>'
-        for title, data in zip(("Image", "Truth", "Prediction", "Errors"), _panel_images(sample, labels), strict=True)
+        for title, data in zip(titles.panels, panels.pictures, strict=True)
     )
     kind = "sample card pixels" if max(height, width) < PIXELATED_SIDE else "sample card"
     return (
         f'<figure class="{kind}" style="--ratio: {width / height:.5f}">\n'
-        f"<figcaption><strong>{name}</strong><span>{scores}</span></figcaption>\n"
-        f'<div class="panels">\n{panels}\n</div>\n{_slider(group, opened)}\n</figure>'
+        f"<figcaption><strong>{name}</strong><span>{note}</span></figcaption>\n"
+        f'<div class="panels">\n{pictures}\n</div>\n{_slider(group, titles, opened)}\n</figure>'
     )
 
 
-def _slider(group: str, opened: bool) -> str:
+def _slider(group: str, titles: Titles, opened: bool) -> str:
     """Return what page.js shows two panels over each other with; a radio button's value is the index of its panel."""
+    over = titles.panels[titles.over]
     buttons = "\n".join(
-        f'<label><input type="radio" name="{group}" value="{index}"{checked}> {title}</label>'
-        for index, title, checked in ((0, "Image", ""), (2, "Prediction", " checked"), (3, "Errors", ""))
+        f'<label><input type="radio" name="{group}" value="{index}"{" checked" * (index == 3 - titles.over)}> {title}'
+        "</label>"
+        for index, title in enumerate(titles.panels)
+        if index != titles.over
     )
     return (
-        f'<details class="compare"{" open" if opened else ""}><summary>Compare with the truth</summary>\n'
-        '<div class="stage"></div>\n<div class="controls">\n'
-        '<input type="range" min="0" max="100" value="50" aria-label="Where the truth begins">\n'
-        f'{buttons}\n<span class="right">Truth</span></div></details>'
+        f'<details class="compare"{" open" if opened else ""}><summary>Compare with the {over.lower()}</summary>\n'
+        f'<div class="stage" data-over="{titles.over}"></div>\n<div class="controls">\n'
+        f'<input type="range" min="0" max="100" value="50" aria-label="Where the {over.lower()} begins">\n'
+        f'{buttons}\n<span class="right">{over}</span></div></details>'
     )
 
 

@@ -21,7 +21,7 @@ for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => sortBy(button.parentElement));
 }
 
-// Samples: two of a sample's pictures over each other, the truth from the slider on to the right.
+// Samples: two of a sample's pictures over each other, the one of data-over from the slider on to the right.
 function compare(sample) {
   const stage = sample.querySelector(".stage");
   const slider = sample.querySelector("input[type=range]");
@@ -40,8 +40,8 @@ function compare(sample) {
     slider.value = (100 * (event.clientX - box.left)) / box.width;
     move();
   };
-  over.src = pictures[1].src;
-  over.alt = pictures[1].alt;
+  over.src = pictures[stage.dataset.over].src;
+  over.alt = pictures[stage.dataset.over].alt;
   over.className = "over";
   stage.replaceChildren(under, over);
   show();

@@ -112,8 +112,12 @@ def bar_plot(
     return _figure(title, elements, _dotted_keys(horizontal, vertical))
 
 
-def matrix_plot(title: str, shares: npt.NDArray[np.float64], names: Sequence[str]) -> str:
-    """Return shares of each row, [C, C], NaN in rows of which there is nothing, as colours; few ones as numbers too."""
+def matrix_plot(
+    title: str, shares: npt.NDArray[np.float64], names: Sequence[str], axes: tuple[str, str] = ("truth", "prediction")
+) -> str:
+    """Return shares of each row, [C, C], NaN in rows of which there is nothing, as colours; few ones as numbers too.
+
+    `axes`: what rows and columns are."""
     classes = len(names)
     labels = [truncate_middle(name, 14) for name in names] if classes <= MAX_NAMED else []
     left = 32 + 7.5 * max(map(len, labels), default=0)
@@ -136,8 +140,8 @@ def matrix_plot(title: str, shares: npt.NDArray[np.float64], names: Sequence[str
         elements.append(_draw_text(left - 8, TOP + center, label, "end", attributes=style))
         elements.append(_draw_text(left + center, TOP + side + 8, label, "end", attributes=style + rotate))
     height, middle = TOP + side + left, TOP + side / 2
-    elements.append(_draw_text(left + side / 2, height - 6, "prediction", "middle"))
-    elements.append(_draw_text(10, middle, "truth", "middle", attributes=f' transform="rotate(-90 10 {middle:.1f})"'))
+    elements.append(_draw_text(left + side / 2, height - 6, axes[1], "middle"))
+    elements.append(_draw_text(10, middle, axes[0], "middle", attributes=f' transform="rotate(-90 10 {middle:.1f})"'))
     return _figure(title, elements, [], height=height, kind="matrix")
 
 

@@ -1,5 +1,7 @@
 """What a page shows of a confusion matrix: scores by class, the matrix, and its largest confusions."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from unet.data.labels import LabelSet
@@ -30,12 +32,22 @@ def class_table(labels: LabelSet, confusion: ConfusionMatrix) -> str:
     return sortable_table("Scores by class", ("Class", "IoU", "Dice", "Precision", "Recall", "Pixels"), rows)
 
 
-def confusion_figures(labels: LabelSet, confusion: ConfusionMatrix) -> str:
+@dataclass(frozen=True)
+class MatrixTitles:
+    """What a confusion matrix is called, and the table of its largest entries."""
+
+    matrix: str = "Where the pixels of each class went, %"
+    axes: tuple[str, str] = ("truth", "prediction")
+    table: str = "Largest confusions"
+    columns: tuple[str, str] = ("Truth", "Taken for")
+
+
+def confusion_figures(labels: LabelSet, confusion: ConfusionMatrix, titles: MatrixTitles = MatrixTitles()) -> str:
     """Return the confusion matrix beside a table of its largest entries off the diagonal."""
     counts = confusion.counts
     total = counts.sum(1, keepdims=True)
     shares = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
-    matrix = matrix_plot("Where the pixels of each class went, %", shares, labels.names)
+    matrix = matrix_plot(titles.matrix, shares, labels.names, titles.axes)
     errors = counts - np.diag(np.diag(counts))
     largest = np.argsort(-errors, axis=None, kind="stable")[:MAX_CONFUSIONS]
     names = class_cells(labels)
@@ -46,5 +58,5 @@ def confusion_figures(labels: LabelSet, confusion: ConfusionMatrix) -> str:
     ]
     if not rows:
         return matrix
-    table = sortable_table("Largest confusions", ("Truth", "Taken for", "Of the class", "Pixels"), rows)
+    table = sortable_table(titles.table, (*titles.columns, "Of the class", "Pixels"), rows)
     return side_by_side(matrix, table)

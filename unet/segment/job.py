@@ -35,10 +35,12 @@ from unet.segment.item import STAGES, Item, Outcome
 from unet.segment.lease import Lease, LeaseLost, acquire
 from unet.segment.listing import TODO, Listing, items_of
 from unet.segment.manifest import Manifest
+from unet.segment.model_record import record_model
+from unet.segment.preview import preview
 from unet.segment.recorder import Recorder
 from unet.segment.run_spec import FORCE_KEY, FORMAT_KEY, INTERNAL, KNOWN_OUTPUTS, LEASE_KEY, RunSpec
 from unet.segment.settings import SegmentSettings
-from unet.segment.verdict import FaultCounter, TooManyLost, check_listed, check_lost
+from unet.segment.verdict import CRASHED, FaultCounter, TooManyLost, check_listed, check_lost
 from unet.segment.worker import SegmentWorker
 from unet.settings import ExitCode, RequestError, to_mapping
 from unet.storage import store
@@ -47,8 +49,6 @@ from unet.storage.objects import join_uri
 
 MAX_WAITING = 4_000
 """Objects that are listed before the first of them is done: they wait in the driver's memory."""
-
-CRASHED = "ended its worker each time, alone too: it crashes the decoder, or its memory does not suffice"
 
 PROGRESS_SECONDS = 5.0
 """Seconds between two lines about the progress."""
@@ -65,6 +65,8 @@ def segment(settings: SegmentSettings) -> int:
     model, spec = _prepare(settings)
     if settings.dry_run:
         return _dry_run(spec)
+    if settings.preview is not None:
+        return preview(model, spec)
     output, profile = spec.settings.output, settings.output_profile
     try:
         lease = acquire(output, LEASE_KEY, run=spec.run, lifetime=settings.lease, fence=spec.fence, profile=profile)
@@ -119,6 +121,7 @@ def _process(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease) -> s
     lease.confirm()
     described = yaml.safe_dump(to_mapping(settings), sort_keys=False)
     spec.output_store.put(f"{spec.folder}settings.yaml", described.encode())
+    record_model(spec, model)
     if settings.mask_format != "png":
         spec.output_store.put(FORMAT_KEY, settings.mask_format.encode())
     listing, queue = Listing(spec), TaskQueue(MAX_WAITING)
@@ -134,7 +137,7 @@ def _process(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease) -> s
     telemetry.record_objects(recorder.listed_counts, 0, {}, settings.output)
     recorder.facts |= listing.facts
     check_listed(spec, listing, recorder)
-    check_lost(spec, recorder, ended=True)
+    check_lost(settings, recorder.counts, ended=True)
     lease.confirm()
     if settings.force and listing.ended:
         spec.output_store.put(FORCE_KEY, json.dumps({"since": None}).encode())
@@ -178,7 +181,7 @@ def _segment_all(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease, 
             recorder.add_outcomes(outcomes)
             record_metrics(outcomes, settings.output)
             faults.add(outcomes)
-            check_lost(spec, recorder, ended=False)
+            check_lost(settings, recorder.counts, ended=False)
     faults.check(max(1, recorder.lost + recorder.counts["done"]))  # as all that there are have met it
 
 
@@ -221,7 +224,7 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
     store.check_readable(settings.input, "--input", settings.input_profile)
     if settings.manifest is not None:
         Manifest(settings.manifest, settings.input, settings.input_profile).check()
-    if not settings.dry_run:
+    if not settings.dry_run and settings.preview is None:
         store.check_writable(settings.output, "--output", settings.output_profile)
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
     fingerprint, earlier = _fingerprints(settings, model)

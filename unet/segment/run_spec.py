@@ -74,6 +74,11 @@ class RunSpec:
         return f"{INTERNAL}runs/{self.run}/"
 
     @property
+    def preview_folder(self) -> str:
+        """Prefix of the keys in the output of what a preview leaves."""
+        return f"{INTERNAL}previews/{self.run}/"
+
+    @property
     def input(self) -> str:
         """Where the images lie, in one way of writing it."""
         return self.settings.input.rstrip("/")

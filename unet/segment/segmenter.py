@@ -56,16 +56,26 @@ class _Work:
 
 
 class Segmenter:
-    """Segments on one device. `guard` is called before each attempt to write, and waits until this run may write."""
+    """Segments on one device. `guard` is called before each attempt to write, and waits until this run may write.
 
-    def __init__(self, spec: RunSpec, model: Model, *, device: str = "cpu", guard: Guard = no_guard) -> None:
+    `writer`: takes each object with its image and its prediction, in place of a `Writer`."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        model: Model,
+        *,
+        device: str = "cpu",
+        guard: Guard = no_guard,
+        writer: Callable[[Item, Source, Prediction], Outcome] | None = None,
+    ) -> None:
         self.settings = settings = spec.settings
         self.predictor = Predictor(
             model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta
         )
         self.batch_size = settings.batch_size or self.predictor.default_batch_size
         self.input, self.channels = spec.input_store, spec.channels
-        self.writer = Writer(spec, model, guard)
+        self.writer = writer or Writer(spec, model, guard)
         self.bytes, self.pixels = WeightedSemaphore(MAX_ENCODED_BYTES), WeightedSemaphore(MAX_DECODED_PIXELS)
         self._reading, self._writing = ThreadPoolExecutor(IO_THREADS), ThreadPoolExecutor(IO_THREADS)
         self._decoded: list[_Work] = []

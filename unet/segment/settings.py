@@ -73,6 +73,9 @@ class SegmentSettings(PredictSettings):
     """An input without a single image is no mistake."""
     dry_run: bool = False
     """Say what would be done and why; change nothing."""
+    preview: int | None = None
+    """Segment a random sample of so many recorded images, compare with their masks, and change none: what --model
+    would change, before it does. The page is OUTPUT/_segment/previews/ID/index.html."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +100,29 @@ class SegmentSettings(PredictSettings):
             raise RequestError(f"--prune needs a whole listing; leave --{' and --'.join(partial)} out")
         self.failures_allowed(0)
         self.deletions_allowed(0)
+        if self.preview is not None:
+            self._check_preview()
+
+    def _check_preview(self) -> None:
+        """Raise RequestError for what has no meaning where nothing is listed and no mask is written."""
+        at_least("--preview", self.preview or 0, 1)
+        others = (
+            "manifest",
+            "limit",
+            "list_workers",
+            "retry_failed",
+            "force",
+            "verify",
+            "prune",
+            "allow_empty",
+            "dry_run",
+        )
+        given = [f"--{name.replace('_', '-')}" for name in others if getattr(self, name)]
+        given += ["--write"] * (self.outputs != ("mask",))
+        if given:
+            raise RequestError(
+                f"--preview only compares, with a sample of what is recorded; leave {' and '.join(given)} out"
+            )
 
     @property
     def outputs(self) -> tuple[str, ...]:

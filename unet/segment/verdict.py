@@ -3,6 +3,7 @@
 Faults that may pass are a StorageError (exit code 1), those that will not a RequestError (2); TooManyLost is 3.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ from unet.segment.item import Item, Outcome
 from unet.segment.listing import Listing
 from unet.segment.recorder import Recorder
 from unet.segment.run_spec import EMPTY_KEY, RunSpec
+from unet.segment.settings import SegmentSettings
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.faults import Unreachable, Vanished
@@ -21,6 +23,9 @@ second holds once an object was done: then a part of the input may be denied, an
 
 SHARE_AFTER = 1000
 """Objects to be tried before --max-failed as a share can end a run."""
+
+
+CRASHED = "ended its worker each time, alone too: it crashes the decoder, or its memory does not suffice"
 
 
 class TooManyLost(Exception):  # noqa: N818
@@ -56,14 +61,15 @@ class FaultCounter:
         raise Unreachable(self._spec.settings.input, text)
 
 
-def check_lost(spec: RunSpec, recorder: Recorder, *, ended: bool) -> None:
-    """Raise TooManyLost if more objects are lost than --max-failed allows. `ended`: all have been tried."""
-    settings, lost = spec.settings, recorder.lost
-    tried = lost + recorder.counts["done"]
+def check_lost(settings: SegmentSettings, tally: Counter[str], *, ended: bool) -> None:
+    """Raise TooManyLost if more objects are lost than --max-failed allows. `tally`: objects by status; `ended`: all
+    have been tried."""
+    lost = sum(tally[name] for name in LOST)
+    tried = lost + tally["done"]
     share = settings.max_failed.strip().endswith("%")
     early = tried >= SHARE_AFTER if share else settings.failures_allowed(tried) > 0
     if (ended or early) and lost > settings.failures_allowed(tried):
-        counts = ", ".join(f"{recorder.counts[name]:,} {name}" for name in LOST)
+        counts = ", ".join(f"{tally[name]:,} {name}" for name in LOST)
         raise TooManyLost(
             f"{lost:,} of {tried:,} objects were lost ({counts}), more than --max-failed {settings.max_failed}"
         )
