@@ -103,10 +103,16 @@ def test_a_segmentation_leaves_what_the_page_says(tmp_path: Path, one_ray: None)
     assert segment(bench.settings(allow_empty=True)) == 0
     fill(bench.images, ["a.png"])
     assert segment(bench.settings(write="mask,overlay", force=True)) == 0
+    assert segment(bench.settings(preview=1)) == 0
     page, left = files_below(SEGMENTATION), all_files(bench.masks)
     assert_named(left, page)
     assert_named(columns(the_file(left, "report.parquet")), page["_segment/runs/ID/report.parquet"])
+    previews = {key: left.pop(key) for key in sorted(left) if key.startswith("_segment/previews/")}
     assert_named(json.loads(the_file(left, "summary.json")), page["_segment/runs/ID/summary.json"])
+    assert_named(json.loads(the_file(previews, "summary.json")), page["_segment/previews/ID/summary.json"])
+    assert_named(columns(the_file(previews, ".parquet")), page["_segment/previews/ID/preview.parquet"])
+    (model,) = [data for key, data in left.items() if key.startswith("_segment/models/")]
+    assert_named(json.loads(model), page["_segment/models/FINGERPRINT.json"])
     ledger = {key: data for key, data in left.items() if key.startswith("_segment/ledger/")}
     part, index = the_file(ledger, ".parquet"), the_file(ledger, ".index.json")
     assert_named(columns(part), page["_segment/ledger/FENCE-RANDOM.parquet"])

@@ -9,7 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.report import check_page, evaluation_page, segmentation_page, training_page
+from tests.report import check_page, evaluation_page, preview_page, segmentation_page, training_page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PAGES: dict[str, Callable[[], bytes]] = {
@@ -17,6 +17,7 @@ PAGES: dict[str, Callable[[], bytes]] = {
     "training": training_page.report,
     "segmentation": segmentation_page.report,
     "evaluation": evaluation_page.report,
+    "preview": preview_page.report,
 }
 
 pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="no chromium and chromedriver on the PATH")
@@ -81,15 +82,15 @@ def test_tables_sort_by_click_and_by_keyboard(browser: webdriver.Chrome, folder:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["training", "evaluation"])
-def test_the_slider_uncovers_the_truth_over_what_was_chosen(
-    browser: webdriver.Chrome, folder: Path, name: str, width: int
+@pytest.mark.parametrize(("name", "masks"), [("training", (2, 1)), ("evaluation", (2, 1)), ("preview", (1, 2))])
+def test_the_slider_uncovers_the_truth_or_the_new_mask_over_what_was_chosen(
+    browser: webdriver.Chrome, folder: Path, name: str, masks: tuple[int, int], width: int
 ) -> None:
     show(browser, folder / f"{name}.html", width)
     sample = browser.find_element(By.CLASS_NAME, "sample")
     panels = [image.get_attribute("src") for image in sample.find_elements(By.CSS_SELECTOR, ".panel img")]
     under, over = sample.find_elements(By.CSS_SELECTOR, ".stage img")
-    assert (under.get_attribute("src"), over.get_attribute("src")) == (panels[2], panels[1])
+    assert (under.get_attribute("src"), over.get_attribute("src")) == (panels[masks[0]], panels[masks[1]])
     sample.find_element(By.CSS_SELECTOR, "input[type=range]").send_keys(Keys.HOME)
     assert over.value_of_css_property("clip-path") == "inset(0px 0px 0px 0%)"
     sample.find_element(By.CSS_SELECTOR, "input[type=range]").send_keys(Keys.ARROW_RIGHT)

@@ -93,7 +93,7 @@ def _percent(ratio: float | None) -> str:
 
 
 def _class_section(labels: LabelSet, confusion: ConfusionMatrix, summary: Mapping[str, Any]) -> str:
-    """Return a row for each class: its share of the pixels before and after, and how much of it stays."""
+    """Return a row for each class: its share of the pixels after and before, and how much of it is kept."""
     total = max(1, summary["pixels"])
     before, after = (confusion.counts.sum(axis) / total for axis in (1, 0))
     stay = confusion.recall
@@ -109,7 +109,7 @@ def _class_section(labels: LabelSet, confusion: ConfusionMatrix, summary: Mappin
         for model, names in (("old masks", summary["only_before"]), ("new model", summary["only_after"]))
         if names
     ]
-    table = sortable_table("Share of pixels by class", ("Class", "After", "Before", "Unchanged of it"), rows)
+    table = sortable_table("Share of pixels by class", ("Class", "After", "Before", "Kept"), rows)
     return "\n".join(("<p>Over all pixels of the images compared.</p>", *notes, table))
 
 
@@ -124,7 +124,7 @@ def _image_section(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in ranked
     ]
-    columns = ("Key", "Changed", "Confidence before", "After", "Pixels")
+    columns = ("Key", "Changed", "Confidence before", "Confidence after", "Pixels")
     table = sortable_table("Images, those that change most first", columns, cells)
     listed = f"The {MAX_IMAGES} of {len(rows):,} images that change most are" if len(rows) > MAX_IMAGES else "All are"
     note = f'<p>{listed} listed here; every image has a row in <a href="preview.parquet">preview.parquet</a>, and the '
