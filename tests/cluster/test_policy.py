@@ -162,3 +162,23 @@ def test_nobody_under_the_policy_deletes_an_image_a_mask_or_a_model(guard: Guard
             open_store(place, retry_seconds=0).delete([key])
     with pytest.raises(StorageError):
         open_store(bench.images, retry_seconds=0).put("a.png", b"")
+
+
+def test_the_lifecycle_forgets_what_a_run_has_replaced_and_no_mask(guard: Guard, s3: str) -> None:
+    bench, wanted = site(guard), json.loads((ROOT / "cluster" / "aws" / "lifecycle.json").read_text())
+    client, results = boto3.client("s3", endpoint_url=s3, region_name="us-east-1"), "example-results"
+    client.put_bucket_lifecycle_configuration(Bucket=results, LifecycleConfiguration=wanted)
+    rules = client.get_bucket_lifecycle_configuration(Bucket=results)["Rules"]
+    client.put_bucket_versioning(Bucket=results, VersioningConfiguration={"Status": "Enabled"})
+    try:
+        segmented(bench)
+        segmented(bench)
+        versions = client.list_object_versions(Bucket=results, Prefix="masks/")["Versions"]
+    finally:
+        client.put_bucket_versioning(Bucket=results, VersioningConfiguration={"Status": "Suspended"})
+    replaced = {version["Key"] for version in versions if not version["IsLatest"]}
+    prefixes = tuple(rule["Filter"]["Prefix"] for rule in rules if "NoncurrentVersionExpiration" in rule)
+    forgotten = {key for key in replaced if key.startswith(prefixes)}
+    assert f"masks/{LEASE_KEY}" in forgotten
+    assert replaced - forgotten == {"masks/a.png.png", "masks/b c/d+é.png.png", "masks/.writable"}
+    assert not any({"Days", "Date"} & rule.get("Expiration", {}).keys() for rule in rules)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import pytest
 
 from tests.conftest import ROOT, new_bucket
@@ -119,6 +120,35 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_with_the_reason(
         lease.confirm()  # nobody took it meanwhile
         lease.release()
         assert lease.seconds_left() <= 0
+
+
+def test_promise_08_a_lease_that_could_not_be_renewed_is_soon_tried_again(
+    bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Proxy(s3) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+        lease = acquire(bucket, "lease", run="run", lifetime=6, fence=1)
+        between.add(verb="*", path="*/lease*", action="403")
+        time.sleep(4.5)  # the first renewals are due after 2 and 4
+        between.rules.clear()
+        time.sleep(1)
+        assert lease.seconds_left() > 2
+        lease.release()
+
+
+def test_a_bucket_that_keeps_versions_gets_three_of_a_lease_in_its_lifetime(bucket: str, s3: str) -> None:
+    client, name = boto3.client("s3", endpoint_url=s3, region_name="us-east-1"), bucket.removeprefix("s3://")
+    client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+
+    def versions() -> int:
+        return len(client.list_object_versions(Bucket=name)["Versions"])
+
+    lease = acquire(bucket, "lease", run="run", lifetime=LIFETIME, fence=1)
+    before = versions()
+    time.sleep(1.5 * LIFETIME)
+    assert lease.seconds_left() > 0
+    assert 1 <= versions() - before <= 4
+    lease.release()
 
 
 def test_a_lock_says_whose_it_is(tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def test_whatever_a_run_asks_of_its_places_it_asks_with_their_profiles(
         manifest = f"{two_servers}/list.csv"
         assert segment(SegmentSettings(**flags, manifest=manifest, mask_format="tiff")) == 0
         assert names(masks) == {"a.png.tif"}
-        for more in ({"force": True}, {"verify": True}, {"dry_run": True}):
-            assert segment(SegmentSettings(**flags, mask_format="tiff", **more)) == 0
+        for switch in ("force", "verify", "dry_run"):
+            assert segment(SegmentSettings(**flags | {"mask_format": "tiff", switch: True})) == 0
         assert names(masks) == {"a.png.tif", "b.png.tif"}
         images.delete(["a.png"])
         assert segment(SegmentSettings(**flags, mask_format="tiff", prune=True, max_delete="50%")) == 0

@@ -26,11 +26,11 @@ from unet.storage.faults import Changed, Denied, StorageError, Unsupported, Vani
 from unet.storage.objects import join_uri
 from unet.storage.s3 import S3Store
 
-RENEWALS = 6
-"""Renewals in a lifetime."""
+RENEWALS = 3
+"""Renewals in a lifetime: each leaves a version where the bucket keeps them."""
 
 POLLS = 12
-"""Reads in a lifetime of a lease that another run holds."""
+"""Reads in a lifetime of a lease that another run holds, and attempts to renew one after an attempt that failed."""
 
 UNUSED_ETAG = "0" * 32
 """An etag that no lease has."""
@@ -118,7 +118,7 @@ class BucketLease:
 
     def __init__(self, output: str, key: str, record: _LeaseRecord, profile: str | None) -> None:
         self._key, self._record = key, record
-        self._store = S3Store(output, profile=profile, retry_seconds=record.lifetime / RENEWALS)
+        self._store = S3Store(output, profile=profile, retry_seconds=record.lifetime / (2 * RENEWALS))
         self._uri = join_uri(output, key)
         self._state, self._stop = threading.Condition(), threading.Event()
         self._lost, self._released = "", False
@@ -216,8 +216,9 @@ class BucketLease:
 
     def _heartbeat(self) -> None:
         """Renew the lease again and again, until it is released or lost."""
-        while not self._stop.wait(self._record.lifetime / RENEWALS):
-            fault: StorageError | None = None
+        fault: StorageError | None = None
+        while not self._stop.wait(self._record.lifetime / (RENEWALS if fault is None else POLLS)):
+            fault = None
             try:
                 self._renew()
             except LeaseLost as error:
