@@ -15,7 +15,7 @@ from unet.segment import compaction
 from unet.segment.compaction import compact
 from unet.segment.job import _prepare
 from unet.segment.listing import Listing
-from unet.segment.lookup import Lookup
+from unet.segment.lookup import Lookup, _lists_from
 from unet.segment.run_spec import RunSpec
 from unet.storage.faults import StorageError
 from unet.storage.local import LocalStore
@@ -49,6 +49,11 @@ def spec(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     compact(spec.ledger, spec.fence)
     assert len(spec.ledger.contents().ranges) > 5
     return spec
+
+
+@pytest.mark.parametrize("name", ["images--usw2-az1--x-s3", "images-point--usw2-az1--xa-s3"])
+def test_a_directory_bucket_which_keeps_no_order_is_listed_from_one_end(name: str) -> None:
+    assert not _lists_from(open_store(f"s3://{name}/a", retry_seconds=0), "b")  # without a request
 
 
 def listed(spec: RunSpec, workers: int | None) -> tuple[dict[str, str], dict[str, Any], set[str]]:

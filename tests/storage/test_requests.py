@@ -91,6 +91,31 @@ def test_no_checksum_is_sent_where_the_environment_asks_for_none(
 
 
 @pytest.mark.usefixtures("s3")
+def test_no_checksum_is_asked_for_where_the_environment_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with recording() as (url, seen):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        for wanted in ("when_supported", "when_required"):
+            monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", wanted)
+            open_store("s3://b/x", retry_seconds=0).get("a")
+    assert [headers.get("x-amz-checksum-mode") for _, headers in seen] == ["ENABLED", None]
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_profile_says_what_checksums_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with recording() as (url, seen):
+        (tmp_path / "config").write_text(
+            f"[profile old]\nendpoint_url = {url}\naws_access_key_id = a\naws_secret_access_key = b\n"
+            "request_checksum_calculation = when_required\nresponse_checksum_validation = when_required\n"
+        )
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        store = open_store("s3://b/x", profile="old", retry_seconds=0)
+        store.put("a", b"1")
+        store.get("a")
+    assert [verb for verb, _ in seen] == ["PUT", "GET"]
+    assert not any("checksum" in name for _, headers in seen for name in headers)
+
+
+@pytest.mark.usefixtures("s3")
 def test_a_mask_is_sent_without_asking_first(monkeypatch: pytest.MonkeyPatch) -> None:
     with recording() as (url, seen):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)

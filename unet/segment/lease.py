@@ -1,6 +1,6 @@
 """The lease of an output: one run at a time may write to it.
 
-On S3 the lease is an object that its holder rewrites every few seconds, on condition that nobody else has; a server
+On S3 the lease is an object that its holder rewrites again and again, on condition that nobody else has; a server
 that does not know such conditions is found out at the beginning. A run that finds an object of another holder watches
 it for one lifetime, on its own clock: if the object changes the holder lives, if not the lease is taken over. So a
 holder that could not renew its lease for a lifetime must not write; at the next renewal it learns whether it still

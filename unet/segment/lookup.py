@@ -29,8 +29,8 @@ where workers may wait for it, and of a range."""
 PAGES_A_SECOND, MAX_WORKERS = 600, 64
 """Pages that would come if only the server took time, more than are looked up, and requests at a time, at most."""
 
-EXPRESS = "--x-s3"
-"""What the names of directory buckets end with."""
+EXPRESS = ("--x-s3", "--xa-s3")
+"""What the names of directory buckets, and of their access points, end with."""
 
 WAITING = 8
 """Batches that are listed and not taken yet."""

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from unet.settings import RequestError
 from unet.storage import store
 from unet.storage.faults import Unreachable, Vanished
-from unet.storage.objects import LISTED, ObjectInfo, split_uri, to_table
+from unet.storage.objects import LISTED, ObjectInfo, is_access_point, split_uri, to_table
 from unet.storage.store import Store
 
 CONCURRENT_REQUESTS = 16
@@ -157,7 +157,7 @@ class Manifest:
         return pa.table(columns, schema=LISTED).filter(below)
 
     def _refuse_others(self, buckets: Sequence[str], own: str) -> None:
-        if others := sorted(bucket for bucket in buckets if bucket != own):
+        if not is_access_point(own) and (others := sorted(bucket for bucket in buckets if bucket != own)):
             raise RequestError(
                 f"--manifest {self.uri}: names objects of the bucket {others[0]}, not of --input {self.input}; give "
                 "one of the same bucket"

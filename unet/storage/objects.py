@@ -1,5 +1,6 @@
 """What a listing shows of an object, what is given with one that is written, and the URIs of objects."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ LISTED = pa.schema([("key", pa.string()), ("size", pa.int64()), ("etag", pa.stri
 
 NOT_UNICODE = "not Unicode"
 """In a table, the storage class of a file whose name is none of Unicode; the key only looks like it."""
+
+_ACCESS_POINT = re.compile(r"arn:[^/]+?:(outpost[:/][^:/]+[:/])?accesspoint[:/][^:/]+")
+"""The ARN of an access point, in the place of a bucket: of one region, of several, or of S3 on Outposts."""
 
 Guard = Callable[[], None]
 """Called before a write; returns once it may be begun, and raises if it may not."""
@@ -54,7 +58,14 @@ def join_uri(folder: str, key: str) -> str:
     return f"{folder.removesuffix('/')}/{key}"
 
 
+def is_access_point(bucket: str) -> bool:
+    """Return whether a bucket is an access point, by its ARN or alias: its name is not that of its bucket."""
+    return bool(_ACCESS_POINT.fullmatch(bucket)) or bucket.endswith("-s3alias")
+
+
 def split_uri(uri: str) -> tuple[str, str]:
-    """Return bucket and key of s3://bucket/key, unchanged."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
+    """Return bucket and key of s3://bucket/key, unchanged. The bucket may be the ARN of an access point."""
+    path = uri.removeprefix("s3://")
+    point = _ACCESS_POINT.match(path)
+    bucket = point[0] if point else path.partition("/")[0]
+    return bucket, path[len(bucket) :].removeprefix("/")
