@@ -9,7 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.report import check_page, evaluation_page, preview_page, segmentation_page, training_page
+from tests.report import check_page, evaluation_page, preview_page, runs_page, segmentation_page, training_page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PAGES: dict[str, Callable[[], bytes]] = {
@@ -18,6 +18,7 @@ PAGES: dict[str, Callable[[], bytes]] = {
     "segmentation": segmentation_page.report,
     "evaluation": evaluation_page.report,
     "preview": preview_page.report,
+    "runs": runs_page.report,
 }
 
 pytestmark = pytest.mark.skipif(not CHROMIUM or not DRIVER, reason="no chromium and chromedriver on the PATH")
@@ -55,7 +56,7 @@ def test_a_page_shows_all_it_has_without_errors(browser: webdriver.Chrome, folde
     show(browser, folder / f"{name}.html", width)
     assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
     images = browser.find_elements(By.TAG_NAME, "img")
-    assert images
+    assert images or name == "runs"
     assert all(image.get_property("complete") and image.get_property("naturalWidth") for image in images)
     root = browser.find_element(By.TAG_NAME, "html")
     assert root.get_property("scrollWidth") == root.get_property("clientWidth")
@@ -64,11 +65,12 @@ def test_a_page_shows_all_it_has_without_errors(browser: webdriver.Chrome, folde
 @pytest.mark.parametrize("name", PAGES)
 def test_tables_sort_by_click_and_by_keyboard(browser: webdriver.Chrome, folder: Path, name: str) -> None:
     show(browser, folder / f"{name}.html", 1280)
-    table = next(x for x in browser.find_elements(By.TAG_NAME, "table") if x.text.startswith("Class"))
-    button = table.find_elements(By.CSS_SELECTOR, "th button")[1]
+    table = next(x for x in browser.find_elements(By.TAG_NAME, "table") if x.text.startswith(("Class", "Began")))
+    place = 7 if name == "runs" else 2
+    button = table.find_elements(By.CSS_SELECTOR, "th button")[place - 1]
 
     def column() -> list[float]:
-        cells = table.find_elements(By.CSS_SELECTOR, "td:nth-child(2)")
+        cells = table.find_elements(By.CSS_SELECTOR, f"td:nth-child({place})")
         return [float(cell.get_attribute("data-value") or "-1") for cell in cells]
 
     before = column()

@@ -62,7 +62,7 @@ def segmentation_report(
         "Done": f"{counts.get('done', 0):,}",
         "Failed": f"{counts.get('failed', 0):,}",
         "Unchanged": f"{counts.get('unchanged', 0):,}",
-        "Images per second": _format_rate(images_per_second),
+        "Images per second": format_rate(images_per_second),
     }
     figures = [_class_shares(labels, class_pixels)] if sum(class_pixels) else []
     if intervals := _rates_by_interval(throughput):
@@ -129,7 +129,7 @@ def _rates_by_interval(throughput: Sequence[tuple[float, int]]) -> tuple[list[fl
 
 def _throughput_plot(rates: Sequence[float], edges: Sequence[float], overall: float | None) -> str:
     seconds, unit = next((seconds, unit) for seconds, unit in _UNITS if edges[-1] >= 2 * seconds or seconds == 1)
-    line = None if overall is None else ReferenceLine(overall, f"whole run: {_format_rate(overall)}")
+    line = None if overall is None else ReferenceLine(overall, f"whole run: {format_rate(overall)}")
     times = [edge / seconds for edge in edges]
     return bar_plot("Images per second", times, rates, x_name=f"{unit} since the start", horizontal=line)
 
@@ -137,7 +137,8 @@ def _throughput_plot(rates: Sequence[float], edges: Sequence[float], overall: fl
 _UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
-def _format_rate(images_per_second: float | None) -> str:
+def format_rate(images_per_second: float | None) -> str:
+    """Return images per second in about three digits; n/a for None."""
     if images_per_second is None:
         return "n/a"
     return f"{images_per_second:,.1f}" if images_per_second >= 10 else f"{images_per_second:.2f}"

@@ -26,6 +26,8 @@ class Cell:
     """Length of a bar behind the text, 0..1."""
     color: RGB | None = None
     """Colour of a square before the text."""
+    link: str | None = None
+    """Where the text leads to, relative to the page."""
 
 
 def ratio_cell(ratio: float, *, bar: float | None = None) -> Cell:
@@ -62,7 +64,9 @@ def _header_cell(title: str, first: Cell, *, ascending: bool) -> str:
 def _data_cell(cell: Cell) -> str:
     value = "" if cell.value is None or not math.isfinite(cell.value) else f' data-value="{cell.value:.9g}"'
     bar = "" if cell.bar is None or not math.isfinite(cell.bar) else f' style="--bar: {100 * min(cell.bar, 1):.2f}%"'
-    return f"<td{_class(cell)}{value}{bar}>{swatch(cell.color) if cell.color else ''}{escape_html(cell.text)}</td>"
+    text = escape_html(cell.text)
+    shown = text if cell.link is None else f'<a href="{escape_html(cell.link)}">{text}</a>'
+    return f"<td{_class(cell)}{value}{bar}>{swatch(cell.color) if cell.color else ''}{shown}</td>"
 
 
 def _class(cell: Cell) -> str:

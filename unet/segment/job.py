@@ -228,7 +228,9 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
         store.check_writable(settings.output, "--output", settings.output_profile)
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
     fingerprint, earlier = _fingerprints(settings, model)
-    spec = RunSpec(settings, fingerprint, run, fence=0, channels=model.channels, earlier=earlier)
+    spec = RunSpec(
+        settings, fingerprint, run, fence=0, model_digest=model.digest, channels=model.channels, earlier=earlier
+    )
     try:
         spec = replace(spec, fence=spec.ledger.next_fence())
         _check_mask_format(spec)

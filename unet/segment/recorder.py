@@ -26,6 +26,7 @@ from unet.segment.compaction import compact
 from unet.segment.item import Item, Outcome
 from unet.segment.lease import LeaseUnconfirmed
 from unet.segment.ledger import GIVEN_COLUMNS, columns
+from unet.segment.run_index import add_run
 from unet.segment.run_spec import RunSpec
 from unet.segment.writer import THUMBNAILS
 from unet.settings import RequestError
@@ -149,10 +150,11 @@ class Recorder:
         self.guard()
         self.output.put_file(f"{self.spec.folder}report.parquet", self._report_path)
         summary = self._summary(complete)
-        files = {"index.html": self._page(summary), "summary.json": json.dumps(summary, indent=1).encode()}
-        for name, data in files.items():
-            self.guard()
-            self.output.put(self.spec.folder + name, data)
+        self.guard()
+        self.output.put(f"{self.spec.folder}index.html", self._page(summary))
+        add_run(self.output, summary, self.guard)
+        self.guard()  # what waits for summary.json finds all else
+        self.output.put(f"{self.spec.folder}summary.json", json.dumps(summary, indent=1).encode())
         self.discard()
         return summary
 
@@ -210,10 +212,12 @@ class Recorder:
         return {
             "format": 1,
             "run": self.spec.run,
+            "fence": self.spec.fence,
             "complete": complete,
             "input": self.spec.settings.input,
             "output": self.spec.settings.output,
             "model": self.spec.settings.model,
+            "model_digest": self.spec.model_digest,
             "fingerprint": self.spec.fingerprint,
             "listed": sum(self.counts.values()),
             "counts": dict(sorted(self.counts.items())),

@@ -51,6 +51,8 @@ class RunSpec:
     """Number of this run among those of the output: of the rows of a key, those with the highest fence count."""
     conditional: bool = False
     """Whether the output supports writes on condition of an etag."""
+    model_digest: str = ""
+    """SHA-256 of the weights of the model."""
     channels: Channels = RGB
     """What the input of the model is made of."""
     earlier: Mapping[str, str] = field(default_factory=dict)
