@@ -1,6 +1,7 @@
 """Masks as GeoTIFFs, which lie where their images do."""
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from unet.data.image import Array, mask_values
 from unet.data.labels import LabelSet
 from unet.data.planes import Bools
+from unet.data.provenance import GDAL_METADATA, to_gdal_metadata
 from unet.data.region import orientation_of
 from unet.data.tiff import NODATA, TiffPicture
 
@@ -30,7 +32,13 @@ def georeference_of(picture: Image.Image) -> Georeference:
     return tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in picture.tags(GEOREFERENCE))
 
 
-def encode_geotiff(mask: Array, labels: LabelSet, holes: Bools | None = None, georeference: Georeference = ()) -> bytes:
+def encode_geotiff(
+    mask: Array,
+    labels: LabelSet,
+    holes: Bools | None = None,
+    georeference: Georeference = (),
+    provenance: Mapping[str, str] = {},
+) -> bytes:
     """Return `mask` as an indexed TIFF, tiled, deflated, with the labels' colours. What `encode_mask` says of values
     goes here too; a pixel of `holes`, HW bool, has no data: the value of the first ignored label, or the highest that
     no label has."""
@@ -38,6 +46,8 @@ def encode_geotiff(mask: Array, labels: LabelSet, holes: Bools | None = None, ge
     free = [value for value in range(256) if value not in {label.value for label in labels.labels}]
     ignored = [label.value for label in labels.written_labels if label.ignore]
     tags = list(georeference)
+    if provenance:
+        tags.append((GDAL_METADATA, 2, 0, to_gdal_metadata(provenance), True))
     if nodata := ignored[:1] or free[-1:]:
         tags.append((NODATA, 2, 0, str(nodata[0]), True))
         if holes is not None:

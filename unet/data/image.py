@@ -7,10 +7,10 @@ nothing is trained or scored. Masks are only ever resampled with nearest neighbo
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from unet.data import readers
 from unet.data.channels import scale_to_8_bits
 from unet.data.labels import IGNORE, LabelSet
 from unet.data.png import without_damaged_chunks
+from unet.data.provenance import to_png
 from unet.data.readers import NotReadError, open_by_package
 from unet.data.region import decode_region, orientation_of, show
 from unet.data.tiff import MAGIC, Region, TiffPicture, UnknownTiffError, open_tiff
@@ -186,7 +187,9 @@ def encode_image(image: Array, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
     return _to_file(Image.fromarray(image), kind, **{"quality": 90} if kind == "JPEG" else {})
 
 
-def encode_mask(mask: Array, labels: LabelSet, holes: npt.NDArray[np.bool_] | None = None) -> bytes:
+def encode_mask(
+    mask: Array, labels: LabelSet, holes: npt.NDArray[np.bool_] | None = None, provenance: Mapping[str, str] = {}
+) -> bytes:
     """Return `mask` as an indexed PNG of the labels' own values and colours, which `decode_mask` reads back.
 
     A class is written as the first of its labels, `IGNORE` as the first ignored label; a mask for a set without any
@@ -194,7 +197,8 @@ def encode_mask(mask: Array, labels: LabelSet, holes: npt.NDArray[np.bool_] | No
     """
     if holes is not None and any(label.ignore for label in labels.written_labels):
         mask = np.where(holes, np.uint8(IGNORE), mask)
-    return _to_indexed_png(*mask_values(mask, labels), compress_level=1)  # fast, and hardly larger
+    # Level 1 is fast, and its files are hardly larger.
+    return _to_indexed_png(*mask_values(mask, labels), compress_level=1, pnginfo=to_png(provenance))
 
 
 def mask_values(mask: Array, labels: LabelSet) -> tuple[Array, Array]:
@@ -304,10 +308,10 @@ def _to_file(picture: Image.Image, kind: str, **options: int) -> bytes:
     return buffer.getvalue()
 
 
-def _to_indexed_png(indices: Array, palette: Array, *, compress_level: int) -> bytes:
+def _to_indexed_png(indices: Array, palette: Array, **options: Any) -> bytes:
     picture = Image.fromarray(indices)
     picture.putpalette(np.ascontiguousarray(palette).tobytes())  # as short as may be: up to 16 colours take half a byte
-    return _to_file(picture, "PNG", compress_level=compress_level)
+    return _to_file(picture, "PNG", **options)
 
 
 def _is_sixteen_bit(picture: Image.Image) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from unet.data.geotiff import Georeference, encode_geotiff
 from unet.data.image import Array, encode_image, encode_mask, overlay, resize_image, resize_mask, size_within
 from unet.data.planes import Bools
+from unet.data.provenance import provenance_of
 from unet.model.artifact import Model
 from unet.model.predictor import Prediction
 from unet.segment.item import Item, Outcome
@@ -40,7 +41,7 @@ class Writer:
 
     def __init__(self, spec: RunSpec, model: Model, guard: Guard = no_guard) -> None:
         self.spec = spec
-        self.labels, self.digest = model.labels, model.digest
+        self.labels, self.provenance = model.labels, provenance_of(spec.fingerprint, model.digest, model.labels)
         self.output, self.conditional, self.guard = spec.output_store, spec.conditional, guard
         self._lock = threading.Lock()
         self._lowest_ranks: list[int] = []
@@ -49,7 +50,8 @@ class Writer:
     def __call__(self, item: Item, source: Source, prediction: Prediction) -> Outcome:
         """Write what `item` asks for. Raise StorageError."""
         mask, mask_etag, holes = prediction.mask, item.mask_etag, source.holes
-        metadata = {"model-digest": self.digest, "image-etag": item.etag}
+        metadata = {name: text for name, text in self.provenance.items() if text.isascii()}  # more S3 does not take
+        metadata |= {"image-etag": item.etag, "run": self.spec.run}
         kinds = item.outputs.split(",")
         for key, kind in zip(self.spec.output_keys(item.key, kinds), kinds, strict=True):
             data = self._encode(kind, source, prediction)
@@ -91,9 +93,9 @@ class Writer:
 
     def _encode(self, kind: str, source: Source, prediction: Prediction) -> bytes:
         if kind == "mask" and self.spec.settings.mask_format == "tiff":
-            return encode_geotiff(prediction.mask, self.labels, source.holes, source.georeference)
+            return encode_geotiff(prediction.mask, self.labels, source.holes, source.georeference, self.provenance)
         if kind == "mask":
-            return encode_mask(prediction.mask, self.labels, source.holes)
+            return encode_mask(prediction.mask, self.labels, source.holes, self.provenance)
         if kind == "overlay":
             return encode_image(overlay(source.image, prediction.mask, self.labels))
         assert prediction.confidence is not None
