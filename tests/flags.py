@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from unet.evaluate.settings import EvaluateSettings
 from unet.model.settings import ExportSettings
-from unet.segment.settings import SegmentSettings
+from unet.segment.settings import ExplainSettings, SegmentSettings
 from unet.train.settings import TrainSettings
 
 PAGE = Path(__file__).parent.parent / "jobs" / "README.md"
@@ -28,6 +28,7 @@ COMMAND = "python tests/flags.py"
 JOBS: dict[str, type] = {
     "train": TrainSettings,
     "segment": SegmentSettings,
+    "explain": ExplainSettings,
     "evaluate": EvaluateSettings,
     "export": ExportSettings,
 }

@@ -169,7 +169,7 @@ def test_the_console_command_runs_the_job_that_it_names(capsys: pytest.CaptureFi
     assert capsys.readouterr().out == f"{unet.__version__}\n"
     for wrong in (["trian"], []):
         assert main(wrong) == 2
-        assert "usage: unet check|train|segment|evaluate|export|submit" in capsys.readouterr().err
+        assert "usage: unet check|train|segment|explain|evaluate|export|submit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(JOBS))

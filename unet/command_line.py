@@ -28,16 +28,18 @@ Settings = TypeVar("Settings")
 JOBS = {
     "train": ("unet.train.job", "train", "unet.train.settings", "TrainSettings"),
     "segment": ("unet.segment.job", "segment", "unet.segment.settings", "SegmentSettings"),
+    "explain": ("unet.segment.explain", "explain", "unet.segment.settings", "ExplainSettings"),
     "evaluate": ("unet.evaluate.job", "evaluate", "unet.evaluate.settings", "EvaluateSettings"),
     "export": ("unet.model.onnx", "export", "unet.model.settings", "ExportSettings"),
 }
 """Of each job the module and name of its function, and of its settings. Only the one that is asked for is imported."""
 
-USAGE = """usage: unet check|train|segment|evaluate|export|submit ...
+USAGE = """usage: unet check|train|segment|explain|evaluate|export|submit ...
 
   check     check a labelled set, and make a page that shows it
   train     train a U-Net on a labelled image set
   segment   segment the new and changed images of a folder or bucket
+  explain   say of a mask how it was made: unet explain s3://masks/KEY.png
   evaluate  score a model on a labelled set
   export    write a model as an ONNX file
   submit    run one of these on a Ray cluster: unet submit -- unet train ...
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *flags = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name == "check":
         return run_job("train", ["--check", *flags])
+    if name == "explain" and flags and not flags[0].startswith("-"):
+        flags = ["--mask", *flags]
     if name in JOBS:
         return run_job(name, flags)
     if name == "submit":

@@ -15,7 +15,7 @@ from unet.storage.store import open_store
 
 
 def names(output: str) -> list[Any]:
-    return [run["run"] for run in read_runs(output)]
+    return [run["run"] for run in read_runs(open_store(output))]
 
 
 def test_each_run_stands_in_the_index_before_its_summary_is_there(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_each_run_stands_in_the_index_before_its_summary_is_there(tmp_path: Path
     bench.run()
     first = bench.summary
     bench.run(force=True)
-    newest, oldest = read_runs(bench.masks)
+    newest, oldest = read_runs(open_store(bench.masks))
     assert (newest["run"], oldest["run"]) == (bench.summary["run"], first["run"])
     assert (newest["counts"], newest["fence"], newest["drift"]) == ({"done": 2}, 2, None)
     assert newest["model_digest"] == json.loads(store.read(join_uri(bench.model, "model.json")))["digest"]
@@ -65,4 +65,4 @@ def test_the_index_keeps_the_last_thousand_and_a_run_once(tmp_path: Path) -> Non
 def test_the_highest_psi_of_a_run_is_its_drift(tmp_path: Path) -> None:
     output = str(tmp_path)
     add_run(open_store(output), entry(1, drift={"psi": {"red": 0.1, "green": 0.4}}) | {"output": output}, no_guard)
-    assert [run["drift"] for run in read_runs(output)] == [0.4]
+    assert [run["drift"] for run in read_runs(open_store(output))] == [0.4]

@@ -5,7 +5,6 @@ meets workers: a run with nothing to do starts none.
 """
 
 import gc
-import hashlib
 import json
 import secrets
 import sys
@@ -23,7 +22,7 @@ import ray
 import yaml
 
 from unet.model.artifact import Model
-from unet.model.predictor import GPU_BATCH_SIZE, Predictor
+from unet.model.predictor import GPU_BATCH_SIZE
 from unet.report.segmentation import describe_endings
 from unet.runtime import telemetry
 from unet.runtime.background import repeat
@@ -31,6 +30,7 @@ from unet.runtime.pool import TaskQueue, WorkerPool, connect_workers
 from unet.runtime.session import check_shared, join_cluster
 from unet.runtime.stop import shutdown_hook, time_limit
 from unet.segment.deletion import delete_masks, refusal
+from unet.segment.fingerprint import fingerprints
 from unet.segment.item import STAGES, Item, Outcome
 from unet.segment.lease import Lease, LeaseLost, acquire
 from unet.segment.listing import TODO, Listing, items_of
@@ -38,7 +38,7 @@ from unet.segment.manifest import Manifest
 from unet.segment.model_record import record_model
 from unet.segment.preview import preview
 from unet.segment.recorder import Recorder
-from unet.segment.run_spec import FORCE_KEY, FORMAT_KEY, INTERNAL, KNOWN_OUTPUTS, LEASE_KEY, RunSpec
+from unet.segment.run_spec import FORCE_KEY, FORMAT_KEY, INTERNAL, LEASE_KEY, RunSpec
 from unet.segment.settings import SegmentSettings
 from unet.segment.verdict import CRASHED, FaultCounter, TooManyLost, check_listed, check_lost
 from unet.segment.worker import SegmentWorker
@@ -227,7 +227,7 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
     if not settings.dry_run and settings.preview is None:
         store.check_writable(settings.output, "--output", settings.output_profile)
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
-    fingerprint, earlier = _fingerprints(settings, model)
+    fingerprint, earlier = fingerprints(settings, model)
     spec = RunSpec(
         settings, fingerprint, run, fence=0, model_digest=model.digest, channels=model.channels, earlier=earlier
     )
@@ -265,18 +265,6 @@ def _forced_since(spec: RunSpec) -> int | None:
     if since is None and not spec.settings.dry_run:
         output.put(FORCE_KEY, json.dumps({"since": spec.fence}).encode())
     return spec.fence if since is None else int(since)
-
-
-def _fingerprints(settings: SegmentSettings, model: Model) -> tuple[str, dict[str, str]]:
-    """Return the fingerprint of the model and of all settings that change a mask; and `RunSpec.earlier`."""
-    predictor = Predictor(model, precision=settings.precision, tile=settings.tile, tta=settings.tta)
-
-    decides = predictor.fingerprint | ({} if settings.mask_format == "png" else {"mask_format": settings.mask_format})
-
-    def digest(**more: list[str]) -> str:
-        return hashlib.sha256(json.dumps(decides | more, sort_keys=True).encode()).hexdigest()[:16]
-
-    return digest(), {digest(outputs=outputs.split(",")): outputs for outputs in KNOWN_OUTPUTS}
 
 
 def _dry_run(spec: RunSpec) -> int:

@@ -13,13 +13,13 @@ from unet.data.prefetch import prefetch
 from unet.report.runs import MAX_RUNS_SHOWN, RunEntry, runs_page
 from unet.segment.run_spec import INTERNAL
 from unet.storage.faults import Vanished
-from unet.storage.objects import Guard, join_uri
-from unet.storage.store import Store, open_store
+from unet.storage.objects import Guard
+from unet.storage.store import Store
 
 FORMAT = 1
 """Version of runs.json."""
 
-RUNS_KEY, PAGE_KEY, FOLDER = f"{INTERNAL}runs.json", f"{INTERNAL}index.html", f"{INTERNAL}runs"
+RUNS_KEY, PAGE_KEY, FOLDER = f"{INTERNAL}runs.json", f"{INTERNAL}index.html", f"{INTERNAL}runs/"
 
 MAX_RUNS = 1000
 """Runs in runs.json."""
@@ -30,19 +30,18 @@ _DAMAGED = (Vanished, ValueError, KeyError, TypeError, AttributeError)
 """What reading a file raises that is not there, or holds something else."""
 
 
-def read_runs(output: str) -> list[RunEntry]:
-    """Return the last runs that came to an end, newest first."""
-    store = open_store(output)
+def read_runs(store: Store) -> list[RunEntry]:
+    """Return the last runs of an output that came to an end, newest first."""
     with suppress(*_DAMAGED):
         content = json.loads(store.get(RUNS_KEY))
         if content["format"] == FORMAT:
             return [_entry(run) for run in content["runs"]]
-    return _from_summaries(output)
+    return _from_summaries(store)
 
 
 def add_run(store: Store, summary: Mapping[str, Any], guard: Guard) -> None:
     """Put a run that ends before the others, and write the index and its page."""
-    earlier = [run for run in read_runs(store.uri) if run["run"] != summary["run"]]
+    earlier = [run for run in read_runs(store) if run["run"] != summary["run"]]
     runs = [_entry(summary), *earlier][:MAX_RUNS]
     files = {
         RUNS_KEY: json.dumps({"format": FORMAT, "runs": runs}).encode(),
@@ -70,10 +69,11 @@ def _entry(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _from_summaries(output: str) -> list[RunEntry]:
+def _from_summaries(store: Store) -> list[RunEntry]:
     """Return the newest runs, as many as the page shows, from what they have left."""
-    store = open_store(join_uri(output, FOLDER))
-    there = {item.key for page in store.list() for item in page if item.key.endswith("/summary.json")}
+    pages = store.list(FOLDER, f"{FOLDER}\U0010ffff")
+    keys = [item.key for page in pages for item in page]
+    there = [key for key in keys if key.startswith(FOLDER) and key.endswith("/summary.json")]
 
     def read(key: str) -> RunEntry | None:
         with suppress(*_DAMAGED):

@@ -138,6 +138,23 @@ class SegmentSettings(PredictSettings):
         return _allowed("--max-delete", self.max_delete, recorded)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExplainSettings:
+    """Say of a mask of which image, by which model and run it was made, and whether the same would be made today."""
+
+    mask: str
+    """The mask, s3://bucket/prefix/KEY.png or a file; with --output the key of its image. Given first it needs no
+    flag."""
+    output: str | None = None
+    """Output of the segmentation, in which the mask is looked for. Default: the folder above it that has a ledger."""
+    model: str | None = None
+    """Model folder of which to say whether it would make the same mask, with the settings of the run that made it."""
+    input_profile: str | None = None
+    """Profile of the AWS configuration with which the image is looked up."""
+    output_profile: str | None = None
+    """Profile of the AWS configuration with which masks and ledger are read."""
+
+
 def _allowed(flag: str, text: str, total: int) -> float:
     """Return a number, or share of `total`, that a flag gives. Raise RequestError if it is neither."""
     try:

@@ -109,6 +109,10 @@ class S3Store:
 
         return self._retry(self._uri(key), request)
 
+    def metadata(self, key: str) -> dict[str, str]:
+        """Return the metadata that an object was put with. Raise Vanished if there is none."""
+        return self._retry(self._uri(key), lambda: self._client.head_object(**self._object(key))["Metadata"])
+
     def get(self, key: str, etag: str | None = None) -> bytes:
         uri = self._uri(key)
         wanted = self._object(key) | ({} if etag is None else {"IfMatch": f'"{etag}"'})
