@@ -117,7 +117,7 @@ def test_a_segmentation_leaves_what_the_page_says(tmp_path: Path, one_ray: None)
     part, index = the_file(ledger, ".parquet"), the_file(ledger, ".index.json")
     assert_named(columns(part), page["_segment/ledger/FENCE-RANDOM.parquet"])
     assert pq.read_schema(io.BytesIO(part)).metadata[b"format"] == b"2"
-    assert_named(json.loads(index), page["_segment/ledger/FENCE-NUMBER.index.json"])
+    assert_named(json.loads(index), page["_segment/ledger/_FENCE-NUMBER.index.json"])
 
 
 def test_a_lease_on_s3_says_what_the_page_says(bucket: str) -> None:

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unet.segment import compaction
+from unet.segment import compaction, ledger_part
 from unet.segment import ledger as module
 from unet.segment.compaction import compact
-from unet.segment.ledger import COLUMNS, Ledger, LedgerCursor
+from unet.segment.ledger import Ledger, LedgerCursor
+from unet.segment.ledger_part import COLUMNS
 from unet.settings import RequestError
 from unet.storage.faults import Denied
 from unet.storage.objects import Guard
@@ -67,9 +68,10 @@ def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """Small runs and ranges, so that a few rows make many."""
     if request.param != "in memory":
         for name, value in {"RUN_ROWS": 3, "FAN_IN": 2, "BATCH_ROWS": 2, "GROUP_ROWS": 2}.items():
-            monkeypatch.setattr(module, name, value)
+            for owner in (module, ledger_part):
+                monkeypatch.setattr(owner, name, value, raising=False)
     if request.param == "in many ranges":
-        monkeypatch.setattr(compaction, "RANGE_ROWS", 3)
+        monkeypatch.setattr(compaction, "RANGE_ROWS", (3, 3))
     return str(request.param)
 
 
@@ -134,7 +136,7 @@ def test_a_cursor_takes_each_row_once_in_order(ledger: Ledger, sizes: str) -> No
 def test_some_keys_are_found_without_reading_all_ranges(
     ledger: Ledger, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compaction, "RANGE_ROWS", 5)
+    monkeypatch.setattr(compaction, "RANGE_ROWS", (5, 5))
     ledger.append(table(row(f"{number:02}") for number in range(40)), 1)
     compact(ledger, 1)
     ranges = ledger.contents().ranges
@@ -162,7 +164,7 @@ def test_promise_37_compaction_leaves_one_row_a_key(ledger: Ledger, folder: Path
 def test_compaction_writes_only_the_ranges_that_something_falls_into(
     ledger: Ledger, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compaction, "RANGE_ROWS", 5)
+    monkeypatch.setattr(compaction, "RANGE_ROWS", (5, 5))
     ledger.append(table(row(f"{number:02}") for number in range(0, 80, 2)), 1)
     compact(ledger, 1)
     before = {item.name for item in ledger.contents().ranges}
@@ -174,7 +176,7 @@ def test_compaction_writes_only_the_ranges_that_something_falls_into(
 
 
 def test_ranges_stay_of_a_middle_size(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "RANGE_ROWS", 10)
+    monkeypatch.setattr(compaction, "RANGE_ROWS", (10, 10))
     rng = np.random.default_rng(0)
     for turn in range(30):
         ledger.append(table(row(f"{key:05}") for key in rng.integers(0, 100_000, 12)), turn + 1)
@@ -229,7 +231,7 @@ class CrashingStore:
 def test_promise_37_a_kill_at_any_step_of_a_compaction_changes_no_answer(
     ledger: Ledger, folder: Path, order: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compaction, "RANGE_ROWS", 2)
+    monkeypatch.setattr(compaction, "RANGE_ROWS", (2, 2))
     ledger.append(table([row(key, etag="old") for key in "bcdefgh"]), 1)
     compact(ledger, 1)
     crashes = 0
@@ -297,7 +299,7 @@ def test_a_damaged_part_is_named_with_the_remedy(ledger: Ledger, folder: Path) -
 def test_a_damaged_range_or_index_is_named_and_once_deleted_nothing_else_is_lost(
     ledger: Ledger, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compaction, "RANGE_ROWS", 2)
+    monkeypatch.setattr(compaction, "RANGE_ROWS", (2, 2))
     ledger.append(table([row(key) for key in "abcdef"]), 1)
     compact(ledger, 1)
     (index,) = folder.glob("*.index.json")

@@ -30,7 +30,7 @@ ODD = ["a", "a/b.jpg", "a//b.png", "+ %20.png", "&amp;<>.png", "~.png", "zz/.hid
 @pytest.fixture(params=["local", "s3"])
 def spec(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
     """A run over a hundred objects, two in three of them recorded, and thirty masks that have lost their image."""
-    monkeypatch.setattr(compaction, "RANGE_ROWS", 10)
+    monkeypatch.setattr(compaction, "RANGE_ROWS", (10, 10))
     bench = Bench(str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket"))
     save_model(bench.model)
     images = open_store(bench.images)

@@ -15,12 +15,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unet.segment.ledger import COLUMNS, Contents, Ledger, LedgerCursor, Range, merge_sorted, spilled
+from unet.segment.ledger import Contents, Ledger, LedgerCursor, Range, merge_sorted
+from unet.segment.ledger_part import COLUMNS, spilled
 from unet.storage.faults import Denied
 from unet.storage.objects import Guard, no_guard
 
-RANGE_ROWS = 100_000
-"""Rows of a range, at most; it has half as many at least, where there are so many."""
+RANGE_SHARE, RANGE_ROWS = 1 / 128, (1_000, 100_000)
+"""The share of all rows that a range has at most, within these bounds; it has half as many at least, where there are so
+many. A run that changes a few objects writes few ranges, and a large ledger has few of them."""
 
 
 def compact(ledger: Ledger, fence: int, guard: Guard = no_guard) -> None:
@@ -42,6 +44,7 @@ def _merge(ledger: Ledger, contents: Contents, fence: int, guard: Guard) -> None
     """Write the ranges that recent rows fall into anew, and an index of all."""
     recent = LedgerCursor(ledger.recent_rows(contents.recent))
     ranges: list[Range] = []
+    recorded = sum(item.rows for item in contents.ranges)
     ends = [*(item.first for item in contents.ranges[1:]), None]
     old: Sequence[Range | None] = contents.ranges or [None]
     for item, end in zip(old, ends, strict=True):
@@ -54,14 +57,15 @@ def _merge(ledger: Ledger, contents: Contents, fence: int, guard: Guard) -> None
             chain([] if first is None else [first], new),
             ledger.read_range(item) if item is not None else iter(()),
         ]
-        ranges += _write(ledger, merge_sorted(streams), fence, guard)
+        ranges += _write(ledger, merge_sorted(streams), recorded, fence, guard)
     kept = {item.name for item in ranges}
     replaced = contents.recent + [item.name for item in contents.ranges if item.name not in kept] + contents.replaced
     ledger.write_index(ranges, replaced, fence, guard)
 
 
-def _write(ledger: Ledger, tables: Iterator[pa.Table], fence: int, guard: Guard) -> Iterator[Range]:
-    """Write the rows that are not `removed`, in parts of about RANGE_ROWS. They go to a file first, to be counted."""
+def _write(ledger: Ledger, tables: Iterator[pa.Table], recorded: int, fence: int, guard: Guard) -> Iterator[Range]:
+    """Write the rows that are not `removed`, in parts. They go to a file first, to be counted. `recorded`: rows
+    of the ledger before."""
     rows = 0
 
     def kept() -> Iterator[pa.Table]:
@@ -73,7 +77,8 @@ def _write(ledger: Ledger, tables: Iterator[pa.Table], fence: int, guard: Guard)
 
     with tempfile.TemporaryDirectory(prefix="unet-ledger-") as folder:
         merged = spilled(kept(), Path(folder, "merged"))
-        parts = math.ceil(rows / RANGE_ROWS)
+        least, most = RANGE_ROWS
+        parts = math.ceil(rows / min(most, max(least, RANGE_SHARE * max(rows, recorded))))
         head = COLUMNS.empty_table()
 
         def take(count: int) -> Iterator[pa.Table]:

@@ -41,5 +41,11 @@ class Outcome:
     """Pixels of the mask by class index, of those with data."""
     no_data: int = 0
     """Pixels of the image that hold no data."""
+    size: tuple[int, ...] = ()
+    """Height, width and channels of the image."""
+    confidence: float | None = None
+    """Mean softmax probability of the mask's class, of pixels with data."""
+    unsure: float | None = None
+    """Share of those pixels where it is below a half."""
     thumbnail: tuple[int, str, bytes] | None = None
     """A candidate for the contact sheet: rank, key, JPEG."""

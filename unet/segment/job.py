@@ -229,7 +229,14 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
     run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
     fingerprint, earlier = fingerprints(settings, model)
     spec = RunSpec(
-        settings, fingerprint, run, fence=0, model_digest=model.digest, channels=model.channels, earlier=earlier
+        settings,
+        fingerprint,
+        run,
+        fence=0,
+        model_digest=model.digest,
+        channels=model.channels,
+        classes=model.labels.names,
+        earlier=earlier,
     )
     try:
         spec = replace(spec, fence=spec.ledger.next_fence())

@@ -24,9 +24,18 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from unet.data.prefetch import prefetch
+from unet.segment.ledger_part import (
+    COLUMNS,
+    FORMAT,
+    GROUP_ROWS,
+    NewerFormatError,
+    read_rows,
+    spilled,
+    with_all_columns,
+    write_rows,
+)
 from unet.settings import RequestError
 from unet.storage.faults import StorageError, Vanished
 from unet.storage.local import translate_errors
@@ -34,33 +43,13 @@ from unet.storage.objects import Guard, no_guard
 from unet.storage.s3 import RETRY_SECONDS
 from unet.storage.store import open_store
 
-FORMAT = 2
-"""Format version of a part; parts of a newer one are refused. Those of format 1 are neither sorted nor know `outputs`
-and `input`."""
-
-
-def columns(*names: str) -> pa.Schema:
-    """Return the schema of a table of objects."""
-    numbers = {"size": pa.int64(), "fence": pa.int64(), "time": pa.float64(), "seconds": pa.float64()}
-    return pa.schema([(name, numbers.get(name, pa.string())) for name in names])
-
-
-GIVEN_COLUMNS = columns("key", "etag", "size", "fingerprint", "status", "error", "mask_etag", "outputs", "input")
-COLUMNS = pa.schema([*GIVEN_COLUMNS, *columns("time", "fence")])
-"""Columns of a row. `status`: done, failed or removed; `fingerprint`: of the model and the settings that decide the
-mask (done) or the failure (failed); `mask_etag`: of the mask that is there, of an earlier run if the object failed
-since; `outputs`: what was written, with commas; `input`: where the object lies; `time`: seconds since the epoch."""
-
 RUN_ROWS, FAN_IN = 8192, 32
 """Rows of recent parts that are sorted at a time, in memory, and sorted runs that are merged at a time."""
 
-BATCH_ROWS, GROUP_ROWS = 1024, 8192
-"""Rows of a sorted run that are read at a time, and those of a row group of a part."""
-
 _PART_NAME = re.compile(r"(\d{12,})-[0-9a-f]{32}\.parquet")
-_INDEX_NAME = re.compile(r"(\d{12,})-[0-9a-f]{32}\.index\.json")
+_INDEX_NAME = re.compile(r"_?(\d{12,})-[0-9a-f]{32}\.index\.json")
+"""With an underscore, so that what reads the folder as a table takes no notice of it."""
 CONCURRENT_READS = 4
-_SCHEMA = COLUMNS.with_metadata({"format": str(FORMAT)})
 
 
 @dataclass(frozen=True)
@@ -85,13 +74,22 @@ class Contents:
 
 
 class Ledger:
-    """The parts in the folder `uri`; other files in it are ignored. `profile`, `retry_seconds`: as for `open_store`.
+    """The parts in the folder `uri`; other files in it are ignored.
+
+    `classes`: names of those whose shares are recorded; `profile`, `retry_seconds`: as for `open_store`.
 
     All methods that read raise RequestError if a part is damaged or was written by a newer version.
     """
 
-    def __init__(self, uri: str, *, profile: str | None = None, retry_seconds: float = RETRY_SECONDS) -> None:
-        self.uri = uri
+    def __init__(
+        self,
+        uri: str,
+        *,
+        classes: Sequence[str] = (),
+        profile: str | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        self.uri, self.classes = uri, classes
         self.store = open_store(uri, profile=profile, retry_seconds=retry_seconds)
 
     def next_fence(self) -> int:
@@ -102,20 +100,20 @@ class Ledger:
     def append(self, rows: pa.Table, fence: int, guard: Guard = no_guard) -> None:
         """Write one part. `rows` have columns of COLUMNS; those left out are null, `fence` this one, `time` now.
         `guard` is called before each attempt to write, as for all that writes here."""
-        table = _with_all_columns(rows, fence=fence, time=time.time())
+        table = with_all_columns(rows, fence=fence, time=time.time())
         sink = pa.BufferOutputStream()
-        write_rows(iter([latest_rows(table)]), sink)
+        write_rows(iter([latest_rows(table)]), sink, self.classes)
         self.store.put(_part_name(fence), sink.getvalue().to_pybytes(), guard=guard)
 
     def contents(self) -> Contents:
         """Return what is there now."""
         names = self._names()
-        indexes = sorted(name for name in names if _INDEX_NAME.fullmatch(name))
+        indexes = sorted((name for name in names if _INDEX_NAME.fullmatch(name)), key=lambda name: name.lstrip("_"))
         read = self._read_index(indexes[-1]) if indexes else {"ranges": [], "replaced": []}
         ranges = [Range(**given) for given in read["ranges"] if given["name"] in names]
         parts = {name for name in names if _PART_NAME.fullmatch(name)} - {item.name for item in ranges}
         # A part with an older fence than the index was written late, by a run that another had taken over from.
-        late = {name for name in parts if indexes and name[:12] < indexes[-1][:12]}
+        late = {name for name in parts if indexes and name[:12] < indexes[-1].lstrip("_")[:12]}
         replaced = names & set(read["replaced"]) | set(indexes[:-1]) | late
         recent = parts - replaced
         return Contents(ranges, sorted(recent), sorted(replaced))
@@ -176,13 +174,13 @@ class Ledger:
         with tempfile.TemporaryDirectory(prefix="unet-ledger-") as folder:
             path, name = Path(folder, "part"), _part_name(fence)
             with translate_errors(str(path)):
-                write_rows(noted(), str(path))
+                write_rows(noted(), str(path), self.classes)
             self.store.put_file(name, path)
         return Range(name, first, last, rows)
 
     def write_index(self, ranges: Sequence[Range], replaced: Sequence[str], fence: int, guard: Guard) -> None:
         """Make `ranges` those that count, in one step."""
-        name = f"{fence:012d}-{time.time_ns():016x}{uuid4().hex[:16]}.index.json"  # one run may write several
+        name = f"_{fence:012d}-{time.time_ns():016x}{uuid4().hex[:16]}.index.json"  # one run may write several
         content = {"format": FORMAT, "ranges": [asdict(item) for item in ranges], "replaced": list(replaced)}
         self.store.put(name, json.dumps(content).encode(), guard=guard)
 
@@ -207,18 +205,15 @@ class Ledger:
 
     def _tables(self, name: str, size: int) -> Iterator[pa.Table]:
         """Yield the rows of a part of any format, up to `size` at a time."""
-        body = pa.BufferReader(self.store.get(name))
+        body = self.store.get(name)
         try:
-            file = pq.ParquetFile(body, page_checksum_verification=True, pre_buffer=False)
-            version = int(file.schema_arrow.metadata[b"format"])
-            for batch in file.iter_batches(size) if version <= FORMAT else ():
-                yield _with_all_columns(batch)
+            yield from read_rows(body, size, self.classes)
+        except NewerFormatError:
+            raise self._newer(name) from None
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise RequestError(
                 f"{self.uri}/{name}: is damaged; delete it, and what it records is segmented again"
             ) from error
-        if version > FORMAT:
-            raise self._newer(name)
 
     def _newer(self, name: str) -> RequestError:
         return RequestError(f"{self.uri}/{name}: was written by a newer version; update this one")
@@ -270,14 +265,6 @@ def latest_rows(table: pa.Table) -> pa.Table:
     return table.take(order.filter(pa.array(last)))
 
 
-def _with_all_columns(rows: pa.Table | pa.RecordBatch, **defaults: float) -> pa.Table:
-    """Return `rows` with all columns of COLUMNS; those left out are null, or have a default."""
-    columns = {name: pa.nulls(len(rows)) for name in COLUMNS.names}
-    columns |= {name: pa.repeat(value, len(rows)) for name, value in defaults.items()}
-    columns |= dict(zip(rows.schema.names, rows.columns, strict=True))
-    return pa.table({name: columns[name] for name in COLUMNS.names}).cast(COLUMNS)
-
-
 def _next_table(stream: Iterator[pa.Table]) -> pa.Table | None:
     return next((table for table in stream if len(table)), None)
 
@@ -288,40 +275,6 @@ def _split(table: pa.Table, key: str | None) -> tuple[pa.Table, pa.Table]:
     if key is not None and count and keys[-1].as_py() >= key:
         count = bisect_left(range(count), key, key=lambda place: keys[place].as_py())
     return table.slice(0, count), table.slice(count)
-
-
-def spilled(tables: Iterable[pa.Table], path: Path) -> Iterator[pa.Table]:
-    """Write sorted rows to a temporary file; return what reads them from there."""
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with (
-        translate_errors(str(path)),
-        pa.OSFile(str(path), "wb") as file,
-        pa.ipc.new_stream(file, COLUMNS, options=options) as writer,
-    ):
-        for table in tables:
-            writer.write_table(table, max_chunksize=BATCH_ROWS)
-    return (pa.Table.from_batches([batch]) for batch in pa.ipc.open_stream(pa.OSFile(str(path))))
-
-
-def write_rows(tables: Iterator[pa.Table], sink: Any) -> None:
-    """Write rows to a Parquet file."""
-    repeated = ["fingerprint", "status", "error", "outputs", "input", "fence", "size"]
-    with pq.ParquetWriter(
-        sink,
-        _SCHEMA,
-        compression="zstd",
-        use_dictionary=repeated,
-        column_encoding={"key": "DELTA_BYTE_ARRAY"},
-        write_page_checksum=True,
-    ) as writer:
-        waiting = COLUMNS.empty_table()
-        for table in tables:
-            waiting = pa.concat_tables([waiting, table])
-            if len(waiting) >= GROUP_ROWS:
-                writer.write_table(waiting.cast(_SCHEMA), row_group_size=GROUP_ROWS)
-                waiting = COLUMNS.empty_table()
-                pa.default_memory_pool().release_unused()  # which Arrow would keep
-        writer.write_table(waiting.cast(_SCHEMA))
 
 
 def _part_name(fence: int) -> str:

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unet.data.image import SUFFIXES, suffix_of
+from unet.segment.catalogue import CATALOGUE
 from unet.segment.item import Item
-from unet.segment.ledger import columns
+from unet.segment.ledger_part import columns
 from unet.segment.lookup import Found, Lookup
 from unet.segment.manifest import Manifest
 from unet.segment.mask_index import MaskIndex
@@ -27,9 +28,11 @@ from unet.storage.objects import LISTED, NOT_UNICODE, ObjectInfo
 TODO = "todo"
 """Status of an object that is to be segmented. An object with any other status is settled: it is final in this run."""
 
-ROW_SCHEMA = columns("key", "etag", "size", "status", "error", "mask_etag", "outputs", "there")
+ROW_SCHEMA = pa.schema(
+    [*columns("key", "etag", "size", "status", "error", "mask_etag", "outputs", "there"), *CATALOGUE]
+)
 """One row for each object. `error`: the reason for the status; `mask_etag`: of the mask that is recorded; `outputs`:
-what is to be written, with commas; `there`: what need not be."""
+what is to be written, with commas; `there`: what need not be; the others of an unchanged mask, as recorded."""
 
 MAX_ENDINGS = 20
 """Endings of names that are not looked at, in summary.json."""
@@ -173,7 +176,10 @@ class Listing:
             reason = names[reasons[place]]
             outputs[place], there[place] = self._outputs(reason, recorded, place)
             statuses[place], errors[place] = self._decide(ObjectInfo(**row), reason, outputs[place])
-        arrays = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], outputs, there]
+        described = recorded.select(CATALOGUE.names)
+        if len(places):
+            described = described.take(pa.array(np.arange(len(page)), mask=reasons != UNCHANGED))
+        arrays = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], outputs, there, *described.columns]
         return pa.table(arrays, schema=ROW_SCHEMA)
 
     def _reasons(

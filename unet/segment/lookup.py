@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from unet.runtime.background import read_ahead
-from unet.segment.ledger import COLUMNS, Contents, Ledger, LedgerCursor
+from unet.segment.ledger import Contents, Ledger, LedgerCursor
+from unet.segment.ledger_part import COLUMNS
 from unet.storage.faults import StorageError, Unreachable
 from unet.storage.objects import LISTED, NOT_UNICODE, split_uri
 from unet.storage.store import Store

@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 
 from unet.data.labels import LabelSet
 from unet.report.segmentation import LOST, segmentation_report
+from unet.segment.catalogue import CATALOGUE, shares_to_struct
 from unet.segment.compaction import compact
 from unet.segment.item import Item, Outcome
 from unet.segment.lease import LeaseUnconfirmed
-from unet.segment.ledger import GIVEN_COLUMNS, columns
+from unet.segment.ledger_part import GIVEN_COLUMNS, columns
 from unet.segment.run_index import add_run
 from unet.segment.run_spec import RunSpec
 from unet.segment.writer import THUMBNAILS
@@ -50,7 +51,9 @@ MAX_FAILURES_SHOWN = 200
 CURVE_POINTS = 500
 """Points of the throughput curve; up to twice as many."""
 
-REPORT_SCHEMA = columns("key", "etag", "size", "status", "error", "mask_key", "mask_etag", "seconds")
+REPORT_SCHEMA = pa.schema(
+    [*columns("key", "etag", "size", "status", "error", "mask_key", "mask_etag", "seconds"), *CATALOGUE]
+)
 
 
 class Recorder:
@@ -84,7 +87,8 @@ class Recorder:
         self._folder = tempfile.TemporaryDirectory(prefix="unet-report-")
         self._report_path = Path(self._folder.name) / "report.parquet"
         with translate_errors(str(self._report_path)):
-            self._report = pq.ParquetWriter(self._report_path, REPORT_SCHEMA, compression="zstd")
+            schema = shares_to_struct(REPORT_SCHEMA.empty_table(), spec.classes).schema
+            self._report = pq.ParquetWriter(self._report_path, schema, compression="zstd")
 
     @property
     def seconds(self) -> float:
@@ -183,7 +187,8 @@ class Recorder:
     def _flush_report(self) -> None:
         if self._report_rows:
             with translate_errors(str(self._report_path)):
-                self._report.write_table(_report_table(self._report_rows, self.spec.mask_suffix))
+                rows = _report_table(self._report_rows, self.spec.mask_suffix)
+                self._report.write_table(shares_to_struct(rows, self.spec.classes))
         self._report_rows = []
 
     def _add_failures(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -193,6 +198,8 @@ class Recorder:
     def _row(self, item: Item, outcome: Outcome) -> dict[str, Any]:
         """Return what the report and the ledger say of an object."""
         written = {*item.outputs.split(","), *item.there.split(",")} - {""}
+        pixels = outcome.class_pixels
+        shares = None if pixels is None or not pixels.any() else (pixels / pixels.sum()).tolist()
         return {
             "key": item.key,
             "etag": item.etag,
@@ -204,6 +211,10 @@ class Recorder:
             "fingerprint": self.spec.fingerprint if outcome.status == "done" else self.spec.failed_fingerprints[0],
             "outputs": ",".join(sorted(written)),
             "input": self.spec.input,
+            **dict(zip(("height", "width", "channels"), outcome.size, strict=False)),
+            "confidence": outcome.confidence,
+            "unsure": outcome.unsure,
+            "shares": shares,
         }
 
     def _summary(self, complete: bool) -> dict[str, Any]:

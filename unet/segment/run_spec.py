@@ -55,6 +55,8 @@ class RunSpec:
     """SHA-256 of the weights of the model."""
     channels: Channels = RGB
     """What the input of the model is made of."""
+    classes: tuple[str, ...] = ()
+    """Names of the model's classes, by index."""
     earlier: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints by which versions before 0.2 knew the same model and settings, and the outputs that each stands for:
     these were a part of it."""
@@ -95,7 +97,7 @@ class RunSpec:
     def ledger(self) -> Ledger:
         """The ledger of the output."""
         settings, uri = self.settings, join_uri(self.settings.output, f"{INTERNAL}ledger")
-        return Ledger(uri, profile=settings.output_profile, retry_seconds=settings.retry_for)
+        return Ledger(uri, classes=self.classes, profile=settings.output_profile, retry_seconds=settings.retry_for)
 
     @property
     def input_store(self) -> Store:

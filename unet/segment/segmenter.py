@@ -169,8 +169,7 @@ class Segmenter:
     def _predict(self, *batch: _Work) -> None:
         began = time.monotonic()
         images = [work.source.image for work in batch if work.source is not None]
-        confidence = any("confidence" in work.item.outputs for work in batch)
-        results = self.predictor.predict_many(images, self.batch_size, confidence=confidence)
+        results = self.predictor.predict_many(images, self.batch_size, confidence=True)
         for work, result in zip(batch, results, strict=True):
             work.stage_seconds["predict"] = (time.monotonic() - began) / len(batch)
             if isinstance(result, MemoryError):

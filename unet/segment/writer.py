@@ -12,6 +12,7 @@ from unet.data.planes import Bools
 from unet.data.provenance import provenance_of
 from unet.model.artifact import Model
 from unet.model.predictor import Prediction
+from unet.segment.catalogue import certainty
 from unet.segment.item import Item, Outcome
 from unet.segment.run_spec import RunSpec, hash64
 from unet.storage.faults import Changed, Vanished
@@ -52,6 +53,8 @@ class Writer:
         mask, mask_etag, holes = prediction.mask, item.mask_etag, source.holes
         metadata = {name: text for name, text in self.provenance.items() if text.isascii()}  # more S3 does not take
         metadata |= {"image-etag": item.etag, "run": self.spec.run}
+        assert prediction.confidence is not None
+        confidence, unsure = certainty(prediction.confidence if holes is None else prediction.confidence[~holes])
         kinds = item.outputs.split(",")
         for key, kind in zip(self.spec.output_keys(item.key, kinds), kinds, strict=True):
             data = self._encode(kind, source, prediction)
@@ -66,6 +69,9 @@ class Writer:
                 mask.reshape(-1) if holes is None else mask[~holes], minlength=len(self.labels.classes)
             ),
             no_data=0 if holes is None else int(holes.sum()),
+            size=source.image.shape,
+            confidence=confidence,
+            unsure=unsure,
             thumbnail=self._thumbnail(item, source.image, mask),
         )
 
