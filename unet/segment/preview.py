@@ -30,7 +30,7 @@ from unet.runtime.session import check_shared
 from unet.runtime.stop import shutdown_hook, time_limit
 from unet.segment.comparer import SHOWN, Classes, Compared, Comparer, Comparison, Recorded
 from unet.segment.item import Item, Outcome
-from unet.segment.ledger import columns
+from unet.segment.ledger_part import columns
 from unet.segment.model_record import recorded_labels
 from unet.segment.preview_sample import Sample, Settled, draw_sample
 from unet.segment.run_spec import RunSpec
