@@ -30,6 +30,7 @@ from unet.runtime.pool import TaskQueue, WorkerPool, connect_workers
 from unet.runtime.session import check_shared, join_cluster
 from unet.runtime.stop import shutdown_hook, time_limit
 from unet.segment.deletion import delete_masks, refusal
+from unet.segment.dry_run import dry_run
 from unet.segment.fingerprint import fingerprints
 from unet.segment.item import STAGES, Item, Outcome
 from unet.segment.lease import Lease, LeaseLost, acquire
@@ -64,7 +65,7 @@ def segment(settings: SegmentSettings) -> int:
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what was freed, by thread
     model, spec = _prepare(settings)
     if settings.dry_run:
-        return _dry_run(spec)
+        return dry_run(model, replace(spec, forced_since=_forced_since(spec)))
     if settings.preview is not None:
         return preview(model, spec)
     output, profile = spec.settings.output, settings.output_profile
@@ -272,20 +273,6 @@ def _forced_since(spec: RunSpec) -> int | None:
     if since is None and not spec.settings.dry_run:
         output.put(FORCE_KEY, json.dumps({"since": spec.fence}).encode())
     return spec.fence if since is None else int(since)
-
-
-def _dry_run(spec: RunSpec) -> int:
-    """Print how many objects a run would segment, and why."""
-    counts: Counter[str] = Counter()
-    listing = Listing(replace(spec, forced_since=_forced_since(spec)))
-    for rows in listing.tables():
-        pairs = zip(rows["status"].to_pylist(), rows["error"].to_pylist(), strict=True)
-        counts.update(f"{status}: {reason}" if reason else status for status, reason in pairs)
-    counts.update({name: number for name, number in listing.facts.items() if number and isinstance(number, int)})
-    print("nothing is changed; a run would take")
-    for status, number in sorted(counts.items()):
-        print(f"{number:>12,}  {status.replace(TODO, 'segment')}")
-    return 0
 
 
 class _Progress:

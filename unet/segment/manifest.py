@@ -77,6 +77,11 @@ class Manifest:
         """Read the beginning. Raise RequestError if it cannot be read, or names objects of another bucket."""
         next(self._tables(), None)
 
+    def knows_objects(self) -> bool:
+        """Return whether it has sizes and etags, so that no object is asked for them; by its beginning."""
+        first = next(self._tables(), LISTED.empty_table())
+        return not (first["etag"].null_count or first["size"].null_count)
+
     def _page(
         self, rows: pa.Table, before: str | None, images: Store, matches: Callable[[str], bool]
     ) -> Iterator[pa.Table]:
