@@ -88,10 +88,8 @@ def _speed(model: Model, spec: RunSpec, items: Sequence[Item]) -> tuple[float | 
     same = [run for run in runs if run["fingerprint"] == spec.fingerprint]
     if last := (same or runs)[:RUNS]:
         rate = sum(run["counts"]["done"] for run in last) / sum(run["seconds"] for run in last)
-        return (
-            rate,
-            f"as in the last runs with {'this model and settings' if same else 'other models or settings'} ({len(last)})",
-        )
+        of = "this model and settings" if same else "other models or settings"
+        return rate, f"as in the last runs with {of} ({len(last)})"
     if spec.settings.gpu and not torch.cuda.is_available():
         return None, "no run has ended here yet, and there is no GPU on this machine to try"
     rate = _try(model, spec, items)
