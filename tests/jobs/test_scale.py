@@ -63,6 +63,7 @@ def record_all(keys: int, generations: int = 1, names: str = "flat") -> None:
     _, spec = _prepare(settings())
     rng = np.random.default_rng(0)
     columns: dict[str, Any] = {"etag": ETAG, "size": len(BODY), "status": "done", "outputs": "mask", "input": INPUT}
+    columns |= {"height": 360, "width": 480, "channels": 3}
     for generation in range(generations):
         fence = spec.fence + generation
         columns["fingerprint"] = spec.fingerprint if generation == generations - 1 else f"{generation}"
@@ -71,6 +72,14 @@ def record_all(keys: int, generations: int = 1, names: str = "flat") -> None:
             rows = {name: pa.repeat(value, len(numbers)) for name, value in columns.items()}
             masks = [rng.bytes(16).hex() for _ in numbers]  # as random as etags are
             rows |= {"key": pa.array([image_key(number, names) for number in numbers]), "mask_etag": pa.array(masks)}
+            shares = rng.dirichlet(np.ones(len(spec.classes)), len(numbers)).astype(np.float32)
+            rows |= {
+                "confidence": shares.max(1),
+                "unsure": shares.min(1),
+                "shares": pa.FixedSizeListArray.from_arrays(shares.reshape(-1), len(spec.classes)).cast(
+                    pa.list_(pa.float32())
+                ),
+            }
             spec.ledger.append(pa.table(rows), fence)
         compact(spec.ledger, fence)
 
