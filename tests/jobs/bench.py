@@ -100,7 +100,7 @@ class Bench:
         """Run the job in this process, without Ray; return the rows of the report by key."""
         model, spec = job._prepare(self.settings(**{"max_failed": "100%"} | given))
         spec = replace(spec, forced_since=job._forced_since(spec))
-        recorder = Recorder(spec, model.labels)
+        recorder = Recorder(spec, model.labels, reference=model.reference)
         with without_ray():
             self.refused = job._process(model, spec, recorder, mock.Mock())
         self.summary = recorder.finish(complete=True)

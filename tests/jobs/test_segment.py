@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, make_pair
+from tests.conftest import ROOT, make_pair, write_pair
 from tests.jobs.bench import Bench, fill, image_bytes, outcomes_of, save_model
 from tests.servers.proxy import Proxy
 from tests.servers.s3 import rclone
+from unet.data.drift import MIN_IMAGES
 from unet.data.image import encode_image
+from unet.data.labelled_set import find_labelled_set
 from unet.data.planes import decode_image
+from unet.data.settings import AugmentSettings, SetSettings
 from unet.model.artifact import Model
 from unet.model.predictor import Predictor
 from unet.segment.item import Item
@@ -32,6 +37,10 @@ from unet.segment.listing import TODO, Listing, items_of
 from unet.segment.segmenter import Segmenter
 from unet.settings import RequestError
 from unet.storage.store import open_store
+from unet.train.examples import BatchRequest, BatchSpec, make_batch
+from unet.train.loss import loss_sums
+from unet.train.reference import measure_reference
+from unet.train.validation import validate
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -469,6 +478,35 @@ def test_patterns_and_limit_choose_what_is_segmented(bench: Bench) -> None:
     statuses = list(bench.statuses(limit=1).values())
     assert statuses.count("done") == 1
     assert sorted(bench.statuses().values()) == ["done", "unchanged", "unchanged"]
+
+
+def test_images_of_training_are_as_in_training_and_darker_ones_have_drifted(tmp_path: Path) -> None:
+    dark, keys = open_store(str(tmp_path / "dark")), [f"{seed:03}.png" for seed in range(MIN_IMAGES)]
+    for seed, key in enumerate(keys):
+        image, mask = make_pair(seed, (132, 136))  # of which not every pixel is looked at
+        write_pair(tmp_path, f"{seed:03}", image, 255 * mask)
+        dark.put(key, encode_image(image // 2))
+    (tmp_path / "place").mkdir()
+    bench = Bench(str(tmp_path / "place"))
+    model = Model.load(save_model(bench.model))
+    bench.run(input=str(tmp_path / "images"))
+    assert bench.summary.get("drift", 0) is None  # the model says nothing of training
+    found = find_labelled_set(SetSettings(images=str(tmp_path / "images"), masks=str(tmp_path / "masks")))
+    pairs, spec = found.train + found.val, BatchSpec(model.labels, model.geometry, AugmentSettings(), seed=0)
+    batches = [make_batch(BatchRequest((pair,)), spec) for pair in pairs]
+    masks = validate(Predictor(model), partial(loss_sums, class_weights=None, with_dice=False), batches).statistics
+    images = measure_reference(pairs, model.channels, classes=2, limit=MIN_IMAGES)
+    model.reference = replace(masks, images=images.images, histograms=images.histograms)
+    model.save(bench.model)
+    assert bench.statuses(input=str(tmp_path / "images")) == dict.fromkeys(keys, "unchanged")
+    bench.run(input=str(tmp_path / "images"), force=True)
+    drift, colours = bench.summary["drift"], ["red", "green", "blue"]
+    assert drift["psi"] == dict.fromkeys((*colours, "classes"), 0.0)
+    assert drift["confidence"] == pytest.approx(drift["reference_confidence"], abs=1e-3)
+    assert (drift["images"], drift["reference_images"], drift["drifted"]) == (MIN_IMAGES, MIN_IMAGES, [])
+    bench.masks = str(tmp_path / "masks-of-dark")
+    bench.run(input=str(tmp_path / "dark"))
+    assert set(colours) <= set(bench.summary["drift"]["drifted"])
 
 
 def test_a_dry_run_says_what_and_why_and_changes_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from unet.data.channels import Channels
+from unet.data.drift import BINS, ImageStatistics
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
 from unet.model.network import UNet
@@ -61,6 +63,32 @@ def test_a_window_is_kept_and_its_absence_leaves_the_description_as_it_was(saved
     model.channels = Channels(windows=((212, 3890),))
     model.save(folder)
     assert Model.load(folder).channels == model.channels
+
+
+def test_what_the_training_images_were_like_is_kept_and_is_no_part_of_what_the_model_is(
+    saved: tuple[Model, str],
+) -> None:
+    model, folder = saved
+    before, format_before = (
+        Predictor(model).fingerprint,
+        json.loads((Path(folder) / "model.json").read_text())["format"],
+    )
+    assert Model.load(folder).reference is None
+    model.reference = ImageStatistics(np.full((3, BINS), 2.5), np.arange(11) / 8, images=80, masks=10, confidence=7.5)
+    model.save(folder)
+    loaded = Model.load(folder)
+    assert loaded.reference is not None
+    assert loaded.reference.to_json() == model.reference.to_json()
+    assert Predictor(loaded).fingerprint == before
+    assert json.loads((Path(folder) / "model.json").read_text())["format"] == format_before
+
+
+def test_a_reference_of_another_model_is_refused(saved: tuple[Model, str]) -> None:
+    model, folder = saved
+    model.reference = ImageStatistics.empty(channels=4, classes=11)
+    model.save(folder)
+    with pytest.raises(RequestError, match="cannot be read as a model folder: its reference is not of 3 channels"):
+        Model.load(folder, "--model")
 
 
 def test_weights_that_do_not_match_their_description_are_refused(saved: tuple[Model, str]) -> None:

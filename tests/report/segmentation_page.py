@@ -43,4 +43,6 @@ def report(**changes: Any) -> bytes:
         "failures": [("bad.jpg", "failed", "is empty (0 bytes)")] * 4,
     }
     summary = {name: changes.pop(name, value) for name, value in SUMMARY.items()}
+    drift = changes.get("drift")
+    summary["drift"] = None if drift is None else drift.to_json()
     return segmentation_report(summary, **given | changes)

@@ -7,8 +7,10 @@ import pytest
 
 from tests.report.html_page import Page, assert_alone
 from tests.report.segmentation_page import STATUSES, report, thumbnail
+from unet.data.drift import MIN_IMAGES, Drift, ImageStatistics, histograms_of
 from unet.data.image import encode_image
 from unet.data.labels import Label, LabelSet
+from unet.report.drift import describe_drift
 from unet.report.segmentation import MAX_FAILURES, MAX_INTERVALS
 from unet.sample.things import LABELS
 
@@ -110,6 +112,39 @@ def test_awkward_times_still_give_a_plot(throughput: list[tuple[float, int]]) ->
     page = Page(report(throughput=throughput, counts={}, thumbnails=[]))
     assert "Images per second" in page.all("svg", "aria-label")
     assert 0 < page.all("rect", "class").count("bar first") <= MAX_INTERVALS
+
+
+def test_drift_is_shown_by_channel_beside_training() -> None:
+    before, now = (ImageStatistics.empty(3, len(LABELS.classes)) for _ in range(2))
+    for value in range(MIN_IMAGES):
+        for part, color in ((before, (128 + value,) * 3), (now, (128 + value, 128 + value, 8))):
+            part.add_image(histograms_of(np.full((4, 4, 3), color, np.uint8)))
+            part.add_mask(np.arange(11), 0.9)
+    drift = Drift(before, now, ("red", "green", "blue"), limit=0.25, confidence_limit=0.2)
+    page = Page(report(drift=drift, counts={"done": MIN_IMAGES}))
+    titles = [title for title in page.all("svg", "aria-label") if "PSI" in title]
+    assert [title.split(",")[0] for title in titles] == ["Red", "Green", "Blue"]
+    assert titles[0] == "Red, PSI 0.00"
+    assert "Drifted: blue." in page.text
+    assert page.all("polyline", "class").count("line second") == 3
+    assert "Classes, PSI 0.00" in page.text
+
+
+@pytest.mark.parametrize(
+    ("drift", "said"),
+    [
+        (None, "unknown; the model does not say"),
+        ({}, "none; PSI up to 0.20 (blue), confidence 81.0% (90.0% in validation), of 1,000 images"),
+        ({"drifted": ["blue", "classes"]}, "blue, classes; PSI up to"),
+        ({"judged": ["red", "blue"]}, "none, with no verdict on the masks (12 in validation); PSI up to 0.20 (blue)"),
+        ({"judged": [], "images": 5}, "no verdict on fewer than 30 images, of the run or of training; PSI up to"),
+        ({"reference_confidence": None}, "none; PSI up to 0.20 (blue), of 1,000 images"),
+    ],
+)
+def test_what_is_found_of_drift_is_a_line(drift: dict[str, Any] | None, said: str) -> None:
+    known = {"images": 1000, "reference_masks": 12, "psi": {"red": 0.1, "blue": 0.2}, "drifted": []}
+    known |= {"confidence": 0.81, "reference_confidence": 0.9, "judged": ["red", "blue", "classes", "confidence"]}
+    assert describe_drift(None if drift is None else known | drift).startswith(said)
 
 
 def test_classes_have_their_shares_and_pixels() -> None:

@@ -62,6 +62,16 @@ def test_only_an_end_with_code_0_is_a_success(told: Told) -> None:
     assert abs(value - time.time()) < 60
 
 
+def test_drift_is_told_by_channel_and_what_is_not_known_is_left_out(told: Told) -> None:
+    telemetry.record_drift({"red": 0.5, "classes": 0.1}, None, "out")
+    telemetry.record_drifted(["red"], "out")
+    assert told == [
+        ("unet_segment_drift_psi", 0.5, {"output": "out", "of": "red"}),
+        ("unet_segment_drift_psi", 0.1, {"output": "out", "of": "classes"}),
+        ("unet_segment_drifted_runs", 1, {"output": "out", "of": "red"}),
+    ]
+
+
 def test_a_run_says_again_and_again_that_it_goes_on(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "REFRESH_SECONDS", 0.01)
     with telemetry.running_gauge(telemetry.TRAINING, run="street"):
@@ -90,6 +100,8 @@ from unet.runtime import telemetry
 ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
 telemetry.record_objects(dict(done=2), 30, dict(fetch=0.25), "out")
 telemetry.record_end(0, "out")
+telemetry.record_drift(dict(red=0.5), 0.1, "out")
+telemetry.record_drifted(["red"], "out")
 telemetry.record_steps(32, 0.5, "street")
 scores = dict(val_loss=1.0, val_pixel_accuracy=1.0, val_miou=1.0)
 telemetry.record_epoch(dict(epoch=1, images_per_second=1.0, **scores), "street")

@@ -87,6 +87,11 @@ def test_validation_goes_on_in_halves_and_says_what_does_not_fit(run: TrainingRu
     whole, halves = (validate(kind(model), loop.learner.sums_of, own) for kind in (Predictor, SmallMemory))
     assert (whole[1].counts == halves[1].counts).all()
     assert all(torch.equal(a, b) for a, b in zip(whole[0], halves[0], strict=True))
+    assert whole.statistics.to_json() == halves.statistics.to_json()
+    maps = [Predictor(model).predict_batch(list(batch.images), confidence=True) for batch in own]
+    confidences = [found.confidence.mean() / 255 for part in maps for found in part if found.confidence is not None]
+    assert whole.statistics.confidence == pytest.approx(sum(confidences), abs=0.01)
+    assert whole.statistics.masks == len(run.labelled.val)
     large = make_batch(run.validation_requests(0, 1)[0], replace(run.batch_spec, geometry=Geometry("resize", (48, 56))))
     with pytest.raises(RequestError, match=r"an image of 48 x 56 pixels does not fit in memory.*--size or --width"):
         validate(SmallMemory(model), loop.learner.sums_of, [large])

@@ -63,9 +63,13 @@ def train_share(folder: Path, dtype: torch.dtype, accumulate: int, options: dict
         losses.append(float(learner.train_step(torch.tensor(batch.images), torch.tensor(batch.masks))))
     predictor = Predictor(Model(learner.average, labels, spec.geometry), precision="fp32")
     own = share(labelled.val, rank(), world_size())
-    sums, matrix = validate(predictor, learner.sums_of, (make_batch(BatchRequest((pair,)), spec) for pair in own))
-    counts = all_reduce_sum([torch.from_numpy(matrix.counts)])[0]
-    return {"losses": losses, "counts": counts, "val_loss": float(learner.loss_of(LossSums(*all_reduce_sum(sums))))}
+    found = validate(predictor, learner.sums_of, (make_batch(BatchRequest((pair,)), spec) for pair in own))
+    counts = all_reduce_sum([torch.from_numpy(found.matrix.counts)])[0]
+    return {
+        "losses": losses,
+        "counts": counts,
+        "val_loss": float(learner.loss_of(LossSums(*all_reduce_sum(found.sums)))),
+    }
 
 
 CASES = [

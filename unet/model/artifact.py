@@ -17,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from unet.data.channels import RGB, Channels
+from unet.data.drift import ImageStatistics
 from unet.data.labels import LabelSet
 from unet.model.network import PREPROCESSING_VERSION, UNet
 from unet.settings import Geometry, RequestError
@@ -49,6 +50,8 @@ class Model:
     """SHA-256 of the weights file; set by `save` and `load`."""
     channels: Channels = RGB
     """What its input is made of."""
+    reference: ImageStatistics | None = None
+    """What its training images were like, and what it predicted in validation; None in models of before 0.2."""
 
     def save(self, folder: str) -> None:
         """Write the model folder. Until the description is written a reader finds the model that was there before."""
@@ -65,6 +68,7 @@ class Model:
             "preprocessing": {"version": PREPROCESSING_VERSION, "range": [-1, 1], **channels},
             "training": self.training,
             "scores": self.scores,
+            **({} if self.reference is None else {"reference": self.reference.to_json()}),
             "digest": self.digest,
         }
         store.write(join_uri(folder, _incoming(self.digest)), weights)
@@ -94,14 +98,19 @@ class Model:
             architecture = {key: value for key, value in description["architecture"].items() if key != "name"}
             network = UNet(**architecture)
             network.load_state_dict(load_tensors(weights))
+            labels, channels = LabelSet.from_json(description["labels"]), Channels.from_json(preprocessing)
+            reference = description.get("reference")
+            if reference is not None:
+                reference = ImageStatistics.from_json(reference, channels.count, len(labels.classes))
             return cls(
                 network=network.eval(),
-                labels=LabelSet.from_json(description["labels"]),
+                labels=labels,
                 geometry=Geometry(description["geometry"]["kind"], tuple(description["geometry"]["size"])),
                 training=description["training"],
                 scores=description["scores"],
                 digest=description["digest"],
-                channels=Channels.from_json(preprocessing),
+                channels=channels,
+                reference=reference,
             )
         except RequestError:
             raise

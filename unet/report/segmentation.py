@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from unet.data.drift import Drift
 from unet.data.labels import LabelSet
+from unet.report.drift import describe_drift, drift_section
 from unet.report.page import contact_sheet, legend, render_page, side_by_side, truncate_middle
 from unet.report.plots import ReferenceLine, bar_plot
 from unet.report.score_tables import class_cells
@@ -49,12 +51,13 @@ def segmentation_report(
     throughput: Sequence[tuple[float, int]],
     thumbnails: Sequence[Thumbnail],
     failures: Sequence[Failure],
+    drift: Drift | None = None,
 ) -> bytes:
     """Return the page as HTML.
 
     `summary` is what summary.json will say. `class_pixels` are of the masks written in this run, by class index.
     `throughput` is seconds since the start and images done by then. `thumbnails` are a sample of the images done,
-    `failures` some of those there were.
+    `failures` some of those there were. `drift` is None where it is not known.
     """
     counts = summary["counts"]
     images_per_second = summary["images_per_second"] if counts.get("done") else None
@@ -73,6 +76,7 @@ def segmentation_report(
         "Objects": "\n".join(_objects(counts)),
         "Masks": "\n".join((*_masks(len(masks), counts, labels), contact_sheet(masks))) if masks else "",
         "Classes and speed": side_by_side(*figures) if figures else "",
+        "Drift": "" if drift is None else drift_section(drift, labels),
         "Failures": "\n".join(_failures(failures, failed)) if failed else "",
     }
     return render_page(summary["run"], "Segmentation", headline, _facts_of(summary), sections)
@@ -146,7 +150,7 @@ def format_rate(images_per_second: float | None) -> str:
 
 def _facts_of(summary: Mapping[str, Any]) -> dict[str, str]:
     """Return what the page says of a run, from its summary.json."""
-    return {
+    facts = {
         "Input": summary["input"],
         "Output": summary["output"],
         "Model": summary["model"],
@@ -156,7 +160,10 @@ def _facts_of(summary: Mapping[str, Any]) -> dict[str, str]:
         "Masks removed": f"{summary['removed']:,}",
         "Read": f"{summary['bytes'] / 1e6:,.1f} MB",
         "Time": f"{summary['seconds']:,.1f} s",
-    } | ({"Pixels without data": f"{count:,}"} if (count := summary.get("no_data_pixels")) else {})
+    }
+    if count := summary.get("no_data_pixels"):
+        facts["Pixels without data"] = f"{count:,}"
+    return facts | ({"Drift": describe_drift(summary["drift"])} if summary["counts"].get("done") else {})
 
 
 def describe_endings(count: int, endings: Mapping[str, int]) -> str:

@@ -6,7 +6,7 @@ recorded by the driver for a few objects at a time, and by the first training wo
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -52,6 +52,16 @@ SEGMENTING = Measure("unet_segment_running", "gauge", "1 while a run goes on.", 
 RUNS = Measure("unet_segment_runs", "counter", "Runs that ended; with 1 also by a crash.", ("output", "code"))
 SUCCESS = Measure("unet_segment_success_time_seconds", "counter", "Unix time of a run's end with 0.", ("output",))
 """A counter, though it is none: Ray forgets a gauge some seconds after the driver has ended."""
+DRIFT = Measure(
+    "unet_segment_drift_psi",
+    "gauge",
+    "Population stability index against training: of a channel, or of the shares of the classes.",
+    ("output", "of"),
+)
+CONFIDENCE = Measure(
+    "unet_segment_confidence_fall", "gauge", "Fall of the mean confidence below that in validation.", ("output",)
+)
+DRIFTED = Measure("unet_segment_drifted_runs", "counter", "Runs that ended with a drift, by of what.", ("output", "of"))
 
 TRAINED = Measure("unet_train_images", "counter", "Images trained on.", ("run",))
 SPEED = Measure("unet_train_images_per_second", "gauge", "Images trained on in a second, of the last epoch.", ("run",))
@@ -63,7 +73,7 @@ MIOU = Measure("unet_train_validation_miou", "gauge", "Mean IoU on the validatio
 TRAINING = Measure("unet_train_running", "gauge", "1 while a run goes on.", ("run",))
 
 MEASURES = (
-    *(OBJECTS, BYTES, STAGE, SEGMENTING, RUNS, SUCCESS),
+    *(OBJECTS, BYTES, STAGE, SEGMENTING, RUNS, SUCCESS, DRIFT, CONFIDENCE, DRIFTED),
     *(TRAINED, SPEED, EPOCH, LOSS, VALIDATION_LOSS, ACCURACY, MIOU, TRAINING),
 )
 
@@ -104,6 +114,19 @@ def record_end(code: int, output: str) -> None:
     record(RUNS, 1, output=output, code=str(code))
     if code == 0:
         record(SUCCESS, time.time(), output=output)
+
+
+def record_drift(indices: Mapping[str, float], confidence_fall: float | None, output: str) -> None:
+    """Record how far the images so far are from those of training: the index of each channel and of the classes."""
+    for name, index in indices.items():
+        record(DRIFT, index, output=output, of=name)
+    record(CONFIDENCE, confidence_fall, output=output)
+
+
+def record_drifted(names: Iterable[str], output: str) -> None:
+    """Record what has drifted in a run, at its end."""
+    for name in names:
+        record(DRIFTED, 1, output=output, of=name)
 
 
 def record_steps(images: int, loss: float, run: str) -> None:

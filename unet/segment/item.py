@@ -39,6 +39,8 @@ class Outcome:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     class_pixels: npt.NDArray[np.int64] | None = None
     """Pixels of the mask by class index, of those with data."""
+    histograms: npt.NDArray[np.float64] | None = None
+    """Share of each bin in the pixels of the image, by channel: see `unet.data.drift`."""
     no_data: int = 0
     """Pixels of the image that hold no data."""
     size: tuple[int, ...] = ()

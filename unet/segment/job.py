@@ -23,6 +23,7 @@ import yaml
 
 from unet.model.artifact import Model
 from unet.model.predictor import GPU_BATCH_SIZE
+from unet.report.drift import describe_drift
 from unet.report.segmentation import describe_endings
 from unet.runtime import telemetry
 from unet.runtime.background import repeat
@@ -90,7 +91,7 @@ def segment(settings: SegmentSettings) -> int:
 
 def _run(model: Model, spec: RunSpec, lease: Lease) -> int:
     """Run the job, once the lease of the output is held."""
-    recorder = Recorder(spec, model.labels, lease.confirm)
+    recorder = Recorder(spec, model.labels, lease.confirm, model.reference)
 
     def record_and_release() -> None:
         with suppress(StorageError, LeaseLost):
@@ -181,6 +182,8 @@ def _segment_all(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease, 
             outcomes = [(item, result or Outcome("failed", CRASHED, permanent=True)) for item, result in settled]
             recorder.add_outcomes(outcomes)
             record_metrics(outcomes, settings.output)
+            if (drift := recorder.drift) is not None:
+                telemetry.record_drift(drift.indices, drift.confidence_fall, settings.output)
             faults.add(outcomes)
             check_lost(settings, recorder.counts, ended=False)
     faults.check(max(1, recorder.lost + recorder.counts["done"]))  # as all that there are have met it
@@ -303,6 +306,9 @@ def _print_summary(spec: RunSpec, summary: dict[str, Any], refused: str | None) 
     print(f"{text} in {summary['seconds']:.1f} s")
     if summary["not_looked_at"]:
         print(f"files not looked at: {describe_endings(summary['not_matched'], summary['not_looked_at'])}")
+    if counts.get("done"):
+        print(f"drift: {describe_drift(summary['drift'])}")
+        telemetry.record_drifted((summary["drift"] or {}).get("drifted", ()), settings.output)
     print(f"report: {join_uri(settings.output, spec.folder)}index.html")
     if refused is not None:
         print(f"error: {refused}", file=sys.stderr)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from unet.data.drift import Drift, ImageStatistics, channel_names
 from unet.data.labels import LabelSet
 from unet.report.segmentation import LOST, segmentation_report
 from unet.segment.catalogue import CATALOGUE, shares_to_struct
@@ -62,7 +63,9 @@ class Recorder:
     `guard` is called before each write, and waits until this run may write.
     """
 
-    def __init__(self, spec: RunSpec, labels: LabelSet, guard: Guard = no_guard) -> None:
+    def __init__(
+        self, spec: RunSpec, labels: LabelSet, guard: Guard = no_guard, reference: ImageStatistics | None = None
+    ) -> None:
         self.spec, self.labels, self.guard = spec, labels, guard
         self._lock = threading.RLock()
         self.output = spec.output_store
@@ -75,6 +78,8 @@ class Recorder:
         self.no_data = 0
         """Pixels of segmented images that hold no data."""
         self._class_pixels = np.zeros(len(labels.classes), np.int64)
+        self._statistics = ImageStatistics.empty(spec.channels.count, len(labels.classes))
+        self._reference = reference
         self._thumbnails: list[tuple[int, str, bytes]] = []
         self._failures: list[tuple[str, str, str]] = []
         self._curve: list[tuple[float, int]] = []
@@ -100,6 +105,14 @@ class Recorder:
         """Objects that were to be segmented and have no mask."""
         return sum(self.counts[status] for status in LOST)
 
+    @property
+    def drift(self) -> Drift | None:
+        """The images of the run beside those of training; None without any, or where the model does not say."""
+        if self._reference is None or not self._statistics.images:
+            return None
+        settings, names = self.spec.settings, channel_names(self.spec.channels.bands)
+        return Drift(self._reference, self._statistics, names, settings.drift_limit, settings.drift_confidence)
+
     def add_listed(self, rows: pa.Table) -> None:
         """Record objects that the listing has settled: rows of its ROW_SCHEMA."""
         with self._lock:
@@ -119,6 +132,9 @@ class Recorder:
                 self.counts[outcome.status] += 1
                 self.bytes += item.size * (outcome.status == "done")
                 self._class_pixels += 0 if outcome.class_pixels is None else outcome.class_pixels
+                if outcome.class_pixels is not None:
+                    self._statistics.add_image(outcome.histograms)
+                    self._statistics.add_mask(outcome.class_pixels, outcome.confidence)
                 self.no_data += outcome.no_data
                 self._thumbnails += [] if outcome.thumbnail is None else [outcome.thumbnail]
             self._thumbnails = sorted(self._thumbnails)[:THUMBNAILS]
@@ -241,6 +257,7 @@ class Recorder:
                 name: count / max(1, pixels)
                 for name, count in zip(self.labels.names, self._class_pixels.tolist(), strict=True)
             },
+            "drift": None if self.drift is None else self.drift.to_json(),
         }
 
     def _page(self, summary: dict[str, Any]) -> bytes:
@@ -248,6 +265,7 @@ class Recorder:
             summary,
             labels=self.labels,
             class_pixels=self._class_pixels.tolist(),
+            drift=self.drift,
             throughput=self._curve,
             thumbnails=[(key, jpeg) for _, key, jpeg in self._thumbnails],
             failures=self._failures,

@@ -59,6 +59,11 @@ class SegmentSettings(PredictSettings):
     max_failed: str = "0"
     """Exit with 3 if more objects fail, vanish or are replaced meanwhile than this number, or share as in 5%. With a
     number over 0 the run ends as soon as they are more, with a share once 1,000 objects were tried."""
+    drift_limit: float = 0.25
+    """Population stability index of a channel's histogram, or of the shares of the classes, against training, over
+    which a run is said to have drifted."""
+    drift_confidence: float = 0.05
+    """Fall of the mean confidence below that in validation over which a run is said to have drifted."""
     retry_failed: bool = False
     """Try objects again that failed before and have not changed since."""
     force: bool = False
@@ -91,6 +96,8 @@ class SegmentSettings(PredictSettings):
         for name in ("limit", "list_workers", "max_pixels", "max_bytes"):
             if getattr(self, name) is not None:
                 at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        at_least("--drift-limit", self.drift_limit, 0)
+        at_least("--drift-confidence", self.drift_confidence, 0)
         at_least("--retry-for", self.retry_for, 0)
         at_least("--lease", self.lease, 2)
         if self.time_limit is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unet.data.drift import histograms_of
 from unet.data.geotiff import Georeference, encode_geotiff
 from unet.data.image import Array, encode_image, encode_mask, overlay, resize_image, resize_mask, size_within
 from unet.data.planes import Bools
@@ -68,6 +69,7 @@ class Writer:
             class_pixels=np.bincount(
                 mask.reshape(-1) if holes is None else mask[~holes], minlength=len(self.labels.classes)
             ),
+            histograms=histograms_of(source.image, holes),
             no_data=0 if holes is None else int(holes.sum()),
             size=source.image.shape,
             confidence=confidence,

@@ -82,7 +82,10 @@ def _parts(chunks: Iterable[Any]) -> Iterator[Batch]:
 
 
 def _concatenate(parts: list[Batch]) -> Batch:
-    return Batch(np.concatenate([part.images for part in parts]), np.concatenate([part.masks for part in parts]))
+    images, masks = (
+        np.concatenate(arrays) for arrays in zip(*((part.images, part.masks) for part in parts), strict=True)
+    )
+    return Batch(images, masks, tuple(holes for part in parts for holes in part.holes))
 
 
 class _BatchActor:

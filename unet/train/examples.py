@@ -14,6 +14,7 @@ from unet.data.image import Array, ImageError, preprocess_image, preprocess_mask
 from unet.data.labels import LabelSet
 from unet.data.layouts import Pair
 from unet.data.open_pair import DecodedPair, OpenPair, open_pairs
+from unet.data.planes import Bools
 from unet.data.settings import AugmentSettings
 from unet.settings import Geometry
 from unet.train.schedule import Sample
@@ -58,6 +59,8 @@ class Batch:
 
     images: Array
     masks: Array
+    holes: tuple[Bools | None, ...] = ()
+    """Of validation images: where each holds no data, HW, if anywhere."""
 
 
 def make_batch(request: BatchRequest, spec: BatchSpec) -> Batch:
@@ -70,7 +73,7 @@ def make_batch(request: BatchRequest, spec: BatchSpec) -> Batch:
     """
     kept = [_cache.get(pair) for pair in request.pairs]
     opened = open_pairs([pair for pair, source in zip(request.pairs, kept, strict=True) if source is None])
-    views = []
+    views, holes = [], list[Bools | None]()
     for place, source in enumerate(kept):
         pair = source or _keep(next(opened), spec)
         if request.samples:
@@ -80,7 +83,9 @@ def make_batch(request: BatchRequest, spec: BatchSpec) -> Batch:
         else:
             image, mask = pair.decode(spec.labels, channels=spec.channels)
             views.append((preprocess_image(image.to_array(), spec.geometry), preprocess_mask(mask, spec.geometry)))
-    return Batch(np.stack([image for image, _ in views]), np.stack([mask for _, mask in views]))
+            no_data = None if image.no_data is None else np.asarray(image.no_data)
+            holes.append(None if no_data is None else preprocess_mask(no_data, spec.geometry) > 0)
+    return Batch(np.stack([image for image, _ in views]), np.stack([mask for _, mask in views]), tuple(holes))
 
 
 def _keep(opened: OpenPair | ImageError, spec: BatchSpec) -> OpenPair | DecodedPair:

@@ -47,6 +47,7 @@ from unet.train.faults import WorkerFault, fault_of, naming_faults, reason_of
 from unet.train.journal import Entry, read_entries
 from unet.train.learner import check_batch_norm
 from unet.train.loop import matching_tensors, train_worker
+from unet.train.reference import measure_reference
 from unet.train.resume import (
     IDENTITY,
     PAGE,
@@ -166,6 +167,9 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> T
         class_weights=_class_weights(settings, labels, statistics[0]),
         largest=max(statistics[1].sizes, key=math.prod, default=(0, 0)),
         channels=checked.channels,
+        reference=measure_reference(
+            checked.labelled.train, checked.channels, len(labels.classes), settings.data.check_limit
+        ),
         left_out=tuple(image for part in statistics for image in part.damaged),
         terminal=sys.stderr.isatty(),
     )

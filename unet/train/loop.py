@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
 
+from unet.data.drift import ImageStatistics
 from unet.data.labels import LabelSet
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix, nan_to_none
@@ -91,7 +93,9 @@ class TrainingLoop:
             started = time.monotonic()
             rate = self._train_epoch(epoch, batches)
             self._save()  # so that a death in validation loses no step; it averages the buffers too
-            loss, matrix = self._validate(itertools.islice(batches, len(run.validation_requests(rank(), world_size()))))
+            loss, matrix, reference = self._validate(
+                itertools.islice(batches, len(run.validation_requests(rank(), world_size())))
+            )
             if not math.isfinite(loss):
                 raise RequestError(_not_finite("validation loss", epoch, self.learner.step))
             speed = {"images_per_second": rate, "seconds": time.monotonic() - started}
@@ -101,7 +105,8 @@ class TrainingLoop:
                 telemetry.record_epoch(entry, run.settings.name)
                 self.journal.add(entry)
                 if _is_best(entry, self.entries):
-                    replace(self._model(), scores=_scores(entry, matrix)).save(join_uri(run.folder, "model"))
+                    model = replace(self._model(), scores=_scores(entry, matrix), reference=reference)
+                    model.save(join_uri(run.folder, "model"))
             self.entries.append(entry)
             self.losses = []
             self._save()
@@ -132,13 +137,22 @@ class TrainingLoop:
                 telemetry.record_epoch(entry, self.run.settings.name)
         return self.learner.step
 
-    def _validate(self, batches: Iterator[Batch]) -> tuple[float, ConfusionMatrix]:
-        """Return the loss over all validation pixels of all ranks, and their confusion matrix."""
+    def _validate(self, batches: Iterator[Batch]) -> tuple[float, ConfusionMatrix, ImageStatistics | None]:
+        """Return the loss over all validation pixels of all ranks, their confusion matrix, and the reference of the run
+        with what their masks are like."""
         predictor = Predictor(self._model(), device=self.learner.device, precision=self.learner.precision)
-        sums, matrix = validate(predictor, self.learner.sums_of, batches)
-        loss = float(self.learner.loss_of(LossSums(*all_reduce_sum(sums))))
-        counts = torch.from_numpy(matrix.counts).to(self.learner.device)
-        return loss, ConfusionMatrix(all_reduce_sum([counts])[0].cpu().numpy())
+        scored = validate(predictor, self.learner.sums_of, batches)
+        loss = float(self.learner.loss_of(LossSums(*all_reduce_sum(scored.sums))))
+        found = scored.statistics
+        masks = torch.tensor([found.masks, found.confidence, *found.class_shares], dtype=torch.float64)
+        own = [part.to(self.learner.device) for part in (torch.from_numpy(scored.matrix.counts), masks)]
+        counts, (count, confidence, *shares) = (part.cpu().numpy() for part in all_reduce_sum(own))
+        reference = self.run.reference
+        if reference is not None:
+            reference = replace(
+                reference, masks=int(count), confidence=float(confidence), class_shares=np.array(shares)
+            )
+        return loss, ConfusionMatrix(counts), reference
 
     def _restore(self, name: str) -> None:
         state = self.checkpoints.load(name, self.learner.device)

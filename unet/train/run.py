@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unet.data.channels import RGB, Channels
+from unet.data.drift import ImageStatistics
 from unet.data.labelled_set import LabelledSet
 from unet.data.labels import LabelSet
 from unet.model.network import UNet, architecture
@@ -28,6 +29,8 @@ class TrainingRun:
     largest: tuple[int, int] = (0, 0)
     """Height and width of the largest validation image seen."""
     channels: Channels = RGB
+    reference: ImageStatistics | None = None
+    """What its training images are like."""
     left_out: tuple[str, ...] = ()
     """Images of the damaged pairs that are left out."""
 
