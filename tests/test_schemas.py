@@ -130,7 +130,7 @@ def test_a_lease_on_s3_says_what_the_page_says(bucket: str) -> None:
 def test_an_evaluation_leaves_what_the_page_says(boxes: Path, tmp_path: Path, one_ray: None) -> None:
     model, output = save_model(str(tmp_path / "model")), str(tmp_path / "scores")
     settings = EvaluateSettings(
-        data=SetSettings(data=str(boxes), classes=str(boxes / "classes.csv")), model=model, output=output
+        data=SetSettings(data=str(boxes), classes=str(boxes / "classes.csv")), model=model, output=output, against=model
     )
     assert evaluate(settings) == 0
     page, left = files_below(EVALUATION), all_files(output)

@@ -34,11 +34,11 @@ NATIVE = Geometry("native", (32, 32))
 Rows = dict[str, dict[str, Any]]
 
 
-def save_model(uri: str, seed: int = 0, width: int = 4, geometry: Geometry = NATIVE) -> str:
+def save_model(uri: str, seed: int = 0, width: int = 4, geometry: Geometry = NATIVE, labels: LabelSet = LABELS) -> str:
     """Save a model with random weights; return `uri`."""
     torch.manual_seed(seed)
     network = UNet(classes=2, width=width, depth=2, norm="batch", dropout=0.0).eval()
-    Model(network=network, labels=LABELS, geometry=geometry).save(uri)
+    Model(network=network, labels=labels, geometry=geometry).save(uri)
     return uri
 
 

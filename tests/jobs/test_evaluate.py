@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from tests.jobs.bench import save_model
 from unet.command_line import run
 from unet.data.image import encode_image
 from unet.data.labelled_set import find_labelled_set, read_pair
@@ -86,6 +88,27 @@ def test_scores_are_those_of_torchmetrics_on_the_predictor_s_masks(
     assert b"</html>" in (tmp_path / "scores" / "index.html").read_bytes()
 
 
+def test_against_another_model_both_are_scored_on_the_same_images(
+    job: Job, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = Model.load(model)
+    torch.manual_seed(1)
+    network = UNet(classes=len(loaded.labels.classes), width=4, depth=2, norm="batch", dropout=0.0).eval()
+    old = str(tmp_path / "old")
+    replace(loaded, network=network).save(old)
+    against = job(model=model, against=old)["against"]
+    printed = capsys.readouterr().out
+    ours, theirs = job(model=model), job(model=old)
+    difference = against["miou_difference"]
+    assert (against["model"], against["digest"], against["miou"]) == (old, theirs["digest"], theirs["miou"])
+    assert difference["value"] == pytest.approx(ours["miou"] - theirs["miou"], abs=1e-12)
+    assert difference["low"] < difference["value"] < difference["high"]
+    assert f"against {old}: mIoU {100 * difference['value']:+.2f} points (95%: " in printed
+    for name, found in against["classes"].items():
+        expected = ours["classes"][name]["iou"] - theirs["classes"][name]["iou"]
+        assert found["iou_difference"]["value"] == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.slow
 def test_scores_do_not_depend_on_workers_nor_batches(job: Job, model: str) -> None:
     first = job(model=model, workers=1)
@@ -133,6 +156,9 @@ def test_by_default_the_images_are_scored_that_training_validates_on(job: Job, m
     [
         ({}, "--model, or --predictions"),
         ({"model": "nowhere"}, "is no model folder"),
+        ({"model": "{model}", "against": "nowhere"}, "error: --against "),
+        ({"against": "{model}", "predictions": "{masks}"}, "give --model in place of --predictions"),
+        ({"model": "{model}", "against": "{other}"}, "only models of the same classes"),
         ({"predictions": "{masks}"}, "--classes"),
         ({"predictions": "{masks}", "classes": "{boxes}/classes.csv"}, "lacks "),
         (
@@ -152,7 +178,8 @@ def test_a_request_that_cannot_be_right_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "masks").mkdir()
-    places = {"masks": tmp_path / "masks", "boxes": boxes, "model": model}
+    other = save_model(str(tmp_path / "other"), labels=read_labels("binary"))
+    places = {"masks": tmp_path / "masks", "boxes": boxes, "model": model, "other": other}
     flags = {"data": str(boxes), "output": str(tmp_path / "scores")} | given
     assert run(evaluate, EvaluateSettings, flags_of({k: v.format(**places) for k, v in flags.items()})) == 2
     error = capsys.readouterr().err

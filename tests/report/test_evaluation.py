@@ -24,8 +24,18 @@ def test_the_page_is_one_file_that_needs_no_network() -> None:
 
 
 def test_both_ends_are_shown(page: Page) -> None:
-    assert page.all("section", "id") == ["classes", "confusions", "images", "worst-images", "best-images"]
+    assert page.all("section", "id") == [
+        *("classes", "against-another-model", "confusions", "images", "worst-images", "best-images")
+    ]
     assert len(page.pictures()) == 8
+
+
+def test_another_model_is_beside_it_with_the_difference_and_its_interval(page: Page) -> None:
+    assert "of runs/<old>/model" in page.text
+    assert "differs by +1.23 points (95%: +0.23 to +2.23)" in page.text
+    start = page.cells.index("Other")
+    assert page.cells[start + 4 :][2:6] == ["50.0%", "+1.23", "+0.23", "+2.23"]
+    assert "against-another-model" not in Page(report(against=None)).all("section", "id")
 
 
 def test_images_come_worst_first_and_those_without_a_score_last(page: Page) -> None:
@@ -44,10 +54,10 @@ def test_a_large_set_lists_its_worst_images_and_links_to_all() -> None:
 
 def test_nothing_scored_still_gives_a_page() -> None:
     empty = ConfusionMatrix.empty(len(LABELS.classes))
-    page = Page(report(confusion=empty, images=[], worst=[], best=[]))
+    page = Page(report(confusion=empty, images=[], worst=[], best=[], against=None))
     assert "n/a" in page.text
     assert page.all("section", "id") == ["classes", "confusions"]
-    Page(report(confusion=empty, images=[score("void.png", math.nan)]))
+    Page(report(confusion=empty, images=[score("void.png", math.nan)], against=None))
 
 
 def test_any_set_gives_a_page_below_5_mb() -> None:
@@ -66,6 +76,7 @@ def test_any_set_gives_a_page_below_5_mb() -> None:
         images=[score("<&'日本" * 200, i / 1e5) for i in range(100_000)],
         worst=samples,
         best=samples,
+        against=None,
     )
     assert_alone(html, "images.parquet")
     page = Page(html)

@@ -29,10 +29,11 @@ from unet.data.settings import SetSettings
 from unet.evaluate.scorer import Scored, Scorer
 from unet.evaluate.settings import EvaluateSettings
 from unet.model.artifact import Model
+from unet.model.bootstrap import CONFIDENCE, RESAMPLES, iou_differences
 from unet.model.metrics import ConfusionMatrix, nan_to_none
 from unet.model.predictor import Predictor
 from unet.report.comparison import SamplePrediction
-from unet.report.evaluation import evaluation_report
+from unet.report.evaluation import evaluation_report, format_difference
 from unet.runtime.memory import retain_freed_memory
 from unet.runtime.pool import TaskQueue, Worker, WorkerPool, connect_workers
 from unet.runtime.session import check_shared
@@ -83,20 +84,27 @@ def evaluate(settings: EvaluateSettings) -> int:
         RequestError: the request cannot be right, or a file of the set cannot be used.
     """
     settings = replace(
-        store.with_absolute_paths(settings, "output", "model", "predictions"),
+        store.with_absolute_paths(settings, "output", "model", "against", "predictions"),
         data=store.with_absolute_paths(settings.data, "data", "images", "masks", "val_data"),
     )
     model = None if settings.model is None else Model.load(settings.model)
-    labels = _labels(settings, model)
+    other = None if settings.against is None else Model.load(settings.against, "--against")
+    labels = _labels(settings, model, other)
     store.check_writable(settings.output, "--output")
     pairs, channels = _pairs(settings, labels, None if model is None else model.channels)
+    if other is not None and other.channels != channels:
+        _pairs(settings, labels, other.channels)  # whether its bands are there
     written = {} if settings.predictions is None else _written_masks(settings.predictions, settings.data, pairs)
     evaluation = Evaluation(settings, labels, model, written, channels)
     began = time.monotonic()
     try:
         scored, rate = _score_all(evaluation, pairs)
         timing = {"seconds": time.monotonic() - began, "images_per_second": rate}
-        _write(evaluation, scored, _scores(evaluation, scored) | timing)
+        scores = _scores(evaluation, scored) | timing
+        if other is not None:
+            old, _ = _score_all(replace(evaluation, model=other, channels=other.channels), pairs)
+            scores["against"] = _against(evaluation, other, scored, old)
+        _write(evaluation, scored, scores)
     except ImageError as error:
         raise RequestError(str(error)) from None
     except StorageError as error:
@@ -104,13 +112,21 @@ def evaluate(settings: EvaluateSettings) -> int:
         return ExitCode.UNEXPECTED
     matrix = ConfusionMatrix(scored.counts)
     print(f"mIoU {matrix.mean_iou:.4f}  pixel accuracy {matrix.pixel_accuracy:.4f}  {len(scored.images):,} images")
+    if other is not None:
+        print(f"against {settings.against}: mIoU {format_difference(scores['against']['miou_difference'])}")
     print(f"scores: {join_uri(settings.output, SCORES)}\nreport: {join_uri(settings.output, 'index.html')}")
     return 0
 
 
-def _labels(settings: EvaluateSettings, model: Model | None) -> LabelSet:
-    """Return what the masks of the set mean; a model's classes must be the same."""
+def _labels(settings: EvaluateSettings, model: Model | None, other: Model | None) -> LabelSet:
+    """Return what the masks of the set mean; the classes of the models must be the same."""
     source = settings.data.labels
+    if model is not None and other is not None and model.labels.names != other.labels.names:
+        theirs, ours = ", ".join(other.labels.names), ", ".join(model.labels.names)
+        raise RequestError(
+            f"--against {settings.against}: has the classes {theirs}, and --model has {ours}; only models of the same "
+            "classes, in the same order, are compared"
+        )
     if source is None:
         assert model is not None
         return model.labels
@@ -234,6 +250,25 @@ def _scores(evaluation: Evaluation, scored: Scored) -> dict[str, Any]:
     }
 
 
+def _against(evaluation: Evaluation, other: Model, scored: Scored, old: Scored) -> dict[str, Any]:
+    """Return what scores.json says of the other model, and of how the scores differ from its."""
+    assert [pair.image for pair in scored.pairs] == [pair.image for pair in old.pairs]
+    mean, by_class = iou_differences(scored.overlap, old.overlap)
+    matrix = ConfusionMatrix(old.counts)
+    return {
+        "model": evaluation.settings.against,
+        "digest": other.digest,
+        "miou": matrix.mean_iou,
+        "miou_difference": asdict(mean),
+        "resamples": RESAMPLES,
+        "confidence": CONFIDENCE,
+        "classes": {
+            name: {"iou": iou, "iou_difference": asdict(difference)}
+            for name, iou, difference in zip(evaluation.labels.names, matrix.iou.tolist(), by_class, strict=True)
+        },
+    }
+
+
 def _write(evaluation: Evaluation, scored: Scored, scores: dict[str, Any]) -> None:
     """Write all that an evaluation leaves, scores.json last."""
     settings, labels = evaluation.settings, evaluation.labels
@@ -245,6 +280,7 @@ def _write(evaluation: Evaluation, scored: Scored, scores: dict[str, Any]) -> No
         facts=_facts(settings, scores),
         labels=labels,
         confusion=ConfusionMatrix(scored.counts),
+        against=scores.get("against"),
         images=scored.images,
         worst=[_sample_prediction(scorer, scored.pairs[place]) for _, place in worst],
         best=[_sample_prediction(scorer, scored.pairs[place]) for _, place in others[:SHOWN]],

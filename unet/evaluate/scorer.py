@@ -19,7 +19,8 @@ from unet.data.labels import IGNORE, LabelSet
 from unet.data.layouts import Pair
 from unet.data.open_pair import OpenPair, open_pair, open_pairs, pixels_of
 from unet.data.prefetch import prefetch
-from unet.model.metrics import ConfusionMatrix, Counts, Ratios
+from unet.model.bootstrap import Overlap
+from unet.model.metrics import ConfusionMatrix, Counts, Ratios, ratio
 from unet.model.predictor import Predictor
 from unet.report.evaluation import ImageScore
 
@@ -43,10 +44,14 @@ class Scored:
 
     pairs: Sequence[Pair]
     images: Sequence[ImageScore]
-    iou: Ratios
-    """IoU by image and class, [N, C]; NaN for a class that is neither in an image's truth nor its prediction."""
+    overlap: Overlap
     counts: Counts
     """The confusion matrix of all of them, [C, C]."""
+
+    @property
+    def iou(self) -> Ratios:
+        """IoU by image and class, [N, C]; NaN for a class that is neither in an image's truth nor its prediction."""
+        return ratio(self.overlap.intersection, self.overlap.union)
 
     @classmethod
     def joined(cls, parts: Sequence["Scored"]) -> "Scored":
@@ -57,7 +62,10 @@ class Scored:
         return cls(
             [pairs[place] for place in order],
             [images[place] for place in order],
-            np.concatenate([part.iou for part in parts])[order],
+            Overlap(
+                np.concatenate([part.overlap.intersection for part in parts])[order],
+                np.concatenate([part.overlap.union for part in parts])[order],
+            ),
             np.sum([part.counts for part in parts], axis=0),
         )
 
@@ -85,7 +93,7 @@ class Scorer:
 
     def __call__(self, pairs: Sequence[Pair]) -> Scored:
         """Return the scores of `pairs`, in their order. Raise ImageError, naming the file, or Unreachable."""
-        images, rows, total = [], [], ConfusionMatrix.empty(len(self.labels.classes))
+        images, overlaps, total = [], [], ConfusionMatrix.empty(len(self.labels.classes))
         opened = open_pairs(pairs)
         ahead = prefetch(
             self._decode,
@@ -99,9 +107,10 @@ class Scorer:
                 matrix = ConfusionMatrix.empty(len(self.labels.classes))
                 matrix.add(example.truth, prediction)
                 images.append(_score_of(example, matrix))
-                rows.append(matrix.iou)
+                overlaps.append([matrix.intersection, matrix.union])
                 total.counts += matrix.counts
-        return Scored(pairs, images, np.array(rows).reshape(-1, len(self.labels.classes)), total.counts)
+        by_image = np.array(overlaps, np.int64).reshape(-1, 2, len(self.labels.classes))
+        return Scored(pairs, images, Overlap(by_image[:, 0], by_image[:, 1]), total.counts)
 
     def predictions(self, examples: Sequence[Example]) -> list[Array]:
         """Return the mask of each example, HW uint8 class indices."""

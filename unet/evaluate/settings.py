@@ -15,6 +15,9 @@ class EvaluateSettings(PredictSettings):
     """Folder or s3://bucket/prefix of scores.json, images.parquet and the page, index.html."""
     model: str | None = None
     """Model folder, local or on S3: model/ of a training run."""
+    against: str | None = None
+    """Folder of another model, scored on the same images: how much higher the mean IoU of --model is, with the interval
+    that 95 % of 10,000 bootstrap resamples of the images lie in."""
     predictions: str | None = None
     """Folder of masks that jobs/segment.py has written for the set's images, to be scored in place of a model's."""
     part: Part = "val"
@@ -26,6 +29,8 @@ class EvaluateSettings(PredictSettings):
         super().__post_init__()
         if (self.model is None) == (self.predictions is None):
             raise RequestError("--model, or --predictions to score masks already written: give one of them")
+        if self.against is not None and self.model is None:
+            raise RequestError("--against compares a --model with another; give --model in place of --predictions")
         if self.data.labels is None:
             if self.predictions is not None:
                 raise RequestError("--classes: say what the values of the masks mean: camvid, or a label file")

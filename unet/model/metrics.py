@@ -39,31 +39,41 @@ class ConfusionMatrix:
     @property
     def pixel_accuracy(self) -> float:
         """Correct pixels over valid pixels; NaN without any."""
-        return float(_ratio(np.trace(self.counts), self.counts.sum()))
+        return float(ratio(np.trace(self.counts), self.counts.sum()))
+
+    @property
+    def intersection(self) -> Counts:
+        """Pixels in truth and prediction, by class, [C]."""
+        return self._totals()[0]
+
+    @property
+    def union(self) -> Counts:
+        """Pixels in truth or prediction, by class, [C]."""
+        hit, truth, prediction = self._totals()
+        return truth + prediction - hit
 
     @property
     def iou(self) -> Ratios:
         """Intersection over union (Jaccard index) by class, [C]."""
-        hit, truth, prediction = self._totals()
-        return _ratio(hit, truth + prediction - hit)
+        return ratio(self.intersection, self.union)
 
     @property
     def dice(self) -> Ratios:
         """Dice coefficient (F1) by class, [C]."""
         hit, truth, prediction = self._totals()
-        return _ratio(2 * hit, truth + prediction)
+        return ratio(2 * hit, truth + prediction)
 
     @property
     def precision(self) -> Ratios:
         """Correct pixels over all that were predicted as the class, [C]; NaN for a class never predicted."""
         hit, _, prediction = self._totals()
-        return _ratio(hit, prediction)
+        return ratio(hit, prediction)
 
     @property
     def recall(self) -> Ratios:
         """Correct pixels over all that are of the class, [C]; NaN for a class absent from truth."""
         hit, truth, _ = self._totals()
-        return _ratio(hit, truth)
+        return ratio(hit, truth)
 
     @property
     def mean_class_accuracy(self) -> float:
@@ -74,7 +84,7 @@ class ConfusionMatrix:
     def frequency_weighted_iou(self) -> float:
         """Sum over classes of share of the truth times IoU (Long et al., 2015); NaN without any pixel."""
         _, truth, _ = self._totals()
-        return float(_ratio(truth @ np.nan_to_num(self.iou), truth.sum()))
+        return float(ratio(truth @ np.nan_to_num(self.iou), truth.sum()))
 
     @property
     def mean_iou(self) -> float:
@@ -104,6 +114,7 @@ def nan_to_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Ratios:
+def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Ratios:
+    """Return the ratio of counts; NaN where the denominator is 0."""
     top, bottom = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     return np.divide(top, bottom, out=np.full_like(bottom, np.nan), where=bottom > 0)

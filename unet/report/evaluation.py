@@ -7,15 +7,17 @@ classes, it stays below 5 MB.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from unet.data.labels import LabelSet
+from unet.model.bootstrap import CONFIDENCE
 from unet.model.metrics import ConfusionMatrix
 from unet.report.comparison import SamplePrediction, panel_legends, sample_figures
-from unet.report.page import MAX_PICTURES, format_percent, render_page, side_by_side, truncate_middle
+from unet.report.page import MAX_PICTURES, escape_html, format_percent, render_page, side_by_side, truncate_middle
 from unet.report.plots import ReferenceLine, bar_plot, format_axis_percent
-from unet.report.score_tables import class_table, confusion_figures
+from unet.report.score_tables import class_cells, class_table, confusion_figures
 from unet.report.tables import Cell, count_cell, ratio_cell, sortable_table
 
 MAX_IMAGES, KEY_LENGTH = 200, 256
@@ -48,11 +50,12 @@ def evaluation_report(
     images: Sequence[ImageScore],
     worst: Sequence[SamplePrediction],
     best: Sequence[SamplePrediction],
+    against: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the page as HTML.
 
     `facts` are shown as they are, label and value. `confusion` counts all pixels of all `images`. `worst` and `best`
-    are images to look at, each in the order to show them.
+    are images to look at, each in the order to show them. `against` is what scores.json will say of another model.
     """
     headline = {
         "Mean IoU": format_percent(confusion.mean_iou),
@@ -67,12 +70,44 @@ def evaluation_report(
     worst_figures = sample_figures("worst", worst, labels, MAX_PICTURES // 2)
     sections = {
         "Classes": "<p>Over all pixels of all images.</p>" + class_table(labels, confusion),
+        "Against another model": "" if against is None else _against_section(labels, confusion, against),
         "Confusions": confusion_figures(labels, confusion),
         "Images": _image_section(images) if images else "",
         "Worst images": panel_legends(labels) + worst_figures if worst_figures else "",
         "Best images": sample_figures("best", best, labels, MAX_PICTURES // 2),
     }
     return render_page(title, "Evaluation", headline, means | dict(facts), sections)
+
+
+def _against_section(labels: LabelSet, confusion: ConfusionMatrix, against: Mapping[str, Any]) -> str:
+    rows = [
+        (name, ratio_cell(iou), ratio_cell(other["iou"]), *map(_signed_cell, other["iou_difference"].values()))
+        for name, iou, other in zip(
+            class_cells(labels), confusion.iou.tolist(), against["classes"].values(), strict=True
+        )
+    ]
+    columns = ("Class", "IoU", "Other", "Difference", "From", "To")
+    table = sortable_table("IoU by class beside that of the other model", columns, rows)
+    return (
+        f"<p>Mean IoU {format_percent(against['miou'])} of {escape_html(against['model'])}, on the same images. This "
+        f"model's differs by {format_difference(against['miou_difference'])}. An interval is that of "
+        f"{against['resamples']:,} resamples of the images; where it holds 0, other images of the kind may say "
+        f"otherwise.</p>{table}"
+    )
+
+
+def format_difference(difference: Mapping[str, float]) -> str:
+    """Return a difference of two scores with its interval, in points of a hundred."""
+    value, low, high = (_points(number) for number in difference.values())
+    return f"{value} points ({CONFIDENCE:.0%}: {low} to {high})"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}" if math.isfinite(difference) else "n/a"
+
+
+def _signed_cell(difference: float) -> Cell:
+    return Cell(text=_points(difference), value=difference)
 
 
 def _image_section(images: Sequence[ImageScore]) -> str:
