@@ -84,6 +84,8 @@ def test_of_a_model_against_itself_no_pixel_changes(bench: Bench, mask_format: A
     assert (summary["counts"], summary["changed"], summary["pixels"]) == ({"done": 6}, 0, 6 * 40 * 56)
     assert all((found := comparison_of(outcome)) and found.panels is None for outcome in outcomes.values())
     assert (summary["only_before"], summary["only_after"]) == ([], [])
+    for name in ("confidence", "unsure"):
+        assert summary[f"{name}_before"] == pytest.approx(summary[name], abs=1e-6)
 
 
 def test_against_another_model_it_counts_what_the_masks_of_two_whole_runs_show(

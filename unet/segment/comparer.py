@@ -18,6 +18,7 @@ from unet.data.planes import Bools
 from unet.model.metrics import ConfusionMatrix
 from unet.model.predictor import Prediction
 from unet.report.comparison import Panels, SamplePrediction, draw_panels
+from unet.segment.catalogue import certainty
 from unet.segment.item import Item, Outcome
 from unet.segment.run_spec import RunSpec
 from unet.segment.writer import Source
@@ -52,10 +53,9 @@ class Comparison:
     """Pixels of these cells."""
     pixels: int
     changed: int
-    confidence: float
-    """Mean probability of the new classes; NaN without a pixel."""
-    unsure: float
-    """Share of the pixels whose new class has a probability below 0.5."""
+    confidence: float | None
+    unsure: float | None
+    """As in the catalogue, of the new mask."""
     panels: Panels | None = None
     """Where the image is among those of this worker that change most."""
 
@@ -156,14 +156,6 @@ def count_pairs(before: Array, after: Array, classes: int) -> ConfusionMatrix:
 
 
 def _comparison(matrix: ConfusionMatrix, confidence: Array, holes: Bools | None) -> Comparison:
-    cells = np.flatnonzero(matrix.counts)
-    levels = np.bincount((confidence if holes is None else confidence[~holes]).reshape(-1), minlength=256)
-    pixels, total = int(matrix.counts.sum()), max(1, int(levels.sum()))
-    return Comparison(
-        cells=cells,
-        counts=matrix.counts.reshape(-1)[cells],
-        pixels=pixels,
-        changed=pixels - int(np.trace(matrix.counts)),
-        confidence=float(levels @ np.arange(256)) / 255 / total if levels.any() else float("nan"),
-        unsure=int(levels[:128].sum()) / total,
-    )
+    cells, pixels = np.flatnonzero(matrix.counts), int(matrix.counts.sum())
+    counts, changed = matrix.counts.reshape(-1)[cells], pixels - int(np.trace(matrix.counts))
+    return Comparison(cells, counts, pixels, changed, *certainty(confidence if holes is None else confidence[~holes]))

@@ -227,8 +227,8 @@ def _row(item: Recorded, outcome: Outcome) -> dict[str, Any]:
         "changed": found.changed,
         "share": found.changed / found.pixels if found.pixels else None,
         "confidence_before": item.confidence,
-        "confidence": found.confidence if found.pixels else None,
+        "confidence": found.confidence,
         "unsure_before": item.unsure,
-        "unsure": found.unsure if found.pixels else None,
+        "unsure": found.unsure,
         "seconds": outcome.seconds,
     }

@@ -118,6 +118,6 @@ def _recorded(row: Mapping[str, Any]) -> Recorded:
         outputs="confidence,mask",  # of the prediction; nothing is written
         mask_etag=row["mask_etag"],
         fingerprint=row["fingerprint"],
-        confidence=row.get("confidence"),
-        unsure=row.get("unsure"),
+        confidence=row["confidence"],
+        unsure=row["unsure"],
     )
