@@ -25,6 +25,12 @@ RANGE_SHARE, RANGE_ROWS = 1 / 128, (1_000, 100_000)
 many. A run that changes a few objects writes few ranges, and a large ledger has few of them."""
 
 
+def range_rows(rows: int) -> float:
+    """Return how many rows a range has at most, in a ledger of so many."""
+    least, most = RANGE_ROWS
+    return min(most, max(least, RANGE_SHARE * rows))
+
+
 def compact(ledger: Ledger, fence: int, guard: Guard = no_guard) -> None:
     """Leave one row of each key, and none `removed`. `guard` is called before each write.
 
@@ -77,8 +83,7 @@ def _write(ledger: Ledger, tables: Iterator[pa.Table], recorded: int, fence: int
 
     with tempfile.TemporaryDirectory(prefix="unet-ledger-") as folder:
         merged = spilled(kept(), Path(folder, "merged"))
-        least, most = RANGE_ROWS
-        parts = math.ceil(rows / min(most, max(least, RANGE_SHARE * max(rows, recorded))))
+        parts = math.ceil(rows / range_rows(max(rows, recorded)))
         head = COLUMNS.empty_table()
 
         def take(count: int) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from unet.segment.compaction import RANGE_ROWS
+from unet.segment.compaction import range_rows
 from unet.segment.lease import RENEWALS
 from unet.segment.recorder import PART_ROWS, PART_SECONDS, PART_SHARE
 from unet.segment.settings import SegmentSettings
@@ -86,7 +86,7 @@ def _ledger_requests(work: Work, seconds: float) -> Mapping[str, int]:
         found.update(GET=work.recent + work.ranges + 1, PUT=work.ranges + 1, LIST=1)
     if work.images:
         parts = max(1, min(work.images, round(max(ledger_parts(seconds), work.images / PART_ROWS))))
-        after = max(work.ranges, math.ceil((work.recorded + work.images) / RANGE_ROWS))
-        changed = min(after, work.images)
+        rows = work.recorded + work.images
+        changed = min(max(work.ranges, math.ceil(rows / range_rows(rows))), work.images)
         found.update(GET=parts + min(changed, work.ranges) + 1, PUT=parts + changed + 1, LIST=1)
     return found
