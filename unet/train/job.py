@@ -62,6 +62,7 @@ from unet.train.resume import (
 )
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
+from unet.train.tracker import tracking
 from unet.train.trainer import TorchConfig, Trainer, resources
 
 SAMPLES = 6
@@ -109,12 +110,12 @@ def train(settings: TrainSettings) -> int:
                 store.write(join_uri(folder, PAGE), b"")  # deleting is a right that no job needs
             store.write(join_uri(folder, IDENTITY), json.dumps(identity_of(run)).encode())
             store.write(join_uri(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
-            with telemetry.running_gauge(telemetry.TRAINING, run=settings.name):
+            with tracking(settings, folder), telemetry.running_gauge(telemetry.TRAINING, run=settings.name):
                 trainer.fit()
+                _write_report(run)
     except TrainingFailedError as error:
         _tell_fault(error, folder)
         return ExitCode.UNEXPECTED
-    _write_report(run)
     print(f"model:  {folder}/model\nreport: {folder}/{PAGE}")
     return 0
 

@@ -33,7 +33,7 @@ class Journal:
         self.entries.append(entry)
         lines = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self.entries)
         store.write(join_uri(self._folder, METRICS), lines.encode())
-        for name, value in _scalars(self.entries[-1]):
+        for name, value in scalars(self.entries[-1]):
             self._writer.add_scalar(name, value, entry["epoch"])
         self._writer.flush()
         for file in Path(self._events.name).iterdir():
@@ -48,7 +48,8 @@ def read_entries(folder: str) -> list[Entry]:
     return [json.loads(line) for line in store.read(uri).splitlines()]
 
 
-def _scalars(entry: Entry) -> list[tuple[str, float]]:
+def scalars(entry: Entry) -> list[tuple[str, float]]:
+    """Return the numbers of an epoch under the names that trackers show, as val/miou."""
     found = []
     for name, value in entry.items():
         group, _, rest = name.partition("_")
