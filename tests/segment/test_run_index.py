@@ -62,7 +62,12 @@ def test_the_index_keeps_the_last_thousand_and_a_run_once(tmp_path: Path) -> Non
     assert names(output) == ["newest", *(run["run"] for run in runs[:-1])]
 
 
-def test_the_highest_psi_of_a_run_is_its_drift(tmp_path: Path) -> None:
+def test_the_highest_psi_that_is_judged_is_the_drift_of_a_run(tmp_path: Path) -> None:
     output = str(tmp_path)
-    add_run(open_store(output), entry(1, drift={"psi": {"red": 0.1, "green": 0.4}}) | {"output": output}, no_guard)
+    add_run(
+        open_store(output),
+        entry(1, drift={"psi": {"red": 0.1, "green": 0.4, "classes": 0.9}, "judged": ["red", "green", "confidence"]})
+        | {"output": output},
+        no_guard,
+    )
     assert [run["drift"] for run in read_runs(open_store(output))] == [0.4]

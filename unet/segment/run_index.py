@@ -65,8 +65,13 @@ def _entry(summary: Mapping[str, Any]) -> dict[str, Any]:
         "counts": {str(status): int(count) for status, count in summary["counts"].items()},
         "seconds": float(summary["seconds"]),
         "images_per_second": float(summary["images_per_second"]),
-        "drift": max(drift["psi"].values(), default=None) if isinstance(drift, Mapping) else drift,
+        "drift": _highest_psi(drift) if isinstance(drift, Mapping) else drift,
     }
+
+
+def _highest_psi(drift: Mapping[str, Any]) -> float | None:
+    """Return the highest index of those that there were images enough for; None if there is none."""
+    return max((index for name, index in drift["psi"].items() if name in drift["judged"]), default=None)
 
 
 def _from_summaries(store: Store) -> list[RunEntry]:
