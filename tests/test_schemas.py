@@ -102,10 +102,13 @@ def test_a_segmentation_leaves_what_the_page_says(tmp_path: Path, one_ray: None)
     Path(bench.images).mkdir()
     assert segment(bench.settings(allow_empty=True)) == 0
     fill(bench.images, ["a.png"])
-    assert segment(bench.settings(write="mask,overlay", force=True)) == 0
+    assert segment(bench.settings(write="mask,overlay", objects="box", force=True)) == 0
     assert segment(bench.settings(preview=1)) == 0
     page, left = files_below(SEGMENTATION), all_files(bench.masks)
     assert_named(left, page)
+    (objects,) = [data for key, data in left.items() if key.startswith("_segment/objects/")]
+    assert_named(columns(objects), page["_segment/objects/FENCE-REQUEST-RANDOM.parquet"])
+    assert pq.read_schema(io.BytesIO(objects)).metadata[b"format"] == b"1"
     assert_named(columns(the_file(left, "report.parquet")), page["_segment/runs/ID/report.parquet"])
     previews = {key: left.pop(key) for key in sorted(left) if key.startswith("_segment/previews/")}
     assert_named(json.loads(the_file(left, "summary.json")), page["_segment/runs/ID/summary.json"])

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 STAGES = ("fetch", "decode", "predict", "write")
 
@@ -21,6 +22,8 @@ class Item:
     """What is there already and stays as it is."""
     mask_etag: str | None = None
     """Of the mask that is recorded, if there is one."""
+    objects: str | None = None
+    """The part that holds its objects."""
 
 
 @dataclass
@@ -49,5 +52,9 @@ class Outcome:
     """Mean softmax probability of the mask's class, of pixels with data."""
     unsure: float | None = None
     """Share of those pixels where it is below a half."""
+    objects: pa.Table | None = None
+    """Of the mask, where asked for: as object_parts.find_objects returns them."""
+    small_objects: int = 0
+    """How many were left out as too small."""
     thumbnail: tuple[int, str, bytes] | None = None
     """A candidate for the contact sheet: rank, key, JPEG."""

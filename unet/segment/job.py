@@ -141,6 +141,8 @@ def _process(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease) -> s
     check_listed(spec, listing, recorder)
     check_lost(settings, recorder.counts, ended=True)
     lease.confirm()
+    if settings.object_classes and listing.ended:
+        spec.object_parts.delete_unnamed(listing.named_parts, spec.fence, lease.confirm)
     if settings.force and listing.ended:
         spec.output_store.put(FORCE_KEY, json.dumps({"since": None}).encode())
     if not settings.prune or (refused := refusal(spec, listing)) is not None:
@@ -225,6 +227,7 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
         )
     store.check_readable(settings.model, "--model")  # which does not wait as long for a server
     model = Model.load(settings.model)
+    settings.check_classes(model.labels.names)
     store.check_readable(settings.input, "--input", settings.input_profile)
     if settings.manifest is not None:
         Manifest(settings.manifest, settings.input, settings.input_profile).check()

@@ -22,12 +22,12 @@ def columns(*names: str) -> pa.Schema:
 
 
 OWN_COLUMNS = columns("key", "etag", "size", "fingerprint", "status", "error", "mask_etag", "outputs", "input")
-GIVEN_COLUMNS = pa.schema([*OWN_COLUMNS, *CATALOGUE])
+GIVEN_COLUMNS = pa.schema([*OWN_COLUMNS, *columns("objects"), *CATALOGUE])
 COLUMNS = pa.schema([*GIVEN_COLUMNS, *columns("time", "fence")])
 """Columns of a row. `status`: done, failed or removed; `fingerprint`: of the model and the settings that decide the
 mask (done) or the failure (failed); `mask_etag`: of the mask that is there, of an earlier run if the object failed
-since; `outputs`: what was written, with commas; `input`: where the object lies; `time`: seconds since the epoch. The
-others: as in catalogue.py."""
+since; `outputs`: what was written, with commas; `input`: where the object lies; `time`: seconds since the epoch;
+`objects`: the part of object_parts.py that holds those of the mask. The others: as in catalogue.py."""
 
 BATCH_ROWS, GROUP_ROWS = 1024, 8192
 """Rows of a sorted run that are read at a time, and those of a row group of a part."""
@@ -55,7 +55,7 @@ def read_rows(body: bytes, size: int, classes: Sequence[str]) -> Iterator[pa.Tab
 def write_rows(tables: Iterator[pa.Table], sink: Any, classes: Sequence[str]) -> None:
     """Write rows to a Parquet file, with a share of each of `classes`."""
     schema = shares_to_struct(COLUMNS.empty_table(), classes).schema.with_metadata({"format": str(FORMAT)})
-    repeated = ["fingerprint", "status", "error", "outputs", "input", "fence", "size", "height", "width", "channels"]
+    repeated = ["fingerprint", "status", "error", "outputs", "objects", "input", "fence", "size", *CATALOGUE.names[:3]]
     with pq.ParquetWriter(
         sink,
         schema,

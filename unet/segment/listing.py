@@ -22,17 +22,18 @@ from unet.segment.ledger_part import columns
 from unet.segment.lookup import Found, Lookup
 from unet.segment.manifest import Manifest
 from unet.segment.mask_index import MaskIndex
-from unet.segment.run_spec import INTERNAL, KNOWN_OUTPUTS, RunSpec
+from unet.segment.run_spec import INTERNAL, KNOWN_OUTPUTS, OBJECTS, RunSpec
 from unet.storage.objects import LISTED, NOT_UNICODE, ObjectInfo
 
 TODO = "todo"
 """Status of an object that is to be segmented. An object with any other status is settled: it is final in this run."""
 
 ROW_SCHEMA = pa.schema(
-    [*columns("key", "etag", "size", "status", "error", "mask_etag", "outputs", "there"), *CATALOGUE]
+    [*columns("key", "etag", "size", "status", "error", "mask_etag", "outputs", "there", "objects"), *CATALOGUE]
 )
 """One row for each object. `error`: the reason for the status; `mask_etag`: of the mask that is recorded; `outputs`:
-what is to be written, with commas; `there`: what need not be; the others of an unchanged mask, as recorded."""
+what is to be written, with commas; `there`: what need not be; `objects`: the part that is recorded of them;
+the others of an unchanged mask, as recorded."""
 
 MAX_ENDINGS = 20
 """Endings of names that are not looked at, in summary.json."""
@@ -81,6 +82,11 @@ class Listing:
         self._enough = pa.array(enough, pa.string())
         earlier = [name for name, outputs in spec.earlier.items() if outputs in enough]
         self._enough_by_earlier = pa.array(earlier, pa.string())
+        wants_objects = bool(self.settings.object_classes)
+        self._object_parts = pa.array(spec.object_parts.names(), pa.string()) if wants_objects else None
+        """Of the objects that are asked for, if any are."""
+        self.named_parts = set[str]()
+        """All parts of objects that the ledger names."""
 
     @property
     def orphaned(self) -> int:
@@ -99,6 +105,7 @@ class Listing:
                 self._returned.update(known["key"].to_pylist())
             else:
                 self._note_missing(known, pa.concat_arrays([keys, found.others["key"].combine_chunks()]))
+            self.named_parts.update(known["objects"].drop_null().unique().to_pylist())
             self.not_matched += len(found.others)
             kinds = map(_kind, found.others["key"].to_pylist(), found.others["storage_class"].to_pylist())
             self.endings.update(filter(None, kinds))
@@ -179,7 +186,8 @@ class Listing:
         described = recorded.select(CATALOGUE.names)
         if len(places):
             described = described.take(pa.array(np.arange(len(page)), mask=reasons != UNCHANGED))
-        arrays = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], outputs, there, *described.columns]
+        kept = [recorded["objects"], *described.columns]
+        arrays = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], outputs, there, *kept]
         return pa.table(arrays, schema=ROW_SCHEMA)
 
     def _reasons(
@@ -197,9 +205,12 @@ class Listing:
             FAILED_BEFORE: pc.and_(failed, pc.is_in(fingerprint, pa.array(spec.failed_fingerprints))),
             "model or settings changed": pc.invert(pc.is_in(fingerprint, pa.array([spec.fingerprint, *spec.earlier]))),
             LACKING: pc.invert(
-                pc.or_(
-                    pc.is_in(fingerprint, self._enough_by_earlier),
-                    pc.and_(pc.equal(fingerprint, spec.fingerprint), pc.is_in(recorded["outputs"], self._enough)),
+                pc.and_(
+                    self._has_objects(recorded["objects"]),
+                    pc.or_(
+                        pc.is_in(fingerprint, self._enough_by_earlier),
+                        pc.and_(pc.equal(fingerprint, spec.fingerprint), pc.is_in(recorded["outputs"], self._enough)),
+                    ),
                 )
             ),
         }
@@ -209,9 +220,17 @@ class Listing:
     def _outputs(self, reason: str, recorded: pa.Table, place: int) -> tuple[str, str]:
         """Return what is to be written for an object, and what is there and stays as it is, with commas."""
         if reason != LACKING:
-            return ",".join(self.settings.outputs), ""
+            return ",".join([*self.settings.outputs, *([OBJECTS] if self._object_parts is not None else [])]), ""
         there = recorded["outputs"][place].as_py() or self.spec.earlier[recorded["fingerprint"][place].as_py()]
-        return ",".join(name for name in self.settings.outputs if name not in there.split(",")), there
+        lacking = [name for name in self.settings.outputs if name not in there.split(",")]
+        has_objects = self._has_objects(recorded["objects"][place : place + 1])[0].as_py()
+        return ",".join(lacking if has_objects else [*lacking, OBJECTS]), there
+
+    def _has_objects(self, parts: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Return whether each mask has the objects that are asked for. `parts`: those that the ledger names."""
+        if self._object_parts is None:
+            return pa.chunked_array([pa.repeat(True, len(parts))])
+        return pc.is_in(parts, self._object_parts)
 
     def _decide(self, item: ObjectInfo, reason: str, outputs: str) -> tuple[str, str | None]:
         """Return status and error of an object that is not unchanged."""
@@ -236,12 +255,13 @@ class Listing:
             return f"has {size} bytes, over --max-bytes {self.settings.max_bytes}"
         if item.storage_class in ARCHIVED:
             return f"is archived ({item.storage_class}); restore it first"
-        return next(filter(None, map(self.output.key_error, self.spec.output_keys(key, outputs.split(",")))), None)
+        files = self.spec.output_keys(key, set(outputs.split(",")) - {OBJECTS})
+        return next(filter(None, map(self.output.key_error, files)), None)
 
 
 def items_of(rows: pa.Table) -> list[Item]:
     """Return the objects of rows TODO."""
-    columns = (rows[name].to_pylist() for name in ("key", "etag", "size", "outputs", "there", "mask_etag"))
+    columns = (rows[name].to_pylist() for name in ("key", "etag", "size", "outputs", "there", "mask_etag", "objects"))
     return list(map(Item, *columns))
 
 

@@ -28,17 +28,19 @@ from unet.segment.compaction import compact
 from unet.segment.item import Item, Outcome
 from unet.segment.lease import LeaseUnconfirmed
 from unet.segment.ledger_part import GIVEN_COLUMNS, columns
+from unet.segment.object_parts import of_image
 from unet.segment.run_index import add_run
-from unet.segment.run_spec import RunSpec
+from unet.segment.run_spec import OBJECTS, RunSpec
 from unet.segment.writer import THUMBNAILS
 from unet.settings import RequestError
 from unet.storage.faults import StorageError
 from unet.storage.local import translate_errors
 from unet.storage.objects import Guard, no_guard
 
-PART_SECONDS, PART_SHARE, PART_ROWS = (1.0, 3.0), 0.02, 50_000
+PART_SECONDS, PART_SHARE, PART_ROWS, PART_BYTES = (1.0, 3.0), 0.02, 50_000, 1 << 26
 """A ledger part is written when PART_SHARE of the run's time has passed since the one before, within the bounds of
-PART_SECONDS, or when there are PART_ROWS rows: a kill loses little, and a long run writes parts less often."""
+PART_SECONDS, or when there are PART_ROWS rows, or PART_BYTES of objects: a kill loses little, and a long run writes
+parts less often."""
 
 ROW_GROUP = 10_000
 """Rows of a row group of the report. The Parquet writer keeps some kilobytes of each until it is closed."""
@@ -53,7 +55,7 @@ CURVE_POINTS = 500
 """Points of the throughput curve; up to twice as many."""
 
 REPORT_SCHEMA = pa.schema(
-    [*columns("key", "etag", "size", "status", "error", "mask_key", "mask_etag", "seconds"), *CATALOGUE]
+    [*columns("key", "etag", "size", "status", "error", "mask_key", "mask_etag", "objects", "seconds"), *CATALOGUE]
 )
 
 
@@ -85,6 +87,14 @@ class Recorder:
         self._curve: list[tuple[float, int]] = []
         """Seconds, and objects done by then."""
         self._began = time.time()
+        self.small_objects = 0
+        """Objects that were left out as too small."""
+        self._object_counts: Counter[str] = Counter()
+        """By class."""
+        self._object_parts = spec.object_parts
+        self._part = self._object_parts.new_name(spec.fence)
+        self._objects: list[pa.Table] = []
+        self._object_bytes = 0
         self._ledger_rows: list[dict[str, Any]] = []
         self._report_rows: list[pa.Table] = []
         self._last_flush = time.monotonic()
@@ -128,7 +138,8 @@ class Recorder:
         """Record objects that workers have settled; of none now and then, or what came last waits for the next."""
         with self._lock:
             rows = [self._row(item, outcome) for item, outcome in outcomes]
-            for item, outcome in outcomes:
+            for (item, outcome), row in zip(outcomes, rows, strict=True):
+                self._add_objects(outcome, row)
                 self.counts[outcome.status] += 1
                 self.bytes += item.size * (outcome.status == "done")
                 self._class_pixels += 0 if outcome.class_pixels is None else outcome.class_pixels
@@ -148,15 +159,19 @@ class Recorder:
             self._ledger_rows += compress(rows, kept)
             least, most = PART_SECONDS
             due = time.monotonic() - self._last_flush > min(most, max(least, PART_SHARE * self.seconds))
-            if due or len(self._ledger_rows) > PART_ROWS:
+            if due or len(self._ledger_rows) > PART_ROWS or self._object_bytes > PART_BYTES:
                 self.flush_ledger()
 
     def flush_ledger(self) -> None:
         """Write the rows that the ledger has not yet."""
         with self._lock:
+            if self._objects:  # before the ledger says that they are there
+                self._object_parts.write(self._part, self._objects, self.guard)
             if self._ledger_rows:
                 rows = pa.Table.from_pylist(self._ledger_rows, schema=GIVEN_COLUMNS)
                 self.spec.ledger.append(rows, self.spec.fence, self.guard)
+            self._objects, self._object_bytes = [], 0
+            self._part = self._object_parts.new_name(self.spec.fence)
             self._ledger_rows, self._last_flush = [], time.monotonic()
 
     def finish(self, *, complete: bool) -> dict[str, Any]:
@@ -207,13 +222,23 @@ class Recorder:
                 self._report.write_table(shares_to_struct(rows, self.spec.classes))
         self._report_rows = []
 
+    def _add_objects(self, outcome: Outcome, row: Mapping[str, Any]) -> None:
+        if outcome.objects is not None:
+            self._objects.append(of_image(outcome.objects, row))
+            self._object_bytes += self._objects[-1].nbytes
+            for count in outcome.objects["class"].value_counts().to_pylist():
+                self._object_counts[count["values"]] += count["counts"]
+            self.small_objects += outcome.small_objects
+
     def _add_failures(self, rows: Sequence[Mapping[str, Any]]) -> None:
         room = MAX_FAILURES_SHOWN - len(self._failures)
         self._failures += [(row["key"], row["status"], row["error"] or "") for row in rows[:room]]
 
     def _row(self, item: Item, outcome: Outcome) -> dict[str, Any]:
         """Return what the report and the ledger say of an object."""
-        written = {*item.outputs.split(","), *item.there.split(",")} - {""}
+        written = {*item.outputs.split(","), *item.there.split(",")} - {"", OBJECTS}
+        same_mask = outcome.status != "done" or "mask" not in item.outputs.split(",")
+        there = item.objects if same_mask else None
         pixels = outcome.class_pixels
         shares = None if pixels is None or not pixels.any() else (pixels / pixels.sum()).tolist()
         return {
@@ -226,6 +251,7 @@ class Recorder:
             "seconds": outcome.seconds,
             "fingerprint": self.spec.fingerprint if outcome.status == "done" else self.spec.failed_fingerprints[0],
             "outputs": ",".join(sorted(written)),
+            "objects": there if outcome.objects is None else self._part,
             "input": self.spec.input,
             **dict(zip(("height", "width", "channels"), outcome.size, strict=False)),
             "confidence": outcome.confidence,
@@ -251,6 +277,8 @@ class Recorder:
             **self.facts,
             "bytes": self.bytes,
             "no_data_pixels": self.no_data,
+            "objects": {name: self._object_counts[name] for name in self.spec.settings.object_classes},
+            "small_objects": self.small_objects,
             "seconds": round(seconds, 3),
             "images_per_second": self.counts["done"] / seconds,
             "class_shares": {

@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 from unet.data.channels import RGB, Channels
 from unet.segment.ledger import Ledger
+from unet.segment.object_parts import ObjectParts
 from unet.segment.settings import MASK_SUFFIXES, SegmentSettings
 from unet.storage.objects import join_uri
 from unet.storage.store import Store, open_store
@@ -25,7 +26,10 @@ FORMAT_KEY = f"{INTERNAL}mask-format"
 """Names the format of the masks, where it is not PNG."""
 
 OUTPUTS = ("confidence", "mask", "overlay")
-"""What can be written for an image."""
+"""Files that can be written for an image."""
+
+OBJECTS = "objects"
+"""What is written besides, to files that images share."""
 
 KNOWN_OUTPUTS = ("mask", "confidence,mask", "mask,overlay", "confidence,mask,overlay")
 """What can be written for an image together."""
@@ -69,7 +73,7 @@ class RunSpec:
         return MASK_SUFFIXES[self.settings.mask_format]
 
     def output_keys(self, key: str, outputs: Iterable[str] = OUTPUTS) -> list[str]:
-        """Return the keys in the output of what is written for an image."""
+        """Return the keys in the output of the files that are written for an image."""
         return [f"{key}{self.mask_suffix}" if name == "mask" else f"{INTERNAL}{name}/{key}.png" for name in outputs]
 
     @property
@@ -98,6 +102,13 @@ class RunSpec:
         """The ledger of the output."""
         settings, uri = self.settings, join_uri(self.settings.output, f"{INTERNAL}ledger")
         return Ledger(uri, classes=self.classes, profile=settings.output_profile, retry_seconds=settings.retry_for)
+
+    @property
+    def object_parts(self) -> ObjectParts:
+        """The objects of the output."""
+        settings, uri = self.settings, join_uri(self.settings.output, f"{INTERNAL}objects")
+        request = f"{hash64(settings.min_area, *settings.object_classes):016x}"
+        return ObjectParts(open_store(uri, profile=settings.output_profile, retry_seconds=settings.retry_for), request)
 
     @property
     def input_store(self) -> Store:

@@ -1,6 +1,7 @@
 """The settings of the segmentation job."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +47,11 @@ class SegmentSettings(PredictSettings):
     mask_format: MaskFormat = "png"
     """png, or tiff: KEY.tif, with the georeference of a GeoTIFF and a value for pixels without data. One for all of an
     output."""
+    objects: str | None = None
+    """Classes, with commas, whose objects (pixels that are connected) are written as rows with box, area and polygon,
+    to Parquet files under OUTPUT/_segment/objects/."""
+    min_area: int = 1
+    """With --objects: pieces of fewer pixels are left out, and counted."""
     max_pixels: int = 1 << 28
     """Images of more pixels fail unread."""
     max_bytes: int = 1 << 28
@@ -93,11 +99,13 @@ class SegmentSettings(PredictSettings):
         unknown = set(self.outputs) - {"mask", "overlay", "confidence"}
         if unknown or "mask" not in self.outputs:
             raise RequestError(f"--write {self.write}: give mask, and with commas overlay and confidence")
-        for name in ("limit", "list_workers", "max_pixels", "max_bytes"):
+        for name in ("limit", "list_workers", "min_area", "max_pixels", "max_bytes"):
             if getattr(self, name) is not None:
                 at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         at_least("--drift-limit", self.drift_limit, 0)
         at_least("--drift-confidence", self.drift_confidence, 0)
+        if self.objects is not None and not self.object_classes:
+            raise RequestError("--objects: name classes, with commas, or leave it out")
         at_least("--retry-for", self.retry_for, 0)
         at_least("--lease", self.lease, 2)
         if self.time_limit is not None:
@@ -117,6 +125,7 @@ class SegmentSettings(PredictSettings):
             "manifest",
             "limit",
             "list_workers",
+            "objects",
             "retry_failed",
             "force",
             "verify",
@@ -135,6 +144,19 @@ class SegmentSettings(PredictSettings):
     def outputs(self) -> tuple[str, ...]:
         """What --write names."""
         return tuple(sorted(name.strip() for name in self.write.split(",")))
+
+    @property
+    def object_classes(self) -> tuple[str, ...]:
+        """What --objects names."""
+        return tuple(sorted({name.strip() for name in (self.objects or "").split(",")} - {""}))
+
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Raise RequestError if --objects names a class that is not among `names`, those of the model."""
+        if unknown := set(self.object_classes) - set(names):
+            raise RequestError(
+                f"--objects {self.objects}: the model has no class {', '.join(sorted(unknown))}; it has "
+                f"{', '.join(names)}"
+            )
 
     def failures_allowed(self, attempted: int) -> float:
         """Return how many of `attempted` objects may fail."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from unet.data.drift import histograms_of
 from unet.data.geotiff import Georeference, encode_geotiff
@@ -15,7 +16,8 @@ from unet.model.artifact import Model
 from unet.model.predictor import Prediction
 from unet.segment.catalogue import certainty
 from unet.segment.item import Item, Outcome
-from unet.segment.run_spec import RunSpec, hash64
+from unet.segment.object_parts import find_objects
+from unet.segment.run_spec import OBJECTS, RunSpec, hash64
 from unet.storage.faults import Changed, Vanished
 from unet.storage.objects import Guard, no_guard
 
@@ -56,7 +58,8 @@ class Writer:
         metadata |= {"image-etag": item.etag, "run": self.spec.run}
         assert prediction.confidence is not None
         confidence, unsure = certainty(prediction.confidence if holes is None else prediction.confidence[~holes])
-        kinds = item.outputs.split(",")
+        objects, small = self._find_objects(item, source, prediction)
+        kinds = [kind for kind in item.outputs.split(",") if kind != OBJECTS]
         for key, kind in zip(self.spec.output_keys(item.key, kinds), kinds, strict=True):
             data = self._encode(kind, source, prediction)
             if kind == "mask":
@@ -74,8 +77,18 @@ class Writer:
             size=source.image.shape,
             confidence=confidence,
             unsure=unsure,
+            objects=objects,
+            small_objects=small,
             thumbnail=self._thumbnail(item, source.image, mask),
         )
+
+    def _find_objects(self, item: Item, source: Source, prediction: Prediction) -> tuple[pa.Table | None, int]:
+        """Return the objects of a mask and how many were left out; None where they are not asked for."""
+        if OBJECTS not in item.outputs.split(","):
+            return None, 0
+        settings = self.spec.settings
+        classes = {self.labels.names.index(name): name for name in settings.object_classes}
+        return find_objects(prediction, source.holes, source.georeference, classes, settings.min_area)
 
     def _put_mask(self, key: str, data: bytes, metadata: Mapping[str, str], expected_etag: str) -> str:
         """Write a mask over the one that is recorded, or seen there, and never over one that another run writes in
