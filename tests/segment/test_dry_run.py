@@ -46,7 +46,8 @@ def test_requests_are_those_that_a_run_then_makes(s3: str, proxy: Proxy, capsys:
     save_model(bench.model)
     fill(bench.images, [f"{number:03}.png" for number in range(120)])
     write(f"{bench.images}/notes.txt", b"no image")
-    for given in ({}, {}, {"force": True, "write": "mask,overlay"}):  # a new output, nothing to do, all anew
+    anew = {"force": True, "write": "mask,overlay", "objects": "box"}
+    for given in ({}, {}, anew):  # a new output, nothing to do, all anew
         told = requests_in(said(bench, capsys, **given)["requests"])
         made = run_and_count(bench, proxy, **given)
         assert told.keys() == made.keys()

@@ -21,7 +21,7 @@ from unet.segment.item import Item
 from unet.segment.listing import TODO, Listing, items_of
 from unet.segment.manifest import Manifest
 from unet.segment.run_index import read_runs
-from unet.segment.run_spec import RunSpec
+from unet.segment.run_spec import OUTPUTS, RunSpec
 from unet.settings import worker_range
 from unet.storage.faults import StorageError
 
@@ -42,7 +42,7 @@ def dry_run(model: Model, spec: RunSpec) -> int:
         counts.update(f"{status}: {reason}" if reason else status for status, reason in pairs)
         todo = rows.filter(pc.equal(rows["status"], TODO))
         images, size = images + len(todo), size + (pc.sum(todo["size"]).as_py() or 0)
-        files += len(todo) + (pc.sum(pc.count_substring(todo["outputs"], ",")).as_py() or 0)
+        files += pc.sum(pc.count_substring_regex(todo["outputs"], "|".join(OUTPUTS))).as_py() or 0
         first += items_of(todo.slice(0, TRIED - len(first)))
     counts.update({name: number for name, number in listing.facts.items() if number and isinstance(number, int)})
     print("nothing is changed; a run would take")

@@ -58,7 +58,7 @@ def requests_of(settings: SegmentSettings, work: Work, seconds: float) -> Mappin
         found.update(LIST=1 + max(pages, settings.manifest is None), GET=work.images, HEAD=work.asked)
     if settings.output.startswith("s3://"):
         found.update(FIXED)
-        found.update(_ledger_requests(work, seconds))
+        found.update(_ledger_requests(work, seconds, with_objects=settings.objects is not None))
         renewals = int(seconds * RENEWALS / settings.lease)
         found.update(PUT=renewals + work.files, GET=renewals, HEAD=renewals)
         found.update(PUT=2 * settings.force + math.floor(work.names * REPORT_BYTES / PART_BYTES), GET=settings.force)
@@ -79,14 +79,16 @@ def ledger_parts(seconds: float) -> float:
     return min(seconds, first) / least + middle + max(0.0, seconds - last) / most
 
 
-def _ledger_requests(work: Work, seconds: float) -> Mapping[str, int]:
-    """Return the requests for the ledger: it is looked up, parts are written, and merged into ranges at the end."""
+def _ledger_requests(work: Work, seconds: float, *, with_objects: bool) -> Mapping[str, int]:
+    """Return the requests for the ledger: it is looked up, parts are written, and merged into ranges at the end.
+    `with_objects`: each part has one of objects beside it, and these are listed before and after."""
     found = Counter(GET=work.ranges + 4) if work.ranges else Counter(LIST=1)  # the index thrice, the lease once more
+    found.update(LIST=2 * with_objects)
     if work.recent:  # which an interrupted run has left
         found.update(GET=work.recent + work.ranges + 1, PUT=work.ranges + 1, LIST=1)
     if work.images:
         parts = max(1, min(work.images, round(max(ledger_parts(seconds), work.images / PART_ROWS))))
         rows = work.recorded + work.images
         changed = min(max(work.ranges, math.ceil(rows / range_rows(rows))), work.images)
-        found.update(GET=parts + min(changed, work.ranges) + 1, PUT=parts + changed + 1, LIST=1)
+        found.update(GET=parts + min(changed, work.ranges) + 1, PUT=parts * (1 + with_objects) + changed + 1, LIST=1)
     return found

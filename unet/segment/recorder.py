@@ -37,9 +37,9 @@ from unet.storage.faults import StorageError
 from unet.storage.local import translate_errors
 from unet.storage.objects import Guard, no_guard
 
-PART_SECONDS, PART_SHARE, PART_ROWS, PART_BYTES = (1.0, 3.0), 0.02, 50_000, 1 << 26
+PART_SECONDS, PART_SHARE, PART_ROWS, OBJECT_BYTES = (1.0, 3.0), 0.02, 50_000, 1 << 26
 """A ledger part is written when PART_SHARE of the run's time has passed since the one before, within the bounds of
-PART_SECONDS, or when there are PART_ROWS rows, or PART_BYTES of objects: a kill loses little, and a long run writes
+PART_SECONDS, or when there are PART_ROWS rows, or OBJECT_BYTES of objects: a kill loses little, and a long run writes
 parts less often."""
 
 ROW_GROUP = 10_000
@@ -159,7 +159,7 @@ class Recorder:
             self._ledger_rows += compress(rows, kept)
             least, most = PART_SECONDS
             due = time.monotonic() - self._last_flush > min(most, max(least, PART_SHARE * self.seconds))
-            if due or len(self._ledger_rows) > PART_ROWS or self._object_bytes > PART_BYTES:
+            if due or len(self._ledger_rows) > PART_ROWS or self._object_bytes > OBJECT_BYTES:
                 self.flush_ledger()
 
     def flush_ledger(self) -> None:
