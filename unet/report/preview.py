@@ -23,7 +23,7 @@ from unet.report.page import (
 )
 from unet.report.plots import bar_plot, format_axis_percent
 from unet.report.score_tables import MatrixTitles, class_cells, confusion_figures
-from unet.report.tables import Cell, count_cell, ratio_cell, sortable_table
+from unet.report.tables import Cell, ratio_cell, sortable_table
 
 MAX_IMAGES, KEY_LENGTH, REASON_LENGTH = 200, 256, 300
 """Rows of a table of images, and how much of a key and of a reason it shows."""
@@ -120,11 +120,10 @@ def _image_section(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             Cell(text=truncate_middle(row["key"], KEY_LENGTH)),
             *(ratio_cell(math.nan if row[name] is None else row[name]) for name in ratios),
-            count_cell(row["pixels"]),
         ]
         for row in ranked
     ]
-    columns = ("Key", "Changed", "Confidence before", "Confidence after", "Pixels")
+    columns = ("Key", "Changed", "Confidence before", "Confidence after")
     table = sortable_table("Images, those that change most first", columns, cells)
     listed = f"The {MAX_IMAGES} of {len(rows):,} images that change most are" if len(rows) > MAX_IMAGES else "All are"
     note = f'<p>{listed} listed here; every image has a row in <a href="preview.parquet">preview.parquet</a>, and the '
