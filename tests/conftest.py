@@ -2,8 +2,9 @@
 
 import logging
 import os
+import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
@@ -13,10 +14,13 @@ import ray
 
 from tests.servers.proxy import Proxy
 from tests.servers.radosgw import missing_programs, radosgw
-from tests.servers.s3 import moto
+from tests.servers.s3 import moto, rclone
+from tests.servers.s3rver import install, s3rver
 from unet.data.image import Array, encode_image
 
 ROOT = Path(__file__).parent.parent
+
+SERVERS = ["moto", "rclone", "s3rver", pytest.param("radosgw", marks=pytest.mark.slow)]
 
 
 def make_pair(seed: int, size: tuple[int, int] = (40, 56)) -> tuple[Array, Array]:
@@ -100,6 +104,39 @@ def radosgw_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     environment: dict[str, str] = {}
     with radosgw(tmp_path_factory.mktemp("ceph"), environment):
         yield environment
+
+
+@pytest.fixture(scope="session")
+def rclone_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The AWS environment of a server of rclone."""
+    environment: dict[str, str] = {}
+    with rclone(tmp_path_factory.mktemp("rclone"), environment=environment):
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def s3rver_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The AWS environment of a server of s3rver."""
+    try:
+        program = install()
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"npm cannot install s3rver ({type(error).__name__}); it needs npm, and once the network")
+    environment: dict[str, str] = {}
+    with s3rver(program, tmp_path_factory.mktemp("s3rver"), environment):
+        yield environment
+
+
+@pytest.fixture
+def bucket_of(request: pytest.FixtureRequest, s3: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes a bucket on a server by its name, of SERVERS, to which the environment leads from then on."""
+
+    def make(server: str) -> str:
+        if server != "moto":
+            for name, value in request.getfixturevalue(f"{server}_environment").items():
+                monkeypatch.setenv(name, value)
+        return new_bucket(os.environ["AWS_ENDPOINT_URL"])
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.conftest import ROOT, new_bucket
+from tests.conftest import ROOT
 from tests.jobs.bench import Bench, fill, outcomes_of, save_model
 from tests.servers.conditions import ConditionProxy, Knowledge
 from tests.servers.proxy import Action, Proxy
@@ -31,7 +31,7 @@ LIFETIME = 2.0
 HOLDER = """
 import sys, time
 from unet.segment.lease import LeaseLost, acquire
-lease = acquire(sys.argv[1], "lease", run="first", lifetime=2, fence=7)
+lease = acquire(sys.argv[1], sys.argv[2], run="first", lifetime=2, fence=7)
 print(lease.fence, flush=True)
 try:
     while True:
@@ -52,12 +52,12 @@ def take(output: str, run: str = "run", fence: int = 1) -> Lease:
 
 
 @contextmanager
-def holder(output: str) -> "Iterator[subprocess.Popen[str]]":
+def holder(output: str, key: str = "lease") -> "Iterator[subprocess.Popen[str]]":
     """Another process that holds the output, from its first line on."""
-    command = [sys.executable, "-c", HOLDER, output]
+    command = [sys.executable, "-c", HOLDER, output, key]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "7\n"
+        assert "7\n" in iter(process.stdout.readline, "")  # behind a warning, on some servers
         try:
             yield process
         finally:
@@ -183,17 +183,18 @@ def test_a_server_without_conditional_writes_is_warned_of(tmp_path: Path, capsys
         ("refused", "known"),
         ("ignored", "ignored"),
         ("501", "501"),
+        ("s3rver", "If-Match and If-None-Match"),
         pytest.param(("radosgw", ""), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
-def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+def server(
+    request: pytest.FixtureRequest, bucket_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, str]]:
     """The URI of a bucket whose server knows conditions in its own way, and those that it does not know."""
     if_match, if_none_match = request.param
-    if if_match == "radosgw":
-        for name, value in request.getfixturevalue("radosgw_environment").items():
-            monkeypatch.setenv(name, value)
-        yield new_bucket(os.environ["AWS_ENDPOINT_URL"]), ""
+    if if_match in ("radosgw", "s3rver"):
+        yield bucket_of(if_match), if_none_match
         return
     with ConditionProxy(request.getfixturevalue("s3"), if_match, if_none_match) as between:
         monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)

@@ -32,12 +32,12 @@ def moto(address: str = HERE, environment: Environment = os.environ) -> Iterator
 
 
 @contextmanager
-def rclone(folder: Path, address: str = HERE) -> Iterator[str]:
+def rclone(folder: Path, address: str = HERE, environment: Environment = os.environ) -> Iterator[str]:
     """Serve `folder`, whose subfolders are buckets; yield the URL."""
     port, key, secret = free_port(address), "local-server-key", "local-server-secret"
     command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--auth-key", f"{key},{secret}"]
     options = ["--addr", f"{address}:{port}", "--vfs-cache-mode", "off", "--log-level", "ERROR", str(folder)]
-    with _process([*command, *options], address, port), aws(os.environ, f"http://{address}:{port}", key, secret):
+    with serve([*command, *options], address, port), aws(environment, f"http://{address}:{port}", key, secret):
         yield f"http://{address}:{port}"
 
 
@@ -47,12 +47,12 @@ def stub(keys: int, names: str = "flat", latency: float = 0.0) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "tests.servers.stub", "--port", str(port), "--keys", str(keys)]
     command += ["--names", names, "--latency", str(latency)]
-    with _process(command, HERE, port), aws(os.environ, f"http://{HERE}:{port}", "key", "secret"):
+    with serve(command, HERE, port), aws(os.environ, f"http://{HERE}:{port}", "key", "secret"):
         yield f"http://{HERE}:{port}"
 
 
 @contextmanager
-def _process(command: list[str], address: str, port: int) -> Iterator[None]:
+def serve(command: list[str], address: str, port: int) -> Iterator[None]:
     """Run a server, which answers from the beginning of the block on."""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:

@@ -73,7 +73,7 @@ class Lookup:
         asked = time.monotonic()
         if not ends or self.workers == 1 or not _lists_from(store, ends[len(ends) // 2]):
             return read_ahead(self._scan(store.list_tables(), contents))
-        self._page_seconds = time.monotonic() - asked
+        self._page_seconds = (time.monotonic() - asked) / 2  # of two pages
         spans = deque(zip(["", *ends], [*ends, None], strict=True))
         return self._side_by_side(store, contents, spans)
 
@@ -172,14 +172,15 @@ def _pop(spans: deque[tuple[str, str | None]]) -> tuple[str, str | None] | None:
 
 
 def _lists_from(store: Store, key: str) -> bool:
-    """Return whether the store can be listed from behind a key on, in order. A server may know no such thing, and a
-    directory bucket of S3 Express has no order."""
+    """Return whether the store can be listed from behind a key on, in order. A server may know no such thing or have
+    no order at all, which the first page shows sooner than one from behind a key; and a directory bucket of S3 Express
+    has none."""
     if store.uri.startswith("s3://") and split_uri(store.uri)[0].endswith(EXPRESS):
         return False
     try:
-        keys = [item.key for item in next(store.list(key), [])]
+        pages = [[item.key for item in next(store.list(after), [])] for after in ("", key)]
     except Unreachable:
         raise
     except StorageError:
         return False
-    return keys == sorted(keys) and (not keys or keys[0] > key)
+    return all(keys == sorted(keys) for keys in pages) and (not pages[1] or pages[1][0] > key)

@@ -12,7 +12,6 @@ import random
 import re
 import time
 import zlib
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial, reduce
@@ -81,7 +80,10 @@ class S3Store:
             yield list(map(ObjectInfo._make, zip(*columns, strict=True)))
 
     def list_tables(self, after: str = "", until: str | None = None) -> Iterator[pa.Table]:
-        return (pa.table(list(columns), schema=LISTED) for columns in self._pages(after, until))
+        for columns in self._pages(after, until):
+            if (after or until is not None) and columns[0] != sorted(columns[0]):  # nothing says that none is left out
+                raise StorageError(self.uri, "is listed out of order; run it again with --list-workers 1")
+            yield pa.table(list(columns), schema=LISTED)
 
     def _pages(self, after: str, until: str | None) -> Iterator[Columns]:
         begin = {"StartAfter": self.prefix + after} if after else {}
@@ -89,9 +91,10 @@ class S3Store:
         while token is not None:
             columns, token = self._retry(self.uri, partial(self._fetch_page, begin, token))
             keys = columns[0]
-            if until is not None and keys and keys[-1] > until:
-                count, token = bisect_right(keys, until), None
-                columns = tuple(column[:count] for column in columns)
+            if until is not None and max(keys, default="") > until:
+                places = [place for place, key in enumerate(keys) if key <= until]
+                columns = tuple([column[place] for place in places] for column in columns)
+                token = None if keys == sorted(keys) else token
             if columns[0]:  # an empty page may be followed by others
                 yield columns
 
