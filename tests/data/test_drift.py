@@ -94,6 +94,14 @@ def test_few_images_have_an_index_and_no_verdict(pairs: list[Pair]) -> None:
         assert (drift.judged, drift.drifted) == ([], [])
 
 
+def test_a_handful_of_images_of_the_same_set_may_differ_and_has_not_drifted(pairs: list[Pair]) -> None:
+    measured = measure(pairs)
+    samples = [np.random.default_rng(seed).permutation(len(pairs))[:5] for seed in SEEDS]
+    drifts = [drift_of(measured, [measured[place] for place in sample]) for sample in samples]
+    assert max(max(drift.indices.values()) for drift in drifts) > 0.25
+    assert [drift.drifted for drift in drifts] == [[]] * len(SEEDS)
+
+
 def test_the_index_is_the_sum_over_bins_that_the_literature_has() -> None:
     before, after = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.4, 0.2])
     assert stability_index(before, after) == pytest.approx(0.1 * np.log(5 / 4) + 0.1 * np.log(4 / 3), rel=1e-3)

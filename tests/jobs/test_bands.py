@@ -102,6 +102,11 @@ def test_what_shows_in_the_fourth_band_alone_is_learnt_from_it_and_laid_over_it(
     assert segment(settings) == 0
     said = capsys.readouterr().out
     assert "24 done, 1 failed" in said
+    assert "drift: no verdict on fewer than 30 images" in said
+    (summary,) = (key for key in store.list_files(masks) if key.endswith("summary.json"))
+    psi = json.loads(store.read(join_uri(masks, summary)))["drift"]["psi"]
+    assert psi.keys() == {"band 1", "band 2", "band 3", "band 4", "classes"}
+    assert max(psi.values()) < 0.02  # of the images that were trained on
     assert share_of_right_pixels(masks, tmp_path / "set") > 0.97
 
     whole = EvaluateSettings(

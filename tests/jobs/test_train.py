@@ -73,6 +73,9 @@ def test_a_run_leaves_what_the_contract_says(job: Job, folder: Path, capfd: pyte
     best = max(entries, key=lambda entry: entry["val_miou"])
     assert model.scores["val_miou"] == best["val_miou"]
     assert np.sum(model.scores["confusion"]) == 5 * 32 * 48  # every validation pixel exactly once
+    assert model.reference is not None
+    assert (model.reference.images, model.reference.masks) == (12, 5)  # of training, and of validation
+    assert model.reference.mean_class_shares.sum() == pytest.approx(1, abs=1e-3)
     assert "report:" in capfd.readouterr().out
 
     shutil.rmtree(folder / "report")  # a run that lacks only its report gets it

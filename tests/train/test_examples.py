@@ -9,6 +9,7 @@ import pytest
 import tifffile
 
 from tests.conftest import make_pair, write_pair
+from unet.data.channels import Channels
 from unet.data.image import ImageError, encode_image
 from unet.data.labels import read_labels
 from unet.data.layouts import Pair
@@ -115,3 +116,18 @@ def test_a_faulty_file_of_a_batch_is_named(boxes: Path) -> None:
     Path(pairs[3].image).unlink()
     with pytest.raises(ImageError, match=r"images/003\.png: cannot be read"):
         make_batch(BatchRequest(pairs[3:]), spec(boxes))
+
+
+def test_where_a_validation_image_holds_no_data_is_known_at_the_size_of_its_mask(tmp_path: Path) -> None:
+    write_pair(tmp_path / "train", "000", *make_pair(0))
+    samples = np.random.default_rng(0).random((40, 56, 2), np.float32)
+    samples[:10] = np.nan
+    tifffile.imwrite(tmp_path / "train/images/000.tif", samples, photometric="minisblack", planarconfig="contig")
+    pair = Pair("000", str(tmp_path / "train/images/000.tif"), str(tmp_path / "train/masks/000.png"))
+    geometry, channels = Geometry("resize", (20, 28)), Channels((1, 2), ((0, 1), (0, 1)), ("floating point",))
+    made = make_batch(
+        BatchRequest((pair,)), BatchSpec(read_labels("binary"), geometry, AugmentSettings(), 5, channels=channels)
+    )
+    (holes,) = made.holes
+    assert holes is not None
+    assert np.array_equal(holes, np.arange(20)[:, None].repeat(28, 1) < 5)

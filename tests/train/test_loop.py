@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,6 +93,12 @@ def test_validation_goes_on_in_halves_and_says_what_does_not_fit(run: TrainingRu
     confidences = [found.confidence.mean() / 255 for part in maps for found in part if found.confidence is not None]
     assert whole.statistics.confidence == pytest.approx(sum(confidences), abs=0.01)
     assert whole.statistics.masks == len(run.labelled.val)
+    hidden = np.zeros((40, 56), bool)
+    hidden[:, 20:] = True
+    scored = validate(Predictor(model), loop.learner.sums_of, [replace(own[0], holes=(hidden, *own[0].holes[1:]))])
+    masks = [found.mask for found in maps[0]]
+    shares = [np.bincount(mask.reshape(-1), minlength=2) / mask.size for mask in (masks[0][:, :20], *masks[1:])]
+    assert scored.statistics.class_shares == pytest.approx(sum(shares))
     large = make_batch(run.validation_requests(0, 1)[0], replace(run.batch_spec, geometry=Geometry("resize", (48, 56))))
     with pytest.raises(RequestError, match=r"an image of 48 x 56 pixels does not fit in memory.*--size or --width"):
         validate(SmallMemory(model), loop.learner.sums_of, [large])
