@@ -1,11 +1,14 @@
 """Objects in a mask: found exactly, whatever their shape, and drawn again by another program to the same pixels."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from unet.data import components
 from unet.data.components import find_components, to_map
 from unet.data.geotiff import georeference_of, placement_of
@@ -151,3 +154,26 @@ def test_an_image_that_lies_nowhere_has_no_place_on_a_map() -> None:
     assert placement_of(()) == (None, None)
     citation_alone = ((34735, 3, 8, (1, 1, 0, 1, 1024, 0, 1, 1), True),)
     assert placement_of(citation_alone) == (None, None)
+
+
+LARGE = """
+import resource, time
+import numpy as np
+from unet.data.components import find_components
+disc = (np.hypot(*np.mgrid[-45:45, -45:45]) < 30).astype(np.uint8)
+mask = np.tile(disc, (134, 100))[:12_000, :9_000]
+began = time.process_time()
+rows, _ = find_components(mask, mask, 1, "disc", min_area=20)
+seconds = time.process_time() - began
+print(len(rows), seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+"""
+
+
+@pytest.mark.slow
+def test_thousands_of_objects_of_108_million_pixels_take_seconds_and_little_more_than_their_labels() -> None:
+    said = subprocess.run([sys.executable, "-c", LARGE], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    count, seconds, size = map(float, said.split())
+    print(f"{count:.0f} objects in {seconds:.1f} CPU seconds, {size / 1e9:.2f} GB in all")
+    assert count == 133 * 100 + 100
+    assert seconds < 60
+    assert size < 1.5e9

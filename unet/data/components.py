@@ -69,7 +69,8 @@ def find_components(
         corners.append(_corners_of(rows, top))
         above = rows[-1:]
         if sum(len(x) for x, *_ in corners) > MAX_CORNERS:
-            raise MemoryError(f"the outlines of {name} have over {MAX_CORNERS:,} corners; raise --min-area")
+            remedy = f"raise --min-area, or leave {name} out of --objects"
+            raise MemoryError(f"the outlines of {name} have over {MAX_CORNERS:,} corners; {remedy}")
     corners.append(_corners_of(np.concatenate([above, np.full_like(above, -1)]), len(labels)))
     del labels
     x, y, label, is_up = (np.concatenate(parts) for parts in zip(*corners, strict=True))
