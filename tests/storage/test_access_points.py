@@ -51,7 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def answer(request: Any, **_: Any) -> AWSResponse:
         urls.append(request.url)
-        return AWSResponse(request.url, 200, HTTPHeaders.from_dict({"ETag": '"e"'}), Body())
+        return AWSResponse(request.url, 200, HTTPHeaders.from_dict({"ETag": '"e"', "Content-Length": "5"}), Body())
 
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
@@ -73,6 +73,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_requests_go_to_the_host_of_the_access_point(bucket: str, host: str, asked: list[str]) -> None:
     store = open_store(f"s3://{bucket}/2026", retry_seconds=0)
     assert list(store.list()) == []
-    store.put("a b.png", b"bytes")
+    assert store.head("a b.png").size == 5
     assert asked[0].startswith(f"https://{host}/?list-type=2&prefix=2026%2F&")
     assert asked[1:] == [f"https://{host}/2026/a%20b.png"]

@@ -6,7 +6,9 @@ import os
 import shutil
 import stat
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -23,6 +25,12 @@ SMALL_BYTES = 1 << 20
 PAGE_SIZE = 1000
 """Files in a page of a listing."""
 
+SCANS_AHEAD = 16
+"""Folders of a folder that are scanned at a time, since each may take the time of a network."""
+
+Scan = tuple[tuple[int, int], list[str]]
+"""Device and inode of a folder, and what is in it, sorted; the names of folders end in a slash."""
+
 MAX_NAME_BYTES = 255
 """Length of a file name in the common file systems."""
 
@@ -38,14 +46,18 @@ class LocalStore:
         self._folder = os.path.abspath(uri)  # a worker that unpickles this store has another current folder
 
     def list(self, after: str = "", until: str | None = None) -> Iterator[Page]:
-        keys = self._walk("", frozenset(), after, until)
-        while batch := tuple(islice(keys, PAGE_SIZE)):
-            page = []
-            for key in batch:
-                with suppress(Vanished):  # deleted since its folder was read
-                    page.append(self.head(key))
-            if page:
-                yield page
+        scanners = ThreadPoolExecutor(SCANS_AHEAD)
+        try:
+            keys = self._walk("", scanners.submit(self._scan, ""), scanners, frozenset(), after, until)
+            while batch := tuple(islice(keys, PAGE_SIZE)):
+                page = []
+                for key in batch:
+                    with suppress(Vanished):  # deleted since its folder was read
+                        page.append(self.head(key))
+                if page:
+                    yield page
+        finally:
+            scanners.shutdown(wait=False, cancel_futures=True)
 
     def list_tables(self, after: str = "", until: str | None = None) -> Iterator[pa.Table]:
         return map(to_table, self.list(after, until))
@@ -115,34 +127,43 @@ class LocalStore:
             return f"has a part of {longest} bytes; a file name holds {MAX_NAME_BYTES}"
         return "is a name of files being written" if _is_temporary(parts[-1]) else None
 
-    def _walk(self, prefix: str, ancestors: frozenset[tuple[int, int]], after: str, until: str | None) -> Iterator[str]:
+    def _walk(
+        self,
+        prefix: str,
+        scan: "Future[Scan | None]",
+        scanners: ThreadPoolExecutor,
+        ancestors: frozenset[tuple[int, int]],
+        after: str,
+        until: str | None,
+    ) -> Iterator[str]:
         """Yield the keys below `prefix`, sorted, that come after one, up to another. `prefix` is empty or ends in a
-        slash.
+        slash; `scan`: of it.
 
         `ancestors`: device and inode of the folders above; a link to one of them is not followed, or the walk would
-        never end.
+        never end. Of each folder on the way, SCANS_AHEAD of those in it are scanned before their turn.
         """
-        path = os.path.join(self._folder, prefix)
-        with translate_errors(join_uri(self.uri, prefix)):
-            try:
-                status = os.stat(path)
-                with os.scandir(path) as entries:
-                    names = [
-                        entry.name + "/" * entry.is_dir() for entry in entries if entry.is_dir() or entry.is_file()
-                    ]
-            except (FileNotFoundError, NotADirectoryError):
-                return
-        folder = (status.st_dev, status.st_ino)
-        if folder in ancestors:
+        found = scan.result()
+        if found is None or found[0] in ancestors:
             return
-        for key in (prefix + name for name in sorted(names)):  # with its slash, a folder sorts where its keys do
-            if until is not None and key > until:
-                return
+        keys = [prefix + name for name in found[1] if _may_follow(prefix + name, after)]
+        keys = keys if until is None else [key for key in keys if key <= until]
+        waiting, ahead = (key for key in keys if key.endswith("/")), deque["Future[Scan | None]"]()
+        for key in keys:
             if key.endswith("/"):
-                if key >= after or after.startswith(key):  # else all that is below comes before
-                    yield from self._walk(key, ancestors | {folder}, after, until)
-            elif key > after and not _is_temporary(key.rpartition("/")[2]):
+                ahead.extend(scanners.submit(self._scan, one) for one in islice(waiting, SCANS_AHEAD - len(ahead)))
+                yield from self._walk(key, ahead.popleft(), scanners, ancestors | {found[0]}, after, until)
+            else:
                 yield key
+
+    def _scan(self, prefix: str) -> "Scan | None":
+        """Return device and inode of a folder, and the names in it; None if there is no such folder."""
+        path = os.path.join(self._folder, prefix)
+        with translate_errors(join_uri(self.uri, prefix)), suppress(FileNotFoundError, NotADirectoryError):
+            status = os.stat(path)
+            with os.scandir(path) as entries:
+                names = [entry.name + "/" * entry.is_dir() for entry in entries if entry.is_dir() or entry.is_file()]
+            return (status.st_dev, status.st_ino), sorted(names)  # with its slash, a folder sorts where its keys do
+        return None
 
     def _replace(self, key: str, write: Callable[[BinaryIO], object]) -> str:
         """Make or replace a file atomically, with what `write` writes; return its etag.
@@ -182,6 +203,13 @@ class LocalStore:
         if not stat.S_ISREG(status.st_mode):
             raise Vanished(join_uri(self.uri, key), "is no file")
         return ObjectInfo(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}")
+
+
+def _may_follow(key: str, after: str) -> bool:
+    """Return whether a file comes after a key, or a folder may hold one that does."""
+    if key.endswith("/"):
+        return key >= after or after.startswith(key)
+    return key > after and not _is_temporary(key.rpartition("/")[2])
 
 
 def _is_temporary(name: str) -> bool:
