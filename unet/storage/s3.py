@@ -26,11 +26,13 @@ from s3transfer.utils import ReadFileChunk
 
 from unet.storage.faults import BadCredentials, Changed, Damaged, StorageError, Unreachable, Unsupported, Vanished
 from unet.storage.objects import LISTED, Guard, ObjectInfo, Page, no_guard, split_uri
-from unet.storage.s3_client import client, discard_clients
+from unet.storage.s3_client import client, discard_clients, object_client
 from unet.storage.s3_faults import BODY_ERRORS, fault_from_code, translate_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+    from unet.storage.s3_direct import DirectClient
 
 T = TypeVar("T")
 
@@ -121,13 +123,13 @@ class S3Store:
         wanted = self._object(key) | ({} if etag is None else {"IfMatch": f'"{etag}"'})
 
         def request() -> bytes:
-            response = self._client.get_object(**wanted)
+            response: Mapping[str, Any] = object_client(self.bucket, self.profile).get_object(**wanted)
             if etag is not None and response["ETag"].strip('"') != etag:  # the server does not implement If-Match
                 raise Changed(uri, "is no longer what was listed")
             try:
                 # `with response["Body"]` would give the raw stream, which does not verify the checksum.
                 with closing(response["Body"]) as body:
-                    return body.read()
+                    return bytes(body.read())
             except BODY_ERRORS as error:
                 raise Damaged(uri, f"came cut short or altered ({type(error).__name__})") from None
 
@@ -148,8 +150,9 @@ class S3Store:
 
         def request(**condition: Any) -> str:
             guard()
-            sent = headers | self._checksum([data]) | condition
-            return self._client.put_object(**sent, Body=bytes(data))["ETag"].strip('"')
+            to = object_client(self.bucket, self.profile)
+            sent = headers | _checksum(to, [data]) | condition
+            return str(to.put_object(**sent, Body=bytes(data))["ETag"]).strip('"')
 
         if expected_etag:
             return self._replace(key, expected_etag, request)
@@ -197,14 +200,14 @@ class S3Store:
             raise
 
     def _begin_upload(self, key: str) -> str:
-        checksum = {"ChecksumAlgorithm": "CRC32"} if self._checksum([]) else {}
+        checksum = {"ChecksumAlgorithm": "CRC32"} if _checksum(self._client, []) else {}
         begin = self._object(key) | {"ContentType": _content_type(key)} | checksum
         return self._client.create_multipart_upload(**begin)["UploadId"]
 
     def _upload_part(self, upload: Mapping[str, Any], number: int, path: Path, start: int) -> dict[str, Any]:
         part: Any = ReadFileChunk.from_filename(str(path), start, PART_BYTES)
         with closing(part):
-            checksum = self._checksum(iter(partial(part.read, MAX_IN_MEMORY), b""))
+            checksum = _checksum(self._client, iter(partial(part.read, MAX_IN_MEMORY), b""))
             part.seek(0)
             etag = self._client.upload_part(**upload, **checksum, PartNumber=number, Body=part)["ETag"]
         return {"PartNumber": number, "ETag": etag} | {
@@ -295,14 +298,6 @@ class S3Store:
     def _client(self) -> "S3Client":
         return client(self.profile)
 
-    def _checksum(self, pieces: Iterable[bytes]) -> dict[str, Any]:
-        """Return the CRC-32 for a request, unless AWS_REQUEST_CHECKSUM_CALCULATION or the profile asks for none. Given
-        to botocore it is sent as a header, which older servers know; of its own botocore would send a trailer."""
-        if self._client.meta.config.request_checksum_calculation == "when_required":  # type: ignore[attr-defined]
-            return {}
-        crc = reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0)
-        return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": base64.b64encode(crc.to_bytes(4, "big")).decode()}
-
     def _check_key(self, key: str) -> None:
         if (reason := self.key_error(key)) is not None:
             raise StorageError(self._uri(key), reason)
@@ -319,6 +314,15 @@ def _class_of(item: Mapping[str, Any]) -> str:
     never been."""
     restored = item.get("RestoreStatus", {}).get("RestoreExpiryDate") is not None
     return "STANDARD" if restored else item.get("StorageClass", "")
+
+
+def _checksum(to: "DirectClient | S3Client", pieces: Iterable[bytes]) -> dict[str, Any]:
+    """Return the CRC-32 for a request, unless AWS_REQUEST_CHECKSUM_CALCULATION or the profile asks for none. Given to
+    botocore it is sent as a header, which older servers know; of its own botocore would send a trailer."""
+    if to.meta.config.request_checksum_calculation == "when_required":  # type: ignore[attr-defined]
+        return {}
+    crc = reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0)
+    return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": base64.b64encode(crc.to_bytes(4, "big")).decode()}
 
 
 def _content_type(key: str) -> str:

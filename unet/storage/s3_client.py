@@ -1,4 +1,5 @@
-"""The client of S3 in this process: boto3's, with listings read ten times as fast as botocore reads them.
+"""The clients of S3 in this process: boto3's, with listings read ten times as fast as botocore reads them, and that of
+s3_direct.py for the bytes of objects.
 
 Settings come from the standard AWS environment alone, or from a profile of its files first.
 """
@@ -15,10 +16,14 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
+from unet.storage.s3_direct import CONNECT_SECONDS, READ_SECONDS, DirectClient, answer_probe, direct_client
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _LOCK = threading.Lock()
+
+Environment = tuple[tuple[str, str], ...]
 
 
 def client(profile: str | None = None) -> "S3Client":
@@ -28,18 +33,32 @@ def client(profile: str | None = None) -> "S3Client":
     names any, win over those of the environment.
     """
     with _LOCK:
-        environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-        return _cached_client(os.getpid(), environment, profile)
+        return _cached_client(os.getpid(), _environment(), profile)[0]
+
+
+def object_client(bucket: str, profile: str | None = None) -> "DirectClient | S3Client":
+    """Return the client of the objects of a bucket, which the threads of this process share. `profile`: as above."""
+    with _LOCK:
+        key = os.getpid(), _environment(), profile
+        direct = _cached_direct_client(*key, bucket)
+        return _cached_client(*key)[0] if direct is None or direct.redirected else direct
+
+
+def _environment() -> Environment:
+    return tuple(sorted((name, os.environ[name]) for name in os.environ if name.startswith("AWS_")))
 
 
 def discard_clients() -> None:
     """Make new clients from now on, which load their credentials again."""
     with _LOCK:
         _cached_client.cache_clear()
+        _cached_direct_client.cache_clear()
 
 
 @lru_cache(maxsize=8)
-def _cached_client(process: int, environment: tuple[tuple[str, str], ...], profile: str | None) -> "S3Client":
+def _cached_client(
+    process: int, environment: Environment, profile: str | None
+) -> "tuple[S3Client, botocore.session.Session]":
     logging.getLogger("botocore").setLevel(logging.WARNING)  # on INFO it says in every process where credentials are
     core = botocore.session.Session(profile=profile)
     own = core.get_scoped_config() if profile else {}
@@ -52,23 +71,23 @@ def _cached_client(process: int, environment: tuple[tuple[str, str], ...], profi
         config=Config(
             retries={"mode": "standard", "total_max_attempts": 1},  # S3Store repeats
             max_pool_connections=64,
-            connect_timeout=10,
-            read_timeout=20,
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
         ),
     )
     # botocore calls handlers of this pattern before its own, which are registered for "before-parse.s3".
     made.meta.events.register("before-parse.*.ListObjectsV2", _take_entries)
-    made.meta.events.register_last("before-call.s3", _send_at_once)  # behind botocore's own of this name
+    made.meta.events.register("before-send.s3.GetObject", answer_probe)  # type: ignore[arg-type]
     if payer := dict(environment).get("AWS_REQUEST_PAYER"):
         made.meta.events.register("before-call.s3", partial(_add_payer, payer))
-    return made
+    return made, core
 
 
-def _send_at_once(model: Any, params: dict[str, Any], **_: Any) -> None:
-    """Send an object without asking first whether it will be taken, which costs a round trip: a large one is sent in
-    parts."""
-    if model.name == "PutObject":
-        params["headers"].pop("Expect", None)
+@lru_cache(maxsize=64)
+def _cached_direct_client(
+    process: int, environment: Environment, profile: str | None, bucket: str
+) -> DirectClient | None:
+    return direct_client(*_cached_client(process, environment, profile), bucket)
 
 
 def _add_payer(payer: str, params: dict[str, Any], **_: Any) -> None:
