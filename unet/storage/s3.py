@@ -319,7 +319,8 @@ def _class_of(item: Mapping[str, Any]) -> str:
 def _checksum(to: "DirectClient | S3Client", pieces: Iterable[bytes]) -> dict[str, Any]:
     """Return the CRC-32 for a request, unless AWS_REQUEST_CHECKSUM_CALCULATION or the profile asks for none. Given to
     botocore it is sent as a header, which older servers know; of its own botocore would send a trailer."""
-    if to.meta.config.request_checksum_calculation == "when_required":  # type: ignore[attr-defined]
+    config: Any = to.meta.config
+    if config.request_checksum_calculation == "when_required":
         return {}
     crc = reduce(lambda crc, piece: zlib.crc32(piece, crc), pieces, 0)
     return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": base64.b64encode(crc.to_bytes(4, "big")).decode()}

@@ -107,8 +107,9 @@ class DirectClient:
         self._origin, self._path = f"{url.scheme}://{url.netloc}", url.path
         host = url.netloc.rpartition("@")[2]
         self._host = host.removesuffix(":443" if url.scheme == "https" else ":80")
-        self.meta: Any = client.meta
-        self._sign_body = (self.meta.config.s3 or {}).get("payload_signing_enabled")
+        self.meta = client.meta
+        config: Any = client.meta.config
+        self._sign_body = (config.s3 or {}).get("payload_signing_enabled")
         self._verify = "x-amz-checksum-mode" in probe
         self._agent = f"user-agent: {probe['user-agent']}"
         self._payer = {name: value for name, value in probe.items() if name == "x-amz-request-payer"}
