@@ -127,10 +127,8 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_request_is_the_one_that_boto3_would_send(
-    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    with serving(Handler.reply) as server:
+def test_a_request_is_the_one_that_boto3_would_send(place: str, tmp_path: Path) -> None:
+    with serving(Handler.reply) as server, pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
