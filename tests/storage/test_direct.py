@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.connections.add(self.client_address)
         self.server.answer(self)
 
-    do_GET = do_PUT = do_HEAD = serve  # noqa: N815
+    do_GET = do_PUT = do_HEAD = do_CONNECT = serve  # noqa: N815
 
     def reply(self, status: int = 200, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -153,6 +153,35 @@ def test_a_request_is_the_one_that_boto3_would_send(place: str, tmp_path: Path) 
     assert len(sent) == 10
     assert sent[:5] == sent[5:]
     assert scopes[:5] == scopes[5:]
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "host"),
+    [
+        ("AWS_USE_DUALSTACK_ENDPOINT", "", "bucket.s3.dualstack.us-east-1.amazonaws.com:443"),
+        ("AWS_USE_FIPS_ENDPOINT", "", "bucket.s3-fips.us-east-1.amazonaws.com:443"),
+        ("AWS_N", "s3 =\n  use_accelerate_endpoint = true", "bucket.s3-accelerate.amazonaws.com:443"),
+    ],
+)
+def test_a_bucket_of_aws_is_where_boto3_finds_it(name: str, profile: str, host: str, tmp_path: Path) -> None:
+    with (
+        serving(lambda request: request.reply(502, Proxy_Authenticate="no")) as server,
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
+        monkeypatch.setattr(s3, "MIN_ATTEMPTS", 1)
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        monkeypatch.setenv(name, "true")
+        set_profile(monkeypatch, tmp_path, profile)
+        monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+        for way in (object_client, lambda bucket, profile: client(profile)):
+            monkeypatch.setattr(s3, "object_client", way)
+            with pytest.raises(Unreachable):
+                store_of().get("a")
+    assert [(each.verb, each.path) for each in server.seen] == 2 * [("CONNECT", host)]
+    assert "token" not in str(server.seen)
 
 
 def test_every_odd_key_is_signed_as_botocore_signs_it(monkeypatch: pytest.MonkeyPatch) -> None:
