@@ -78,6 +78,29 @@ def test_the_run_is_that_of_the_mask_and_not_the_last_one(bench: Bench, capsys: 
     assert said(capsys, "c.png", "--output", bench.masks)["run"].startswith(f"{bench.summary['run']}, number 2")
 
 
+def test_a_run_that_adds_an_overlay_has_not_made_the_mask(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(bucket)
+    save_model(bench.model)
+    fill(bench.images, ["a.png"])
+    bench.run()
+    first = bench.summary["run"]
+    bench.run(write="mask,overlay")
+    line = said(capsys, "a.png", "--output", bench.masks)["run"]
+    assert line.startswith(f"{first}, number 1, recorded 20")
+    assert line.endswith("by number 2")
+
+
+def test_an_image_that_failed_has_no_mask_that_could_be_the_same(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key in ("a/b.png", "new.png"):
+        open_store(bench.images).put(key, b"no image")
+    bench.run(tile=64)
+    for key in ("a/b.png", "new.png"):
+        today = said(capsys, key, "--output", bench.masks)["today"]
+        assert today == "there is no mask of this image, which failed: --retry-failed tries it again"
+
+
 def test_a_mask_alone_says_what_it_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench = Bench(str(tmp_path))
     save_model(bench.model)

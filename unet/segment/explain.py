@@ -138,7 +138,8 @@ def _run_of(mask: _Mask) -> Mapping[str, Any]:
     """Return the run that made a mask, as the index of runs has it; or its name, or {}."""
     name = mask.said.get("run") if mask.is_recorded_one or not mask.row else None
     for run in read_runs(mask.output):
-        if run["run"] == name or (run["fence"] is not None and run["fence"] == mask.row.get("fence")):
+        # The row of a mask that says it may be of a later run, which has added an overlay, or failed since.
+        if run["run"] == name if name else run["fence"] is not None and run["fence"] == mask.row.get("fence"):
             return run
     return {"run": name} if name else {}
 
@@ -181,7 +182,9 @@ def _describe_run(mask: _Mask, run: Mapping[str, Any]) -> str:
     if not mask.row:
         return str(run.get("run") or "not recorded")
     recorded = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(mask.row["time"]))
-    return f"{run.get('run') or 'of an unknown name'}, number {mask.row['fence']}, recorded {recorded}"
+    number, last = run.get("fence"), mask.row["fence"]
+    recorded += f" by number {last}" if number not in (None, last) else ""
+    return f"{run.get('run') or 'of an unknown name'}, number {number or last}, recorded {recorded}"
 
 
 def _differences(settings: ExplainSettings, mask: _Mask, run: Mapping[str, Any]) -> Iterator[str]:
@@ -190,7 +193,9 @@ def _differences(settings: ExplainSettings, mask: _Mask, run: Mapping[str, Any])
     if not row:
         yield "unknown: no ledger knows this mask"
         return
-    if not mask.is_recorded_one:
+    if row["status"] == "failed":
+        found.append("there is no mask of this image, which failed: --retry-failed tries it again")
+    elif not mask.is_recorded_one:
         found.append("the mask is missing or altered: --verify makes it again")
     if row["input"]:
         try:

@@ -48,8 +48,7 @@ def add_run(store: Store, summary: Mapping[str, Any], guard: Guard) -> None:
         PAGE_KEY: runs_page(summary["output"], runs),
     }
     for key, data in files.items():
-        guard()
-        store.put(key, data)
+        store.put(key, data, guard=guard)
 
 
 def _entry(summary: Mapping[str, Any]) -> dict[str, Any]:
