@@ -413,6 +413,18 @@ def test_verify_redoes_masks_that_are_missing_or_altered(bench: Bench) -> None:
     assert set(bench.statuses(verify=True).values()) == {"unchanged"}
 
 
+@pytest.mark.parametrize("more", [{"write": "mask,overlay"}, {"objects": "box"}])
+def test_verify_redoes_a_missing_mask_that_lacks_something_else_too(tmp_path: Path, more: dict[str, str]) -> None:
+    bench = Bench(str(tmp_path))
+    save_model(bench.model)
+    fill(bench.images, ["a.png"])
+    bench.run()
+    mask = bench.mask("a.png")
+    open_store(bench.masks).delete(["a.png.png"])
+    bench.run(verify=True, **more)
+    assert bench.mask("a.png") == mask
+
+
 def test_prune_removes_the_masks_of_images_that_are_gone_and_only_with_the_flag(bench: Bench) -> None:
     save_model(bench.model)
     fill(bench.images, ["a.png", "b.png"])

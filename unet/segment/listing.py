@@ -174,7 +174,8 @@ class Listing:
         reasons, names = self._reasons(recorded, etags, sizes)
         if self.masks is not None:
             there = self.masks.contains(keys.to_pylist(), recorded["mask_etag"].to_pylist())
-            reasons[(reasons == UNCHANGED) & ~there] = names.index("mask missing or altered")
+            has_mask = (reasons == UNCHANGED) | (reasons == names.index(LACKING))
+            reasons[has_mask & ~there] = names.index("mask missing or altered")
         statuses, errors, outputs, there = np.full((4, len(page)), None, object)
         statuses[:] = "unchanged"
         places = np.flatnonzero(reasons != UNCHANGED)
