@@ -1,8 +1,9 @@
 """The bytes of objects to and from S3, carried by libcurl.
 
-A GET and a PUT of 60 kB cost a worker 0.27 of the CPU time that they cost through boto3 (measured in tests/README.md). boto3 is asked once for each bucket where its objects are and how a request to them looks; the
-addresses, credentials, certificates and proxies are those of its session. A bucket that needs more than a signature of
-version 4 goes by boto3 itself, as all other requests do.
+A GET and a PUT of 60 kB cost a worker 0.27 of the CPU time that they cost through boto3 (measured in tests/README.md).
+boto3 is asked once for each bucket where its objects are and how a request to them looks; the addresses, credentials,
+certificates and proxies are those of its session. A bucket that needs more than a signature of version 4 goes by boto3
+itself, as all other requests do.
 """
 
 import base64
