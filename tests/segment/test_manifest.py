@@ -173,6 +173,20 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, name: str, data: bytes) 
         Manifest(str(tmp_path / name), "s3://b/images").check()
 
 
+def test_a_manifest_that_names_nothing_is_named_and_says_nothing_of_the_input(bench: Bench, tmp_path: Path) -> None:
+    manifest = tmp_path / "none.csv"
+    manifest.write_text("key\n")
+    with pytest.raises(RequestError, match=r"--manifest \S+none.csv: names no object of --input"):
+        bench.run(manifest=str(manifest))
+    assert bench.run(manifest=str(manifest), allow_empty=True) == {}
+    manifest.write_text("key\na.png\n")
+    with pytest.raises(RequestError, match="that --include and --exclude select"):
+        bench.run(manifest=str(manifest), include=("b/*",))
+    open_store(bench.images).delete(KEYS)
+    with pytest.raises(RequestError, match="nothing is there"):
+        bench.run()
+
+
 @pytest.mark.slow
 def test_an_inventory_of_ten_million_rows_is_read_at_200_000_a_second(tmp_path: Path) -> None:
     """The manifest alone, sorted, as pages: what is looked up after it is the ledger's matter."""

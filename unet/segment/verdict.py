@@ -79,13 +79,18 @@ def check_listed(spec: RunSpec, listing: Listing, recorder: Recorder) -> None:
     """Raise RequestError if there was nothing to segment where something was to be expected."""
     settings = spec.settings
     where = f"--input {settings.input}"
+    if settings.manifest and not listing.listed and not settings.allow_empty:
+        selected = " that --include and --exclude select" if listing.not_matched else ""
+        raise RequestError(
+            f"--manifest {settings.manifest}: names no object of {where}{selected}; give --allow-empty if that may be"
+        )
     if settings.manifest and listing.listed and recorder.counts["vanished"] == listing.listed:
         raise RequestError(
             f"--manifest {settings.manifest}: none of its {listing.listed:,} objects is in {where}; its column key "
             "holds keys relative to that"
         )
     if listing.listed or settings.allow_empty or (_was_empty(spec) and not listing.recorded):
-        if not listing.listed and settings.allow_empty:
+        if not listing.listed and settings.allow_empty and settings.manifest is None:
             spec.output_store.put(EMPTY_KEY, settings.input.encode())
         return
     if listing.not_matched:
