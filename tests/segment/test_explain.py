@@ -138,6 +138,18 @@ def test_what_is_none_of_ours_is_refused_in_one_line(bench: Bench, capsys: pytes
         assert flags[0] in error
 
 
+def test_a_bucket_or_a_folder_that_is_not_there_is_refused_in_one_line(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = bench.masks.replace("bucket-", "nobucket-").replace("masks", "nowhere")
+    bucket = "/".join(bench.masks.split("/")[:3]) if bench.masks.startswith("s3://") else ""
+    for flags in (["a/b.png", "--output", nowhere], [f"{nowhere}/a/b.png.png"], ["--mask", bucket], ["--mask", ""]):
+        assert main(["explain", *flags]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(("error: --output", "error: --mask"))
+        assert error.count("\n") == 1
+
+
 def test_two_runs_of_the_same_settings_write_the_same_bytes(bench: Bench) -> None:
     before = bench.all_masks()
     bench.run(tile=64, force=True)

@@ -74,11 +74,14 @@ def explain(settings: ExplainSettings) -> int:
 def _find(settings: ExplainSettings) -> _Mask:
     """Return what is there of a mask."""
     if settings.output is not None:
+        store.check_readable(settings.output, "--output", settings.output_profile)
         output, name = open_store(settings.output, profile=settings.output_profile), settings.mask
         row = _row(output, name, settings)
         if not row:
             raise RequestError(f"--output {output.uri}: nothing is recorded of {name}; give the whole key of the image")
         return _look(output, f"{name}{_suffix(output)}", row)
+    folder, key = next(_folders_above(settings.mask))
+    store.check_readable(folder, "--mask", settings.output_profile)
     for folder, key in _folders_above(settings.mask):
         output = open_store(folder, profile=settings.output_profile)
         ledger = _ledger(output, settings)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from unet.model.settings import PredictSettings
 from unet.settings import RequestError, at_least
+from unet.storage.objects import split_uri
 
 MaskFormat = Literal["png", "tiff"]
 
@@ -182,6 +183,10 @@ class ExplainSettings:
     """Profile of the AWS configuration with which the image is looked up."""
     output_profile: str | None = None
     """Profile of the AWS configuration with which masks and ledger are read."""
+
+    def __post_init__(self) -> None:
+        if not self.mask or (self.output is None and self.mask.startswith("s3://") and not split_uri(self.mask)[1]):
+            raise RequestError(f"--mask {self.mask}: names no file; give that of a mask")
 
 
 def _allowed(flag: str, text: str, total: int) -> float:
