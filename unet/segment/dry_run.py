@@ -38,8 +38,8 @@ def dry_run(model: Model, spec: RunSpec) -> int:
     listing, first = Listing(spec), list[Item]()
     images = size = files = 0
     for rows in listing.tables():
-        pairs = zip(rows["status"].to_pylist(), rows["error"].to_pylist(), strict=True)
-        counts.update(f"{status}: {reason}" if reason else status for status, reason in pairs)
+        for row in rows.group_by(["status", "error"]).aggregate([([], "count_all")]).to_pylist():
+            counts[f"{row['status']}: {row['error']}" if row["error"] else row["status"]] += row["count_all"]
         todo = rows.filter(pc.equal(rows["status"], TODO))
         images, size = images + len(todo), size + (pc.sum(todo["size"]).as_py() or 0)
         files += pc.sum(pc.count_substring_regex(todo["outputs"], "|".join(OUTPUTS))).as_py() or 0
