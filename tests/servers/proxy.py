@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def forward(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
+        headers = {name.title(): value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
         action = self.server.action(self.command, self.path, self.headers.get("Authorization", ""), body)
         if self.command == "PUT":
             action = action or self.server.answer_to_condition(headers)
