@@ -13,6 +13,7 @@ import torch
 
 from tests.conftest import make_pair
 from tests.jobs.bench import NATIVE, Bench, fill, image_bytes, outcomes_of, save_model
+from tests.servers.proxy import Proxy
 from tests.test_schemas import all_files
 from unet.command_line import run
 from unet.data.image import encode_image
@@ -159,6 +160,16 @@ def test_images_that_are_not_as_recorded_are_passed_over_and_the_next_ones_taken
     assert [outcomes[key].status for key in first] == ["vanished", "changed"]
     assert summary["counts"] == {"changed": 1, "done": 2, "vanished": 1}
     assert summary["recorded"] == 6
+
+
+def test_an_image_that_may_not_be_read_is_a_row(on_s3: Bench, proxy: Proxy) -> None:
+    save_model(on_s3.model)
+    fill(on_s3.images, ["a.png", "b.png", "c.png"])
+    on_s3.run()
+    proxy.add(path="*/images/b.png*", action="denied")
+    summary, outcomes = previewed(on_s3)
+    assert summary["counts"] == {"done": 2, "failed": 1}
+    assert outcomes["b.png"].fault == "denied"
 
 
 def test_pixels_without_data_are_not_compared(bench: Bench) -> None:

@@ -29,8 +29,8 @@ SMALLEST_SHARE = 1e-4
 """Added to every share, so that what is empty on one side alone counts, but not without bound."""
 
 MIN_IMAGES = 30
-"""Images on which a verdict rests at least, of a run and of training each. Of 2,000 random samples of 30 images of
-CamVid 1 had drifted from 30 others, by a limit of 0.25; of 20 images 8 had, and of 10 images 46 in 1,000 from 20."""
+"""Images on which a verdict rests at least, of a run and of training each. Samples of fewer images of
+one set differ by more than the limit now and then."""
 
 
 @dataclass

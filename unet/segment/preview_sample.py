@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,7 +20,8 @@ from unet.segment.item import Outcome
 from unet.segment.listing import selection
 from unet.segment.run_spec import RunSpec, hash64
 from unet.settings import RequestError
-from unet.storage.faults import Vanished
+from unet.storage.faults import BadCredentials, Denied, Vanished
+from unet.storage.store import Store
 
 CANDIDATES = 10
 """Rows of the ledger that are drawn for each image of the sample: so many may have been replaced or deleted."""
@@ -54,21 +56,7 @@ def draw_sample(spec: RunSpec, labels: Container[str]) -> Sample:
             f"--preview: --output {settings.output} records no mask of --input {settings.input}; run the job without "
             "--preview first, with the model in use"
         )
-    candidates, store_of_images = map(_recorded, rows.to_pylist()), spec.input_store
-
-    def why_not(item: Recorded) -> Outcome | None:
-        """Return why an image is passed over; None if it is compared."""
-        if item.fingerprint not in labels:
-            return Outcome(
-                "unknown", "its classes are not recorded; run the job once with the model that made its mask"
-            )
-        try:
-            found = store_of_images.head(item.key)
-        except Vanished:
-            return Outcome("vanished", "was deleted after it was recorded")
-        as_recorded = (found.etag, found.size) == (item.etag, item.size)
-        return None if as_recorded else Outcome("changed", "was replaced after it was recorded")
-
+    candidates, why_not = map(_recorded, rows.to_pylist()), partial(_why_not, labels, spec.input_store)
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as threads:
         while chunk := list(islice(candidates, most - len(sample.items))):
             for item, outcome in zip(chunk, threads.map(why_not, chunk), strict=True):
@@ -83,6 +71,22 @@ def draw_sample(spec: RunSpec, labels: Container[str]) -> Sample:
             f"--preview: of {len(sample.passed_over):,} images that are recorded none is compared: {reason}"
         )
     return sample
+
+
+def _why_not(labels: Container[str], images: Store, item: Recorded) -> Outcome | None:
+    """Return why an image is passed over; None if it is compared."""
+    if item.fingerprint not in labels:
+        return Outcome("unknown", "its classes are not recorded; run the job once with the model that made its mask")
+    try:
+        found = images.head(item.key)
+    except Vanished:
+        return Outcome("vanished", "was deleted after it was recorded")
+    except BadCredentials:
+        raise
+    except Denied:
+        return None  # a worker tries it as well, and its row says so
+    as_recorded = (found.etag, found.size) == (item.etag, item.size)
+    return None if as_recorded else Outcome("changed", "was replaced after it was recorded")
 
 
 def _lowest_ranks(spec: RunSpec, most: int) -> tuple[int, pa.Table]:
