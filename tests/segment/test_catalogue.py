@@ -111,14 +111,34 @@ def test_files_of_the_ledger_have_a_column_for_each_class(tmp_path: Path) -> Non
     assert read["shares"].to_pylist() == [list(rows[0]["shares"].values()), list(rows[1]["shares"].values()), None]
 
 
-def test_shares_of_another_label_set_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:
-    Ledger(str(tmp_path), classes=["road"]).append(recorded(Ledger("", classes=["road"]), ["a"], 0), 1)
-    ledger = Ledger(str(tmp_path), classes=["road", "sky"])
-    ledger.append(recorded(ledger, ["b"], 0), 2)
-    compact(ledger, 2)
-    (rows,) = (table.to_pylist() for table in ledger.rows())
-    assert [row["shares"] is None for row in rows] == [True, False]
-    assert rows[0]["confidence"] is not None
+def test_shares_of_untouched_rows_outlive_a_run_with_other_classes(tmp_path: Path) -> None:
+    shares = dict[str, dict[str, float]]()
+
+    def run(fence: int, names: Sequence[str], keys: Sequence[str]) -> None:
+        ledger = Ledger(str(tmp_path), classes=names)
+        rows = recorded(ledger, keys, fence)
+        given = rows["shares"].to_pylist()
+        shares.update({key: dict(zip(names, row, strict=True)) for key, row in zip(keys, given, strict=True)})
+        ledger.append(rows, fence)
+        compact(ledger, fence)
+
+    def read() -> dict[str, dict[str, float]]:
+        query = f"SELECT key, shares FROM read_parquet('{tmp_path}/*.parquet', union_by_name=true)"
+        rows = duckdb.sql(query).fetchall()
+        return {key: {name: share for name, share in row.items() if share is not None} for key, row in rows if row}
+
+    run(1, ["road", "sky"], ["a", "b", "c"])
+    run(2, ["road", "car"], ["b"])
+    assert read() == shares
+    run(3, ["road", "sky"], ["c"])
+    assert read() == shares
+    (rows,) = (table.to_pylist() for table in Ledger(str(tmp_path), classes=["sky", "road"]).rows())
+    assert rows[0]["shares"][:2] == [shares["a"]["sky"], shares["a"]["road"]]
+    run(4, ["road", "car"], ["a", "c"])
+    run(5, ["road", "car"], ["d"])
+    assert read() == shares
+    (part,) = tmp_path.glob("*.parquet")
+    assert list(pq.read_table(part)["shares"][0].as_py()) == ["road", "car"]
 
 
 def _failed(key: str) -> pa.Table:

@@ -78,16 +78,24 @@ def test_the_run_is_that_of_the_mask_and_not_the_last_one(bench: Bench, capsys: 
     assert said(capsys, "c.png", "--output", bench.masks)["run"].startswith(f"{bench.summary['run']}, number 2")
 
 
-def test_a_run_that_adds_an_overlay_has_not_made_the_mask(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
-    bench = Bench(bucket)
-    save_model(bench.model)
-    fill(bench.images, ["a.png"])
-    bench.run()
+def test_a_run_that_adds_an_overlay_has_not_made_the_mask(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     first = bench.summary["run"]
-    bench.run(write="mask,overlay")
-    line = said(capsys, "a.png", "--output", bench.masks)["run"]
+    bench.run(write="mask,overlay", tile=64)
+    line = said(capsys, "c.png", "--output", bench.masks)["run"]
     assert line.startswith(f"{first}, number 1, recorded 20")
     assert line.endswith("by number 2")
+
+
+def test_a_run_that_fails_on_an_image_has_not_made_the_mask_that_is_there(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = bench.summary["run"]
+    open_store(bench.images).put("c.png", b"no image")
+    bench.run()
+    bench.run(retry_failed=True)
+    line = said(capsys, "c.png", "--output", bench.masks)["run"]
+    assert line.startswith(f"{first}, number 1, recorded 20")
+    assert line.endswith("by number 3")
 
 
 def test_an_image_that_failed_has_no_mask_that_could_be_the_same(

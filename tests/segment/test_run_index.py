@@ -39,7 +39,7 @@ def test_each_run_stands_in_the_index_before_its_summary_is_there(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "damage", [None, b"", b"{", b"[]", b'{"format": 2, "runs": []}', b'{"format": 1, "runs": [3]}']
+    "damage", [None, b"", b"{", b"[]", b'{"format": 0, "runs": 3}', b'{"format": 1, "runs": [3]}']
 )
 def test_an_index_that_is_missing_or_damaged_is_made_from_the_summaries(tmp_path: Path, damage: bytes | None) -> None:
     output = str(tmp_path)
@@ -51,6 +51,19 @@ def test_an_index_that_is_missing_or_damaged_is_made_from_the_summaries(tmp_path
         store.write(join_uri(output, RUNS_KEY), damage)
     add_run(open_store(output), entry(4) | {"output": output}, no_guard)
     assert names(output) == [entry(number)["run"] for number in (4, 3, 2, 1)]
+
+
+def test_an_index_of_a_newer_version_is_left_alone_and_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, newer = str(tmp_path), b'{"format": 2, "runs": {}}'
+    store.write(join_uri(output, RUNS_KEY), newer)
+    add_run(open_store(output), entry(4) | {"output": output}, no_guard)
+    assert store.read(join_uri(output, RUNS_KEY)) == newer
+    assert not (tmp_path / "_segment/index.html").exists()
+    assert capsys.readouterr().out == (
+        f"warning: {join_uri(output, RUNS_KEY)}: was written by a newer version, and is left as it is; update this one\n"
+    )
 
 
 def test_the_index_keeps_the_last_thousand_and_a_run_once(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """The catalogue: what a mask holds, in columns of the ledger and of the report.
 
-In memory `shares` is a list, by class index; in files it is a struct with a field for each class, as
-`shares.road`, which DuckDB, pandas and Athena read.
+In memory `shares` is a list, by the place of a class among known names; in files it is a struct with a field for each
+class, as `shares.road`, which DuckDB, pandas and Athena read. Masks of models with other classes may stand in one file:
+a share is null of a class that the model of the mask does not know, and a list ends where no other class is known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from unet.data.image import Array
 
-Shares = pa.list_(pa.float32())
+Share = pa.float32()
+Shares = pa.list_(Share)
 
 CATALOGUE = pa.schema(
     [
@@ -42,24 +45,25 @@ def shares_to_struct(table: pa.Table, classes: Sequence[str]) -> pa.Table:
     if not classes:
         return table.remove_column(place)
     lists = table["shares"].combine_chunks()
-    missing = lists.is_null().to_numpy(zero_copy_only=False)
-    values = np.zeros((len(classes), len(table)), np.float32)
-    values[:, ~missing] = lists.flatten().to_numpy().reshape(-1, len(classes)).T
-    mask = pa.array(missing)
-    fields = [pa.array(row, mask=missing) for row in values]
-    return table.set_column(place, "shares", pa.StructArray.from_arrays(fields, list(classes), mask=mask))
+    padded = pc.list_slice(lists, 0, len(classes), return_fixed_size_list=True)
+    values = padded.values.to_numpy(zero_copy_only=False).reshape(-1, len(classes))  # NaN for null
+    fields = [pa.array(column, Share, from_pandas=True) for column in values.T]
+    return table.set_column(place, "shares", pa.StructArray.from_arrays(fields, list(classes), mask=lists.is_null()))
 
 
-def shares_to_list(batch: pa.RecordBatch, classes: Sequence[str]) -> pa.Table:
-    """Return the rows of a file as they are in memory. Shares of other classes than `classes` are null."""
+def shares_to_list(batch: pa.RecordBatch, places: Callable[[Sequence[str]], Sequence[int]]) -> pa.Table:
+    """Return the rows of a file as they are in memory. `places`: of classes, by their names."""
     table = pa.Table.from_batches([batch])
     place = table.schema.get_field_index("shares")
     if place < 0:
         return table
-    kind, shares = table.schema.field(place).type, pa.nulls(len(table), Shares)
-    if [kind.field(index).name for index in range(kind.num_fields)] == list(classes):
-        column = table["shares"].combine_chunks()
-        values = np.stack([field.fill_null(0).to_numpy() for field in column.flatten()], axis=1)
-        starts = pa.array(np.arange(0, values.size + 1, len(classes), dtype=np.int32))
-        shares = pa.ListArray.from_arrays(starts, pa.array(values.reshape(-1)), Shares, mask=column.is_null())
-    return table.set_column(place, "shares", shares)
+    column = table["shares"].combine_chunks()
+    names = (column.type.field(index).name for index in range(column.type.num_fields))
+    known = {name: field for name, field in zip(names, column.flatten(), strict=True) if field.null_count < len(field)}
+    at = places(list(known))
+    values = np.full((len(table), max(at, default=-1) + 1), np.nan, np.float32)
+    for index, field in zip(at, known.values(), strict=True):
+        values[:, index] = field.to_numpy(zero_copy_only=False)
+    starts = pa.array(np.arange(len(table) + 1, dtype=np.int32) * np.int32(values.shape[1]))
+    flat = pa.array(values.reshape(-1), Share, from_pandas=True)
+    return table.set_column(place, "shares", pa.ListArray.from_arrays(starts, flat, Shares, mask=column.is_null()))

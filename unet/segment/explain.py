@@ -51,6 +51,12 @@ class _Mask:
     def is_recorded_one(self) -> bool:
         return self.info is not None and self.info.etag == self.row.get("mask_etag")
 
+    @property
+    def made_by(self) -> int | None:
+        """Number of the run that made it, or that recorded it where no more is known."""
+        number: int | None = self.row.get("mask_fence") or self.row.get("fence")
+        return number
+
 
 def explain(settings: ExplainSettings) -> int:
     """Run the job; return its exit code. Raise RequestError if nothing is known of the mask."""
@@ -141,8 +147,7 @@ def _run_of(mask: _Mask) -> Mapping[str, Any]:
     """Return the run that made a mask, as the index of runs has it; or its name, or {}."""
     name = mask.said.get("run") if mask.is_recorded_one or not mask.row else None
     for run in read_runs(mask.output):
-        # The row of a mask that says it may be of a later run, which has added an overlay, or failed since.
-        if run["run"] == name if name else run["fence"] is not None and run["fence"] == mask.row.get("fence"):
+        if run["run"] == name if name else run["fence"] is not None and run["fence"] == mask.made_by:
             return run
     return {"run": name} if name else {}
 
@@ -185,9 +190,9 @@ def _describe_run(mask: _Mask, run: Mapping[str, Any]) -> str:
     if not mask.row:
         return str(run.get("run") or "not recorded")
     recorded = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(mask.row["time"]))
-    number, last = run.get("fence"), mask.row["fence"]
-    recorded += f" by number {last}" if number not in (None, last) else ""
-    return f"{run.get('run') or 'of an unknown name'}, number {number or last}, recorded {recorded}"
+    number, last = run.get("fence") or mask.made_by, mask.row["fence"]
+    recorded += f" by number {last}" if number != last else ""
+    return f"{run.get('run') or 'of an unknown name'}, number {number}, recorded {recorded}"
 
 
 def _differences(settings: ExplainSettings, mask: _Mask, run: Mapping[str, Any]) -> Iterator[str]:

@@ -22,6 +22,8 @@ class Item:
     """What is there already and stays as it is."""
     mask_etag: str | None = None
     """Of the mask that is recorded, if there is one."""
+    mask_fence: int | None = None
+    """Of the run that made it."""
     objects: str | None = None
     """The part that holds its objects."""
 

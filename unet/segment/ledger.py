@@ -12,6 +12,7 @@ its UTF-8 does.
 import json
 import re
 import tempfile
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -76,7 +77,8 @@ class Contents:
 class Ledger:
     """The parts in the folder `uri`; other files in it are ignored.
 
-    `classes`: names of those whose shares are recorded; `profile`, `retry_seconds`: as for `open_store`.
+    `classes`: names of those whose shares are recorded, by their place in `shares`; those that parts have besides come
+    behind them as they are read. `profile`, `retry_seconds`: as for `open_store`.
 
     All methods that read raise RequestError if a part is damaged or was written by a newer version.
     """
@@ -89,7 +91,7 @@ class Ledger:
         profile: str | None = None,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        self.uri, self.classes = uri, classes
+        self.uri, self.classes, self._lock = uri, list(classes), threading.Lock()
         self.store = open_store(uri, profile=profile, retry_seconds=retry_seconds)
 
     def next_fence(self) -> int:
@@ -102,7 +104,7 @@ class Ledger:
         `guard` is called before each attempt to write, as for all that writes here."""
         table = with_all_columns(rows, fence=fence, time=time.time())
         sink = pa.BufferOutputStream()
-        write_rows(iter([latest_rows(table)]), sink, self.classes)
+        write_rows(iter([latest_rows(table)]), sink, tuple(self.classes))
         self.store.put(_part_name(fence), sink.getvalue().to_pybytes(), guard=guard)
 
     def contents(self) -> Contents:
@@ -174,7 +176,7 @@ class Ledger:
         with tempfile.TemporaryDirectory(prefix="unet-ledger-") as folder:
             path, name = Path(folder, "part"), _part_name(fence)
             with translate_errors(str(path)):
-                write_rows(noted(), str(path), self.classes)
+                write_rows(noted(), str(path), tuple(self.classes))
             self.store.put_file(name, path)
         return Range(name, first, last, rows)
 
@@ -207,13 +209,19 @@ class Ledger:
         """Yield the rows of a part of any format, up to `size` at a time."""
         body = self.store.get(name)
         try:
-            yield from read_rows(body, size, self.classes)
+            yield from read_rows(body, size, self._places)
         except NewerFormatError:
             raise self._newer(name) from None
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise RequestError(
                 f"{self.uri}/{name}: is damaged; delete it, and what it records is segmented again"
             ) from error
+
+    def _places(self, names: Sequence[str]) -> list[int]:
+        """Return the places of classes in `shares`, new ones for those that are not known yet."""
+        with self._lock:
+            self.classes += [name for name in names if name not in self.classes]
+            return list(map(self.classes.index, names))
 
     def _newer(self, name: str) -> RequestError:
         return RequestError(f"{self.uri}/{name}: was written by a newer version; update this one")

@@ -1,6 +1,6 @@
 """The Parquet files of the ledger: their columns, and how they are read and written."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ and `input`."""
 
 def columns(*names: str) -> pa.Schema:
     """Return the schema of a table of objects."""
-    numbers = {"size": pa.int64(), "fence": pa.int64(), "time": pa.float64(), "seconds": pa.float64()}
+    numbers = {"size": pa.int64(), "fence": pa.int64(), "mask_fence": pa.int64(), "time": pa.float64(), "seconds": pa.float64()}
     return pa.schema([(name, numbers.get(name, pa.string())) for name in names])
 
 
 OWN_COLUMNS = columns("key", "etag", "size", "fingerprint", "status", "error", "mask_etag", "outputs", "input")
-GIVEN_COLUMNS = pa.schema([*OWN_COLUMNS, *columns("objects"), *CATALOGUE])
+GIVEN_COLUMNS = pa.schema([*OWN_COLUMNS, *columns("mask_fence", "objects"), *CATALOGUE])
 COLUMNS = pa.schema([*GIVEN_COLUMNS, *columns("time", "fence")])
 """Columns of a row. `status`: done, failed or removed; `fingerprint`: of the model and the settings that decide the
 mask (done) or the failure (failed); `mask_etag`: of the mask that is there, of an earlier run if the object failed
-since; `outputs`: what was written, with commas; `input`: where the object lies; `time`: seconds since the epoch;
+since; `mask_fence`: of the run that wrote that mask, null where that is not known; `outputs`: what was written, with commas; `input`: where the object lies; `time`: seconds since the epoch;
 `objects`: the part of object_parts.py that holds those of the mask. The others: as in catalogue.py."""
 
 BATCH_ROWS, GROUP_ROWS = 1024, 8192
@@ -37,9 +37,8 @@ class NewerFormatError(Exception):
     """A file was written by a newer version."""
 
 
-def read_rows(body: bytes, size: int, classes: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the rows of a part of any format up to FORMAT, `size` at a time. `classes`: names of those whose shares are
-    wanted.
+def read_rows(body: bytes, size: int, places: Callable[[Sequence[str]], Sequence[int]]) -> Iterator[pa.Table]:
+    """Yield the rows of a part of any format up to FORMAT, `size` at a time. `places`: of classes in `shares`.
 
     Raises:
         pa.ArrowException, OSError, KeyError, TypeError, ValueError: it is damaged.
@@ -49,13 +48,13 @@ def read_rows(body: bytes, size: int, classes: Sequence[str]) -> Iterator[pa.Tab
     if int(file.schema_arrow.metadata[b"format"]) > FORMAT:
         raise NewerFormatError
     for batch in file.iter_batches(size):
-        yield with_all_columns(shares_to_list(batch, classes))
+        yield with_all_columns(shares_to_list(batch, places))
 
 
 def write_rows(tables: Iterator[pa.Table], sink: Any, classes: Sequence[str]) -> None:
     """Write rows to a Parquet file, with a share of each of `classes`."""
     schema = shares_to_struct(COLUMNS.empty_table(), classes).schema.with_metadata({"format": str(FORMAT)})
-    repeated = ["fingerprint", "status", "error", "outputs", "objects", "input", "fence", "size", *CATALOGUE.names[:3]]
+    repeated = ["fingerprint", "status", "error", "outputs", "objects", "input", "fence", "mask_fence", "size", *CATALOGUE.names[:3]]
     with pq.ParquetWriter(
         sink,
         schema,

@@ -8,6 +8,7 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,13 @@ TODO = "todo"
 """Status of an object that is to be segmented. An object with any other status is settled: it is final in this run."""
 
 ROW_SCHEMA = pa.schema(
-    [*columns("key", "etag", "size", "status", "error", "mask_etag", "outputs", "there", "objects"), *CATALOGUE]
+    [
+        *columns("key", "etag", "size", "status", "error", "mask_etag", "mask_fence", "outputs", "there", "objects"),
+        *CATALOGUE,
+    ]
 )
-"""One row for each object. `error`: the reason for the status; `mask_etag`: of the mask that is recorded; `outputs`:
-what is to be written, with commas; `there`: what need not be; `objects`: the part that is recorded of them;
+"""One row for each object. `error`: the reason for the status; `mask_etag`: of the mask that is recorded;
+`mask_fence`: of the run that made it; `outputs`: what is to be written, with commas; `there`: what need not be; `objects`: the part that is recorded of them;
 the others of an unchanged mask, as recorded."""
 
 MAX_ENDINGS = 20
@@ -188,7 +192,8 @@ class Listing:
         if len(places):
             described = described.take(pa.array(np.arange(len(page)), mask=reasons != UNCHANGED))
         kept = [recorded["objects"], *described.columns]
-        arrays = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], outputs, there, *kept]
+        made_by = pc.coalesce(recorded["mask_fence"], recorded["fence"])
+        arrays = [keys, etags, sizes, statuses, errors, recorded["mask_etag"], made_by, outputs, there, *kept]
         return pa.table(arrays, schema=ROW_SCHEMA)
 
     def _reasons(
@@ -262,8 +267,7 @@ class Listing:
 
 def items_of(rows: pa.Table) -> list[Item]:
     """Return the objects of rows TODO."""
-    columns = (rows[name].to_pylist() for name in ("key", "etag", "size", "outputs", "there", "mask_etag", "objects"))
-    return list(map(Item, *columns))
+    return list(map(Item, *(rows[field.name].to_pylist() for field in fields(Item))))
 
 
 def selection(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], bool | None]:

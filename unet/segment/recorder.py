@@ -132,7 +132,7 @@ class Recorder:
                 self.counts[count["values"]] += count["counts"]
                 self.listed_counts[count["values"]] += count["counts"]
             self._add_failures(rows.filter(pc.equal(rows["status"], "vanished")).to_pylist())
-            self._add_report(rows.drop_columns(["outputs", "there"]))
+            self._add_report(rows.drop_columns(["mask_fence", "outputs", "there"]))
 
     def add_outcomes(self, outcomes: Sequence[tuple[Item, Outcome]]) -> None:
         """Record objects that workers have settled; of none now and then, or what came last waits for the next."""
@@ -238,7 +238,6 @@ class Recorder:
         """Return what the report and the ledger say of an object."""
         written = {*item.outputs.split(","), *item.there.split(",")} - {"", OBJECTS}
         same_mask = outcome.status != "done" or "mask" not in item.outputs.split(",")
-        there = item.objects if same_mask else None
         pixels = outcome.class_pixels
         shares = None if pixels is None or not pixels.any() else (pixels / pixels.sum()).tolist()
         return {
@@ -248,10 +247,11 @@ class Recorder:
             "status": outcome.status,
             "error": outcome.error,
             "mask_etag": outcome.mask_etag or item.mask_etag,
+            "mask_fence": item.mask_fence if same_mask else self.spec.fence,
             "seconds": outcome.seconds,
             "fingerprint": self.spec.fingerprint if outcome.status == "done" else self.spec.failed_fingerprints[0],
             "outputs": ",".join(sorted(written)),
-            "objects": there if outcome.objects is None else self._part,
+            "objects": self._part if outcome.objects is not None else item.objects if same_mask else None,
             "input": self.spec.input,
             **dict(zip(("height", "width", "channels"), outcome.size, strict=False)),
             "confidence": outcome.confidence,

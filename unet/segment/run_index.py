@@ -1,7 +1,8 @@
 """The index of the runs of an output: runs.json, and the page that is made from it.
 
-Both follow from the summaries of the runs: where runs.json is missing, damaged or of another version, it is made again
-from the newest of them. It costs a request to read and two to write, however many runs there were.
+Both follow from the summaries of the runs: where runs.json is missing or damaged, it is made again from the newest of
+them; where it is of a newer version, both are left alone. It costs a request to read and two to write, however many
+runs there were.
 """
 
 import json
@@ -13,7 +14,7 @@ from unet.data.prefetch import prefetch
 from unet.report.runs import MAX_RUNS_SHOWN, RunEntry, runs_page
 from unet.segment.run_spec import INTERNAL
 from unet.storage.faults import Vanished
-from unet.storage.objects import Guard
+from unet.storage.objects import Guard, join_uri
 from unet.storage.store import Store
 
 FORMAT = 1
@@ -32,16 +33,17 @@ _DAMAGED = (Vanished, ValueError, KeyError, TypeError, AttributeError)
 
 def read_runs(store: Store) -> list[RunEntry]:
     """Return the last runs of an output that came to an end, newest first."""
-    with suppress(*_DAMAGED):
-        content = json.loads(store.get(RUNS_KEY))
-        if content["format"] == FORMAT:
-            return [_entry(run) for run in content["runs"]]
-    return _from_summaries(store)
+    return _read(store)[0]
 
 
 def add_run(store: Store, summary: Mapping[str, Any], guard: Guard) -> None:
-    """Put a run that ends before the others, and write the index and its page."""
-    earlier = [run for run in read_runs(store) if run["run"] != summary["run"]]
+    """Put a run that ends before the others, and write the index and its page; say if they are of a newer version."""
+    known, is_newer = _read(store)
+    if is_newer:
+        uri = join_uri(store.uri, RUNS_KEY)
+        print(f"warning: {uri}: was written by a newer version, and is left as it is; update this one", flush=True)
+        return
+    earlier = [run for run in known if run["run"] != summary["run"]]
     runs = [_entry(summary), *earlier][:MAX_RUNS]
     files = {
         RUNS_KEY: json.dumps({"format": FORMAT, "runs": runs}).encode(),
@@ -49,6 +51,16 @@ def add_run(store: Store, summary: Mapping[str, Any], guard: Guard) -> None:
     }
     for key, data in files.items():
         store.put(key, data, guard=guard)
+
+
+def _read(store: Store) -> tuple[list[RunEntry], bool]:
+    """Return the last runs, and whether the index is of a newer version."""
+    is_newer = False
+    with suppress(*_DAMAGED):
+        content = json.loads(store.get(RUNS_KEY))
+        if not (is_newer := content["format"] > FORMAT):
+            return [_entry(run) for run in content["runs"]], False
+    return _from_summaries(store), is_newer
 
 
 def _entry(summary: Mapping[str, Any]) -> dict[str, Any]:
