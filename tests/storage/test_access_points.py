@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from botocore.awsrequest import AWSResponse
-from botocore.compat import HTTPHeaders
+from botocore.compat import HAS_CRT, HTTPHeaders
 
+from tests.jobs.bench import save_model
+from unet.command_line import main
 from unet.segment.manifest import Manifest
 from unet.storage.objects import split_uri
 from unet.storage.s3_client import client
@@ -76,3 +78,19 @@ def test_requests_go_to_the_host_of_the_access_point(bucket: str, host: str, ask
     assert store.head("a b.png").size == 5
     assert asked[0].startswith(f"https://{host}/?list-type=2&prefix=2026%2F&")
     assert asked[1:] == [f"https://{host}/2026/a%20b.png"]
+
+
+@pytest.mark.skipif(HAS_CRT, reason="awscrt is installed")
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("flag", ["--input", "--output"])
+def test_a_point_of_several_regions_asks_for_the_package_that_signs_its_requests(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    places = {"--input": str(tmp_path / "images"), "--output": str(tmp_path / "masks")} | {flag: f"s3://{MANY_REGIONS}/2026"}
+    given = [text for pair in places.items() for text in pair]
+    assert main(["segment", *given, "--model", save_model(str(tmp_path / "model"))]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {flag} s3://{MANY_REGIONS}/2026: cannot be {'read' if flag == '--input' else 'written'} (its requests "
+        "cannot be signed without the package awscrt); pip install 'botocore[crt]' on every machine\n"
+    )

@@ -4,6 +4,7 @@ StorageError
 ├── Vanished, Changed         the object is gone, or is no longer the one that was asked for
 ├── Denied
 │   └── BadCredentials        every other request will be refused as well
+│       └── MissingPackage    no request can be signed without a package that is not installed
 ├── Unreachable               the same request may succeed later
 │   └── Damaged               a body came cut short or altered
 ├── Full, Unsupported         the storage is full; the server cannot do this
@@ -53,6 +54,10 @@ class Unsupported(StorageError):  # noqa: N818
 
 class BadCredentials(Denied):
     """Credentials are missing, wrong or expired: every other request will be refused as well."""
+
+
+class MissingPackage(BadCredentials):  # noqa: N818
+    """Requests cannot be signed without a package that is not installed."""
 
 
 class NoSuchFolder(StorageError):  # noqa: N818

@@ -69,6 +69,8 @@ def translate_errors(uri: str) -> Iterator[None]:
         raise faults.BadCredentials(uri, f"there is no profile {error.kwargs['profile']}") from None
     except NO_CREDENTIALS as error:
         raise faults.BadCredentials(uri, f"no usable AWS credentials ({type(error).__name__})") from None
+    except exceptions.MissingDependencyException:  # of access points of several regions, which ask for SigV4a
+        raise faults.MissingPackage(uri, "its requests cannot be signed without the package awscrt") from None
     except exceptions.HTTPClientError as error:
         # The message of this error can quote a header, and with it a session token.
         kind = faults.Unreachable if isinstance(error, CONNECTION_LOST) else faults.StorageError

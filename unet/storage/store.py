@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 import pyarrow as pa
 
 from unet.settings import RequestError
-from unet.storage.faults import Denied, NoSuchFolder, StorageError, Unreachable, Vanished
+from unet.storage.faults import Denied, MissingPackage, NoSuchFolder, StorageError, Unreachable, Vanished
 from unet.storage.local import LocalStore
 from unet.storage.objects import Guard, ObjectInfo, Page, no_guard, split_uri
 from unet.storage.s3 import RETRY_SECONDS, S3Store
@@ -197,6 +197,8 @@ def check_error(
         remedy = "name a folder that " + ("exists and you may read" if verb == "read" else "you may write to")
     elif isinstance(error, NoSuchFolder):
         remedy = "create it, or correct the name"
+    elif isinstance(error, MissingPackage):
+        remedy = "pip install 'botocore[crt]' on every machine"
     elif isinstance(error, Denied) and profile:
         remedy = f"check {flag}-profile {profile} in ~/.aws/config and ~/.aws/credentials, and what it allows"
     elif isinstance(error, Denied):
