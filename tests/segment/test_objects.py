@@ -1,9 +1,12 @@
-"""Objects of masks: those of the whole output are the rows whose part the report names."""
+"""Objects of masks: those of the whole output are the rows whose part the ledger names."""
 
 import io
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.jobs.bench import Bench, Rows, fill, image_bytes, save_model
+from tests.jobs.bench import Bench, Rows, fill, image_bytes, save_model, without_ray
 from unet.data.components import find_components
 from unet.model.predictor import Prediction
+from unet.segment import job
 from unet.segment.item import Item, Outcome
 from unet.segment.job import _prepare, segment
+from unet.segment.ledger import Ledger
 from unet.segment.object_parts import find_objects
 from unet.segment.recorder import Recorder
 from unet.settings import RequestError
@@ -42,10 +47,16 @@ def parts(bench: Bench) -> dict[str, pa.Table]:
     return {item.key: pq.read_table(io.BytesIO(store.get(item.key))) for page in store.list() for item in page}
 
 
-def objects(bench: Bench, report: Rows) -> Objects:
+def objects(bench: Bench, keys: Iterable[str]) -> Objects:
     """The objects that count, by key."""
-    rows = [row for table in parts(bench).values() for row in table.to_pylist()]
-    return {key: [row for row in rows if row["part"] == report[key]["objects"] and row["key"] == key] for key in report}
+    rows, part = [row for table in parts(bench).values() for row in table.to_pylist()], named(bench)
+    return {key: [row for row in rows if (row["part"], row["key"]) == (part[key], key)] for key in keys}
+
+
+def named(bench: Bench) -> dict[str, str | None]:
+    """The part of each image that the ledger names."""
+    tables = list(Ledger(f"{bench.masks}/_segment/ledger").rows())
+    return {row["key"]: row["objects"] for table in tables for row in table.select(["key", "objects"]).to_pylist()}
 
 
 def assert_those_of_the_masks(bench: Bench, report: Rows, min_area: int = 1) -> None:
@@ -76,13 +87,12 @@ def test_objects_are_those_of_the_masks_and_a_second_run_makes_none(bench: Bench
 
 def test_another_request_makes_objects_again_and_no_mask(bench: Bench) -> None:
     store, first = open_store(bench.masks), bench.run(objects="box")
-    before = {key: store.head(key) for key in bench.mask_keys()}
+    before, old = {key: store.head(key) for key in bench.mask_keys()}, set(named(bench).values())
     report = bench.run(objects="box", min_area=20)
     assert {row["status"] for row in report.values()} == {"done"}
     assert {row["mask_etag"] for row in report.values()} == {row["mask_etag"] for row in first.values()}
     assert {key: store.head(key) for key in bench.mask_keys()} == before
     assert_those_of_the_masks(bench, report, 20)
-    old = {row["objects"] for row in first.values()}
     assert {f"{name}.parquet" for name in old} < parts(bench).keys()
     bench.run(objects="box", min_area=20)  # which sees that the ledger names them no more
     assert parts(bench).keys().isdisjoint(f"{name}.parquet" for name in old)
@@ -98,8 +108,8 @@ def test_objects_are_made_for_masks_of_earlier_runs_and_stay_as_long_as_their_ma
     assert_those_of_the_masks(bench, with_overlay)
     assert set(bench.statuses(write="mask,overlay", objects="box").values()) == {"unchanged"}
     open_store(bench.images).put("a.png", image_bytes(77))
-    changed = bench.run()
-    assert [changed[key]["objects"] is None for key in ("a.png", "deep/b.png")] == [True, False]
+    bench.run()
+    assert [named(bench)[key] is None for key in ("a.png", "deep/b.png")] == [True, False]
     report = bench.run(objects="box")
     assert [report[key]["status"] for key in ("a.png", "deep/b.png")] == ["done", "unchanged"]
     assert_those_of_the_masks(bench, report)
@@ -121,6 +131,78 @@ def test_an_image_without_objects_has_none_and_is_not_asked_again(bench: Bench) 
 
 class StoppedError(Exception):
     """Nothing more is written."""
+
+
+def killed(bench: Bench) -> None:
+    """A run that ends before it has compacted its ledger."""
+    model, spec = _prepare(bench.settings(objects="box"))
+    recorder = Recorder(spec, model.labels)
+    with without_ray():
+        job._process(model, spec, recorder, mock.Mock())
+    recorder.flush_ledger()
+    recorder.discard()
+
+
+@pytest.fixture
+def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run write a part for each image."""
+    monkeypatch.setattr("unet.segment.recorder.PART_SECONDS", (0.0, 0.0))
+
+
+@pytest.mark.usefixtures("many_parts")
+def test_the_parts_of_a_run_become_one_when_it_ends_and_so_do_those_of_a_run_that_was_killed(bench: Bench) -> None:
+    report = bench.run(objects="box")
+    (first,) = parts(bench)
+    assert_those_of_the_masks(bench, report)
+    fill(bench.images, ["a.png", "c.png", "d.png", "e.png"])  # the first one is as it was
+    killed(bench)
+    assert len(parts(bench)) == 1 + 3 + (named(bench)["a.png"] != first.removesuffix(".parquet"))
+    again = bench.run(objects="box")
+    assert {row["status"] for row in again.values()} == {"unchanged"}
+    assert len(parts(bench)) == len({*named(bench).values()}) == 2
+    assert first in parts(bench)
+    assert_those_of_the_masks(bench, again)
+
+
+@pytest.mark.usefixtures("many_parts")
+def test_a_kill_at_any_step_of_a_merge_changes_no_objects(tmp_path: Path) -> None:
+    bench = filled(Bench(str(tmp_path)))
+    killed(bench)
+    before = objects(bench, named(bench))
+    model, spec = _prepare(bench.settings())
+    for writes in count():
+        left = iter(range(writes))
+
+        def guard(left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise StoppedError
+
+        recorder = Recorder(spec, model.labels, guard)
+        with suppress(StoppedError):
+            recorder.compact_ledger()
+            break
+        assert [*map(len, objects(bench, before).values())] == [*map(len, before.values())]
+        recorder.discard()
+    assert writes > 3
+    assert_those_of_the_masks(bench, bench.run(objects="box"))
+    assert {name.removesuffix(".parquet") for name in parts(bench)} == {*named(bench).values()}
+
+
+@pytest.mark.usefixtures("many_parts")
+def test_a_part_that_cannot_be_merged_stays_as_it_is(tmp_path: Path) -> None:
+    bench, keys = Bench(str(tmp_path)), [f"{letter}.png" for letter in "abcde"]
+    save_model(bench.model, seed=9)
+    fill(bench.images, keys)
+    killed(bench)
+    folder = tmp_path / "masks/_segment/objects"
+    gone, damaged, newer = (folder / f"{named(bench)[key]}.parquet" for key in keys[:3])
+    gone.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    pq.write_table(pq.read_table(newer).replace_schema_metadata({"format": "2"}), newer)
+    report = bench.run(objects="box")
+    assert [report[key]["status"] for key in keys] == ["done", *["unchanged"] * 4]
+    assert {folder / f"{named(bench)[key]}.parquet" for key in keys[1:3]} == {damaged, newer}
+    assert named(bench)["d.png"] == named(bench)["e.png"]
 
 
 @pytest.mark.parametrize("goes_on", [False, True])

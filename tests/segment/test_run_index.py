@@ -38,9 +38,7 @@ def test_each_run_stands_in_the_index_before_its_summary_is_there(tmp_path: Path
     assert max(written, key=lambda name: written[name]) == "summary.json"
 
 
-@pytest.mark.parametrize(
-    "damage", [None, b"", b"{", b"[]", b'{"format": 0, "runs": 3}', b'{"format": 1, "runs": [3]}']
-)
+@pytest.mark.parametrize("damage", [None, b"", b"{", b"[]", b'{"format": 0, "runs": 3}', b'{"format": 1, "runs": [3]}'])
 def test_an_index_that_is_missing_or_damaged_is_made_from_the_summaries(tmp_path: Path, damage: bytes | None) -> None:
     output = str(tmp_path)
     for number in (1, 2, 3):
@@ -61,9 +59,8 @@ def test_an_index_of_a_newer_version_is_left_alone_and_said_in_one_line(
     add_run(open_store(output), entry(4) | {"output": output}, no_guard)
     assert store.read(join_uri(output, RUNS_KEY)) == newer
     assert not (tmp_path / "_segment/index.html").exists()
-    assert capsys.readouterr().out == (
-        f"warning: {join_uri(output, RUNS_KEY)}: was written by a newer version, and is left as it is; update this one\n"
-    )
+    said = f"{join_uri(output, RUNS_KEY)}: was written by a newer version, and is left as it is; update this one"
+    assert capsys.readouterr().out == f"warning: {said}\n"
 
 
 def test_the_index_keeps_the_last_thousand_and_a_run_once(tmp_path: Path) -> None:

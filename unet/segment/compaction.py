@@ -7,7 +7,7 @@ ledger as it was before, or as it is after.
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -31,24 +31,42 @@ def range_rows(rows: int) -> float:
     return min(most, max(least, RANGE_SHARE * rows))
 
 
-def compact(ledger: Ledger, fence: int, guard: Guard = no_guard) -> None:
+Merge = Callable[[Iterable[str]], Mapping[str, str]]
+
+
+def compact(ledger: Ledger, fence: int, guard: Guard = no_guard, merge: Merge = lambda _: {}) -> None:
     """Leave one row of each key, and none `removed`. `guard` is called before each write.
+
+    `merge`: called with the parts of objects that only recent rows name; returns which of them the rows are to name in
+    place of which.
 
     Raises:
         StorageError: nothing is lost; the next compaction does it.
     """
     contents = ledger.contents()
     if contents.recent:
-        _merge(ledger, contents, fence, guard)
+        _merge(ledger, contents, fence, guard, merge)
         contents = ledger.contents()
     guard()
     with suppress(Denied):  # the index says that they count no more
         ledger.store.delete(contents.replaced)
 
 
-def _merge(ledger: Ledger, contents: Contents, fence: int, guard: Guard) -> None:
+def _recent_rows(ledger: Ledger, names: Sequence[str], merge: Merge) -> Iterator[pa.Table]:
+    """Yield the recent rows, once the objects that they name are merged."""
+    objects, moved = set[str](), None
+    runs = {int(name.split("-")[0]) for name in names}  # all rows of these are recent ones
+    for table in ledger.recent_rows(names, objects):
+        if moved is None:
+            moved = merge(name for name in objects if int(name.split("-")[0]) in runs)
+        old, new = (pa.array(parts, pa.string()) for parts in (moved.keys(), moved.values()))
+        named = pc.coalesce(new.take(pc.index_in(table["objects"], old)), table["objects"])
+        yield table.set_column(COLUMNS.get_field_index("objects"), "objects", named)
+
+
+def _merge(ledger: Ledger, contents: Contents, fence: int, guard: Guard, merge: Merge) -> None:
     """Write the ranges that recent rows fall into anew, and an index of all."""
-    recent = LedgerCursor(ledger.recent_rows(contents.recent))
+    recent = LedgerCursor(_recent_rows(ledger, contents.recent, merge))
     ranges: list[Range] = []
     recorded = sum(item.rows for item in contents.ranges)
     ends = [*(item.first for item in contents.ranges[1:]), None]

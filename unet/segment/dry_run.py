@@ -19,7 +19,6 @@ from unet.model.predictor import Predictor
 from unet.segment.estimate import PRICES, PRICES_OF, Work, dollars, requests_of
 from unet.segment.item import Item
 from unet.segment.listing import TODO, Listing, items_of
-from unet.segment.manifest import Manifest
 from unet.segment.run_index import read_runs
 from unet.segment.run_spec import OUTPUTS, RunSpec
 from unet.settings import worker_range
@@ -60,9 +59,8 @@ def dry_run(model: Model, spec: RunSpec) -> int:
 
 
 def _work(spec: RunSpec, listing: Listing, images: int, files: int) -> Work:
-    settings, contents = spec.settings, spec.ledger.contents()
-    asked = 0
-    if settings.manifest and not Manifest(settings.manifest, spec.input, settings.input_profile).knows_objects():
+    contents, asked = spec.ledger.contents(), 0
+    if spec.manifest is not None and not spec.manifest.knows_objects():
         asked = listing.listed
     return Work(
         names=listing.listed + listing.not_matched,

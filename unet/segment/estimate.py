@@ -81,7 +81,7 @@ def ledger_parts(seconds: float) -> float:
 
 def _ledger_requests(work: Work, seconds: float, *, with_objects: bool) -> Mapping[str, int]:
     """Return the requests for the ledger: it is looked up, parts are written, and merged into ranges at the end.
-    `with_objects`: each part has one of objects beside it, and these are listed before and after."""
+    `with_objects`: each part has one of objects beside it, these are merged, and listed before and after."""
     found = Counter(GET=work.ranges + 4) if work.ranges else Counter(LIST=1)  # the index thrice, the lease once more
     found.update(LIST=2 * with_objects)
     if work.recent:  # which an interrupted run has left
@@ -90,5 +90,7 @@ def _ledger_requests(work: Work, seconds: float, *, with_objects: bool) -> Mappi
         parts = max(1, min(work.images, round(max(ledger_parts(seconds), work.images / PART_ROWS))))
         rows = work.recorded + work.images
         changed = min(max(work.ranges, math.ceil(rows / range_rows(rows))), work.images)
-        found.update(GET=parts + min(changed, work.ranges) + 1, PUT=parts * (1 + with_objects) + changed + 1, LIST=1)
+        found.update(GET=parts + min(changed, work.ranges) + 1, PUT=parts + changed + 1, LIST=1)
+        if with_objects:
+            found.update(GET=parts * (parts > 1), PUT=parts + (parts > 1))
     return found

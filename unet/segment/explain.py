@@ -20,7 +20,7 @@ from unet.model.artifact import Model
 from unet.segment.fingerprint import fingerprints
 from unet.segment.ledger import Ledger
 from unet.segment.run_index import FOLDER, read_runs
-from unet.segment.run_spec import FORMAT_KEY, INTERNAL
+from unet.segment.run_spec import INTERNAL, recorded_format
 from unet.segment.settings import MASK_SUFFIXES, ExplainSettings, SegmentSettings
 from unet.settings import RequestError
 from unet.storage import store
@@ -138,9 +138,7 @@ def _row(output: Store, key: str, settings: ExplainSettings) -> dict[str, Any]:
 
 
 def _suffix(output: Store) -> str:
-    with suppress(Vanished):
-        return next(suffix for name, suffix in MASK_SUFFIXES.items() if name == output.get(FORMAT_KEY).decode())
-    return MASK_SUFFIXES["png"]
+    return MASK_SUFFIXES.get(recorded_format(output) or "png", MASK_SUFFIXES["png"])
 
 
 def _run_of(mask: _Mask) -> Mapping[str, Any]:

@@ -36,11 +36,10 @@ from unet.segment.fingerprint import fingerprints
 from unet.segment.item import STAGES, Item, Outcome
 from unet.segment.lease import Lease, LeaseLost, acquire
 from unet.segment.listing import TODO, Listing, items_of
-from unet.segment.manifest import Manifest
 from unet.segment.model_record import record_model
 from unet.segment.preview import preview
 from unet.segment.recorder import Recorder
-from unet.segment.run_spec import FORCE_KEY, FORMAT_KEY, INTERNAL, LEASE_KEY, RunSpec
+from unet.segment.run_spec import FORCE_KEY, FORMAT_KEY, INTERNAL, LEASE_KEY, RunSpec, recorded_format
 from unet.segment.settings import SegmentSettings
 from unet.segment.verdict import CRASHED, FaultCounter, TooManyLost, check_listed, check_lost
 from unet.segment.worker import SegmentWorker
@@ -218,6 +217,7 @@ def _end_early(recorder: Recorder, error: Exception) -> int:
 def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
     """Check the settings, and decide all that is the same for every process of the run. Raise RequestError."""
     settings = store.with_absolute_paths(settings, "input", "output", "model", "manifest")
+    run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
     images = store.open_store(settings.input, profile=settings.input_profile)
     masks = store.open_store(settings.output, profile=settings.output_profile)
     if store.contains(images, masks) or store.contains(masks, images):
@@ -229,11 +229,6 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
     model = Model.load(settings.model)
     settings.check_classes(model.labels.names)
     store.check_readable(settings.input, "--input", settings.input_profile)
-    if settings.manifest is not None:
-        Manifest(settings.manifest, settings.input, settings.input_profile).check()
-    if not settings.dry_run and settings.preview is None:
-        store.check_writable(settings.output, "--output", settings.output_profile)
-    run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + secrets.token_hex(2)
     fingerprint, earlier = fingerprints(settings, model)
     spec = RunSpec(
         settings,
@@ -245,6 +240,10 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
         classes=model.labels.names,
         earlier=earlier,
     )
+    if spec.manifest is not None:
+        spec.manifest.check()
+    if not settings.dry_run and settings.preview is None:
+        store.check_writable(settings.output, "--output", settings.output_profile)
     try:
         spec = replace(spec, fence=spec.ledger.next_fence())
         _check_mask_format(spec)
@@ -260,9 +259,7 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
 def _check_mask_format(spec: RunSpec) -> None:
     """Raise RequestError if the output holds masks in another format than --mask-format."""
     wanted = spec.settings.mask_format
-    there: str = "png" if spec.fence > 1 else wanted
-    with suppress(Vanished):
-        there = spec.output_store.get(FORMAT_KEY).decode()
+    there = recorded_format(spec.output_store) or ("png" if spec.fence > 1 else wanted)
     if there != wanted:
         raise RequestError(
             f"--mask-format {wanted}: --output {spec.settings.output} holds masks in {there}; give another"

@@ -138,8 +138,9 @@ class Ledger:
         """Yield the rows of a range."""
         return self._tables(item.name, GROUP_ROWS)
 
-    def recent_rows(self, names: Sequence[str]) -> Iterator[pa.Table]:
-        """Yield the rows of unsorted or overlapping parts, each key once, in order of key.
+    def recent_rows(self, names: Sequence[str], objects: set[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows of unsorted or overlapping parts, each key once, in order of key. `objects`: gets the parts of
+        objects that they name, all before the first row.
 
         Where they are more than RUN_ROWS, sorted runs of them go to temporary files and are merged from there.
         """
@@ -156,6 +157,8 @@ class Ledger:
 
             waiting = COLUMNS.empty_table()
             for table in self._read_all(names):
+                if objects is not None:
+                    objects.update(table["objects"].drop_null().unique().to_pylist())
                 waiting = pa.concat_tables([waiting, table])
                 if len(waiting) >= RUN_ROWS:
                     spill(iter([latest_rows(waiting)]))

@@ -17,8 +17,8 @@ and `input`."""
 
 def columns(*names: str) -> pa.Schema:
     """Return the schema of a table of objects."""
-    numbers = {"size": pa.int64(), "fence": pa.int64(), "mask_fence": pa.int64(), "time": pa.float64(), "seconds": pa.float64()}
-    return pa.schema([(name, numbers.get(name, pa.string())) for name in names])
+    numbers = {"size": pa.int64(), "fence": pa.int64(), "time": pa.float64(), "seconds": pa.float64()}
+    return pa.schema([(name, numbers.get(name.removeprefix("mask_"), pa.string())) for name in names])
 
 
 OWN_COLUMNS = columns("key", "etag", "size", "fingerprint", "status", "error", "mask_etag", "outputs", "input")
@@ -26,8 +26,9 @@ GIVEN_COLUMNS = pa.schema([*OWN_COLUMNS, *columns("mask_fence", "objects"), *CAT
 COLUMNS = pa.schema([*GIVEN_COLUMNS, *columns("time", "fence")])
 """Columns of a row. `status`: done, failed or removed; `fingerprint`: of the model and the settings that decide the
 mask (done) or the failure (failed); `mask_etag`: of the mask that is there, of an earlier run if the object failed
-since; `mask_fence`: of the run that wrote that mask, null where that is not known; `outputs`: what was written, with commas; `input`: where the object lies; `time`: seconds since the epoch;
-`objects`: the part of object_parts.py that holds those of the mask. The others: as in catalogue.py."""
+since; `mask_fence`: of the run that wrote that mask, null where that is not known; `outputs`: what was written, with
+commas; `input`: where the object lies; `time`: seconds since the epoch; `objects`: the part of object_parts.py that
+holds those of the mask. The others: as in catalogue.py."""
 
 BATCH_ROWS, GROUP_ROWS = 1024, 8192
 """Rows of a sorted run that are read at a time, and those of a row group of a part."""
@@ -54,12 +55,12 @@ def read_rows(body: bytes, size: int, places: Callable[[Sequence[str]], Sequence
 def write_rows(tables: Iterator[pa.Table], sink: Any, classes: Sequence[str]) -> None:
     """Write rows to a Parquet file, with a share of each of `classes`."""
     schema = shares_to_struct(COLUMNS.empty_table(), classes).schema.with_metadata({"format": str(FORMAT)})
-    repeated = ["fingerprint", "status", "error", "outputs", "objects", "input", "fence", "mask_fence", "size", *CATALOGUE.names[:3]]
+    unlike = {"key", "etag", "mask_etag", "time", *CATALOGUE.names[3:]}
     with pq.ParquetWriter(
         sink,
         schema,
         compression="zstd",
-        use_dictionary=repeated,
+        use_dictionary=[name for name in COLUMNS.names if name not in unlike],
         use_byte_stream_split=["confidence", "unsure", *(f"shares.{name}" for name in classes)],
         column_encoding={"key": "DELTA_BYTE_ARRAY"},
         write_page_checksum=True,

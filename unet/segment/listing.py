@@ -21,7 +21,6 @@ from unet.segment.catalogue import CATALOGUE
 from unet.segment.item import Item
 from unet.segment.ledger_part import columns
 from unet.segment.lookup import Found, Lookup
-from unet.segment.manifest import Manifest
 from unet.segment.mask_index import MaskIndex
 from unet.segment.run_spec import INTERNAL, KNOWN_OUTPUTS, OBJECTS, RunSpec
 from unet.storage.objects import LISTED, NOT_UNICODE, ObjectInfo
@@ -35,9 +34,9 @@ ROW_SCHEMA = pa.schema(
         *CATALOGUE,
     ]
 )
-"""One row for each object. `error`: the reason for the status; `mask_etag`: of the mask that is recorded;
-`mask_fence`: of the run that made it; `outputs`: what is to be written, with commas; `there`: what need not be; `objects`: the part that is recorded of them;
-the others of an unchanged mask, as recorded."""
+"""One row for each object. `error`: the reason for the status; `mask_etag`: of the mask that is recorded; `mask_fence`:
+of the run that made it; `outputs`: what is to be written, with commas; `there`: what need not be; `objects`: the part
+that is recorded of them; the others of an unchanged mask, as recorded."""
 
 MAX_ENDINGS = 20
 """Endings of names that are not looked at, in summary.json."""
@@ -145,10 +144,9 @@ class Listing:
         """Return the objects, beside their rows of the ledger."""
         settings = self.settings
         lookup = Lookup(self.spec.ledger, self._select, workers=1 if settings.limit else settings.list_workers)
-        if settings.manifest is None:
+        if self.spec.manifest is None:
             return lookup.of_store(self.input)
-        manifest = Manifest(settings.manifest, self.spec.input, settings.input_profile)
-        return lookup.of_pages(manifest.pages(self.input, self._matches))
+        return lookup.of_pages(self.spec.manifest.pages(self.input, self._matches))
 
     def _matches(self, key: str) -> bool:
         """Return whether a key of a manifest is selected, and count it if it is not."""

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ CURVE_POINTS = 500
 """Points of the throughput curve; up to twice as many."""
 
 REPORT_SCHEMA = pa.schema(
-    [*columns("key", "etag", "size", "status", "error", "mask_key", "mask_etag", "objects", "seconds"), *CATALOGUE]
+    [*columns("key", "etag", "size", "status", "error", "mask_key", "mask_etag", "seconds"), *CATALOGUE]
 )
 
 
@@ -132,7 +132,7 @@ class Recorder:
                 self.counts[count["values"]] += count["counts"]
                 self.listed_counts[count["values"]] += count["counts"]
             self._add_failures(rows.filter(pc.equal(rows["status"], "vanished")).to_pylist())
-            self._add_report(rows.drop_columns(["mask_fence", "outputs", "there"]))
+            self._add_report(rows.drop_columns(["mask_fence", "outputs", "there", "objects"]))
 
     def add_outcomes(self, outcomes: Sequence[tuple[Item, Outcome]]) -> None:
         """Record objects that workers have settled; of none now and then, or what came last waits for the next."""
@@ -194,9 +194,16 @@ class Recorder:
         return summary
 
     def compact_ledger(self) -> None:
-        """Compact the ledger; say if that is not possible now."""
+        """Compact the ledger, and merge the objects that it names; say if that is not possible now."""
+        moved: dict[str, str] = {}
+
+        def merge(names: Iterable[str]) -> Mapping[str, str]:
+            moved.update(self._object_parts.merge(names, self.guard))
+            return moved
+
         try:
-            compact(self.spec.ledger, self.spec.fence, self.guard)
+            compact(self.spec.ledger, self.spec.fence, self.guard, merge)
+            self._object_parts.delete(moved, self.guard)
         except LeaseUnconfirmed:
             raise
         except RequestError:  # of a damaged part, which the listing names

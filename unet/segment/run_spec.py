@@ -1,13 +1,16 @@
 """What the driver has decided for a run, and where things lie in its output."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from unet.data.channels import RGB, Channels
 from unet.segment.ledger import Ledger
+from unet.segment.manifest import Manifest
 from unet.segment.object_parts import ObjectParts
 from unet.segment.settings import MASK_SUFFIXES, SegmentSettings
+from unet.storage.faults import Vanished
 from unet.storage.objects import join_uri
 from unet.storage.store import Store, open_store
 
@@ -40,6 +43,13 @@ def hash64(*parts: str | int) -> int:
     # surrogatepass gives a file name that is no valid Unicode a hash too, which no other name has.
     text = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+def recorded_format(output: Store) -> str | None:
+    """Return the format of the masks of an output, if it is not PNG."""
+    with suppress(Vanished):
+        return output.get(FORMAT_KEY).decode()
+    return None
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,12 @@ class RunSpec:
     def input(self) -> str:
         """Where the images lie, in one way of writing it."""
         return self.settings.input.rstrip("/")
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What names the objects in place of a listing, if anything does."""
+        uri, profile = self.settings.manifest, self.settings.input_profile
+        return None if uri is None else Manifest(uri, self.input, profile)
 
     @property
     def failed_fingerprints(self) -> list[str]:
