@@ -205,6 +205,15 @@ def test_a_record_of_a_model_that_cannot_be_read_is_named(bench: Bench, content:
         previewed(bench)
 
 
+def test_a_record_that_a_newer_version_has_written_is_left_alone(bench: Bench) -> None:
+    bench.run()
+    store, newer = open_store(bench.masks), b'{"format": 9}'
+    (key,) = [item.key for page in store.list() for item in page if "_segment/models/" in item.key]
+    store.put(key, newer)
+    bench.run()
+    assert store.get(key) == newer
+
+
 def test_classes_of_two_models_are_one_set_by_name_in_colours_apart() -> None:
     old = LabelSet(
         (

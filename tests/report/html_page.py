@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 
 from unet.data.image import Array
+from unet.data.labels import Label, LabelSet
+from unet.report.comparison import SamplePrediction
 
 
 class Page(HTMLParser):
@@ -69,3 +71,14 @@ def assert_alone(html: bytes, *beside: str) -> None:
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert "default-src 'none'" in page.all("meta", "content")[-1]
     assert page.pictures() is not None  # every one of them can be decoded
+
+
+MANY_LABELS = LabelSet(tuple(Label(value=i, name=f"{i} {'é' * 300}", color=(i, 0, 255 - i)) for i in range(250)))
+"""As many classes as fit, with long names."""
+
+
+def noise(name: str, rng: np.random.Generator) -> SamplePrediction:
+    """A prediction of MANY_LABELS that no format compresses."""
+    masks = rng.integers(0, 250, (2, 600, 800), dtype=np.uint8)
+    image = rng.integers(0, 256, (600, 800, 3), dtype=np.uint8)
+    return SamplePrediction(name=name, image=image, truth=masks[0], prediction=masks[1])

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from tests.report.evaluation_page import report, score
-from tests.report.html_page import Page, assert_alone
-from unet.data.labels import Label, LabelSet
+from tests.report.html_page import MANY_LABELS, Page, assert_alone, noise
 from unet.model.metrics import ConfusionMatrix
-from unet.report.comparison import SamplePrediction
 from unet.report.evaluation import MAX_IMAGES
 from unet.sample.things import LABELS
 
@@ -61,17 +59,10 @@ def test_nothing_scored_still_gives_a_page() -> None:
 
 
 def test_any_set_gives_a_page_below_5_mb() -> None:
-    labels = LabelSet(tuple(Label(value=i, name=f"{i} {'é' * 300}", color=(i, 0, 255 - i)) for i in range(250)))
     rng = np.random.default_rng(0)
-
-    def noise(name: str) -> SamplePrediction:
-        masks = rng.integers(0, 250, (2, 600, 800), dtype=np.uint8)
-        image = rng.integers(0, 256, (600, 800, 3), dtype=np.uint8)
-        return SamplePrediction(name=name, image=image, truth=masks[0], prediction=masks[1])
-
-    samples = [noise(f"<&{i}" * 300) for i in range(4)]
+    samples = [noise(f"<&{i}" * 300, rng) for i in range(4)]
     html = report(
-        labels=labels,
+        labels=MANY_LABELS,
         confusion=ConfusionMatrix(rng.integers(0, 9, (250, 250))),
         images=[score("<&'日本" * 200, i / 1e5) for i in range(100_000)],
         worst=samples,

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.report.html_page import Page, assert_alone
+from tests.report.html_page import MANY_LABELS, Page, assert_alone, noise
 from tests.report.preview_page import report, row, summary
-from unet.data.labels import Label, LabelSet
 from unet.model.metrics import ConfusionMatrix
-from unet.report.comparison import SamplePrediction, draw_panels
+from unet.report.comparison import draw_panels
 from unet.report.preview import MAX_IMAGES
 from unet.sample.things import LABELS
 
@@ -52,20 +51,13 @@ def test_a_preview_without_a_compared_image_gives_a_page() -> None:
 
 
 def test_any_preview_gives_a_page_below_5_mb() -> None:
-    labels = LabelSet(tuple(Label(value=i, name=f"{i} {'é' * 300}", color=(i, 0, 255 - i)) for i in range(250)))
     rng = np.random.default_rng(0)
-
-    def noise(name: str) -> SamplePrediction:
-        masks = rng.integers(0, 250, (2, 600, 800), dtype=np.uint8)
-        image = rng.integers(0, 256, (600, 800, 3), dtype=np.uint8)
-        return SamplePrediction(name=name, image=image, truth=masks[0], prediction=masks[1])
-
     html = report(
         summary=summary(ConfusionMatrix(rng.integers(0, 9, (250, 250)))),
-        labels=labels,
+        labels=MANY_LABELS,
         rows=[row("<&'日本" * 200, i / 1e5) for i in range(20_000)]
         + [row("<&" * 300, None, "failed", "why " * 300) for _ in range(20_000)],
-        panels=[(draw_panels(noise(f"<&{i}" * 300), labels), 0.5) for i in range(12)],
+        panels=[(draw_panels(noise(f"<&{i}" * 300, rng), MANY_LABELS), 0.5) for i in range(12)],
     )
     assert_alone(html, "preview.parquet", "summary.json")
     page = Page(html)

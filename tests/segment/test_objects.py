@@ -1,6 +1,7 @@
 """Objects of masks: those of the whole output are the rows whose part the ledger names."""
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import count
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.jobs.bench import Bench, Rows, fill, image_bytes, save_model, without_ray
 from unet.data.components import find_components
 from unet.model.predictor import Prediction
@@ -127,6 +130,20 @@ def test_an_image_without_objects_has_none_and_is_not_asked_again(bench: Bench) 
     report = bench.run(objects="box", min_area=10_000)
     assert objects(bench, report) == {"a.png": [], "deep/b.png": []}
     assert set(bench.statuses(objects="box", min_area=10_000).values()) == {"unchanged"}
+
+
+def test_the_query_of_the_page_gives_the_objects_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "jobs" / "README.md").read_text()
+    query = re.search(r"```sql\n(SELECT o\..*?)```", page, re.DOTALL)
+    assert query is not None
+    monkeypatch.chdir(tmp_path)
+    bench = filled(Bench(str(tmp_path)))
+    bench.run(objects="box")
+    open_store(bench.images).put("a.png", image_bytes(77))
+    count = objects(bench, bench.run(objects="box"))
+    found = [(key, area) for key, area in duckdb.sql(f"SELECT key, area FROM ({query[1]})").fetchall()]
+    assert sorted(found) == sorted((key, row["area"]) for key, rows in count.items() for row in rows)
+    assert sum(len(table) for table in parts(bench).values()) > len(found)
 
 
 class StoppedError(Exception):

@@ -87,7 +87,9 @@ def test_a_point_of_several_regions_asks_for_the_package_that_signs_its_requests
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images").mkdir()
-    places = {"--input": str(tmp_path / "images"), "--output": str(tmp_path / "masks")} | {flag: f"s3://{MANY_REGIONS}/2026"}
+    places = {"--input": str(tmp_path / "images"), "--output": str(tmp_path / "masks")} | {
+        flag: f"s3://{MANY_REGIONS}/2026"
+    }
     given = [text for pair in places.items() for text in pair]
     assert main(["segment", *given, "--model", save_model(str(tmp_path / "model"))]) == 2
     assert capsys.readouterr().err == (

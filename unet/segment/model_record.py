@@ -4,11 +4,13 @@ A run leaves it before it records a mask. Runs of versions before 0.2 left none.
 """
 
 import json
+from contextlib import suppress
 
 from unet.data.labels import LabelSet
 from unet.model.artifact import Model
 from unet.segment.run_spec import INTERNAL, RunSpec
 from unet.settings import RequestError
+from unet.storage.faults import Vanished
 from unet.storage.objects import join_uri
 from unet.storage.store import open_store
 
@@ -19,7 +21,11 @@ FOLDER = f"{INTERNAL}models"
 
 
 def record_model(spec: RunSpec, model: Model) -> None:
-    """Write what a run's fingerprint stands for."""
+    """Write what a run's fingerprint stands for, unless a newer version has."""
+    store, key = spec.output_store, f"{FOLDER}/{spec.fingerprint}.json"
+    with suppress(Vanished, ValueError, KeyError, TypeError):
+        if json.loads(store.get(key))["format"] > FORMAT:
+            return
     content = {
         "format": FORMAT,
         "model": spec.settings.model,
@@ -27,7 +33,7 @@ def record_model(spec: RunSpec, model: Model) -> None:
         "labels": model.labels.to_json(),
         "earlier": list(spec.earlier),
     }
-    spec.output_store.put(f"{FOLDER}/{spec.fingerprint}.json", json.dumps(content, indent=1).encode())
+    store.put(key, json.dumps(content, indent=1).encode())
 
 
 def recorded_labels(spec: RunSpec, model: Model) -> dict[str, LabelSet]:

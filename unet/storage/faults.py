@@ -56,7 +56,7 @@ class BadCredentials(Denied):
     """Credentials are missing, wrong or expired: every other request will be refused as well."""
 
 
-class MissingPackage(BadCredentials):  # noqa: N818
+class MissingPackage(BadCredentials):
     """Requests cannot be signed without a package that is not installed."""
 
 
