@@ -124,7 +124,7 @@ def test_shares_of_untouched_rows_outlive_a_run_with_other_classes(tmp_path: Pat
 
     def read() -> dict[str, dict[str, float]]:
         query = f"SELECT key, shares FROM read_parquet('{tmp_path}/*.parquet', union_by_name=true)"
-        rows = duckdb.sql(query).fetchall()
+        rows = duckdb.execute(query).fetchall()
         return {key: {name: share for name, share in row.items() if share is not None} for key, row in rows if row}
 
     run(1, ["road", "sky"], ["a", "b", "c"])

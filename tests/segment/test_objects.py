@@ -141,7 +141,7 @@ def test_the_query_of_the_page_gives_the_objects_that_count(tmp_path: Path, monk
     bench.run(objects="box")
     open_store(bench.images).put("a.png", image_bytes(77))
     count = objects(bench, bench.run(objects="box"))
-    found = [(key, area) for key, area in duckdb.sql(f"SELECT key, area FROM ({query[1]})").fetchall()]
+    found = duckdb.execute(f"SELECT key, area FROM ({query[1]})").fetchall()
     assert sorted(found) == sorted((key, row["area"]) for key, rows in count.items() for row in rows)
     assert sum(len(table) for table in parts(bench).values()) > len(found)
 

@@ -138,7 +138,8 @@ def _row(output: Store, key: str, settings: ExplainSettings) -> dict[str, Any]:
 
 
 def _suffix(output: Store) -> str:
-    return MASK_SUFFIXES.get(recorded_format(output) or "png", MASK_SUFFIXES["png"])
+    wanted = recorded_format(output) or "png"
+    return next((suffix for name, suffix in MASK_SUFFIXES.items() if name == wanted), MASK_SUFFIXES["png"])
 
 
 def _run_of(mask: _Mask) -> Mapping[str, Any]:
