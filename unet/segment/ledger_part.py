@@ -21,8 +21,9 @@ def columns(*names: str) -> pa.Schema:
     return pa.schema([(name, numbers.get(name.removeprefix("mask_"), pa.string())) for name in names])
 
 
-OWN_COLUMNS = columns("key", "etag", "size", "fingerprint", "status", "error", "mask_etag", "outputs", "input")
-GIVEN_COLUMNS = pa.schema([*OWN_COLUMNS, *columns("mask_fence", "objects"), *CATALOGUE])
+_IMAGE = columns("key", "etag", "size", "fingerprint", "status", "error")
+_MASK = columns("mask_etag", "mask_fence", "outputs", "input", "objects")
+GIVEN_COLUMNS = pa.schema([*_IMAGE, *_MASK, *CATALOGUE])
 COLUMNS = pa.schema([*GIVEN_COLUMNS, *columns("time", "fence")])
 """Columns of a row. `status`: done, failed or removed; `fingerprint`: of the model and the settings that decide the
 mask (done) or the failure (failed); `mask_etag`: of the mask that is there, of an earlier run if the object failed
