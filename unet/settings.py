@@ -42,6 +42,9 @@ Window = tuple[float, float]
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
+PredictPrecision = Literal[Precision, "int8"]
+"""How a trained model can be applied as well."""
+
 
 def to_mapping(settings: Any) -> dict[str, Any]:
     """Return every field by its name, groups flattened: what `--config` reads back."""

@@ -4,7 +4,8 @@ Three programs segment the same images with the same network in bf16, taking tur
 around boto3, Pillow and PyTorch; (c) the bound, (b)'s forward passes on arrays that are already in memory. (a) and (b)
 read from and write to one local S3 server. Rates are slopes between two sizes of bucket, which leave start-up out;
 printed are their medians and ratios, the job's seconds from the command to its first mask, and the share of the
-measured bf16 matrix peak. With `--busy 2` the job and the loop also take turns beside two busy processes.
+measured bf16 matrix peak. With `--int8` the job also takes its turns in int8. With `--busy 2` the job and the loop also
+take turns beside two busy processes.
 """
 
 import argparse
@@ -34,7 +35,8 @@ from tests.benchmarks.training import peak
 from tests.servers.s3 import rclone
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
-from unet.model.network import UNet, to_channels_last
+from unet.model.int8 import FORMAT, calibrate
+from unet.model.network import UNet, normalise, to_channels_last
 from unet.runtime.memory import retain_freed_memory
 from unet.sample.write import write_sample_set
 from unet.settings import Geometry
@@ -65,10 +67,19 @@ def fill(root: Path, images: list[Path], count: int) -> None:
         (folder / f"{place:05}{source.suffix}").write_bytes(source.read_bytes())
 
 
-def job(bucket: str, model: Path, output: str) -> tuple[float, float]:
+def prepare_int8(folder: Path, images: list[Path]) -> None:
+    """What `unet export --int8` does to a model, unchecked: this one knows nothing."""
+    model = Model.load(str(folder))
+    arrays = (np.asarray(Image.open(path).convert("RGB"))[None].copy() for path in images[:8])
+    ranges = calibrate(model.network, (normalise(torch.from_numpy(array)) for array in arrays))
+    model.int8 = {"format": FORMAT, "ranges": ranges}
+    model.save_int8(str(folder))
+
+
+def job(bucket: str, model: Path, output: str, *more: str) -> tuple[float, float]:
     """Seconds of (a), and those to its first mask."""
     command = [sys.executable, "jobs/segment.py"]
-    flags = ["--input", f"s3://{bucket}", "--output", f"s3://{output}/masks", "--model", str(model)]
+    flags = ["--input", f"s3://{bucket}", "--output", f"s3://{output}/masks", "--model", str(model), *more]
     folder = Path(os.environ["BENCHMARK_ROOT"], output, "masks")
     began = time.monotonic()
     with (
@@ -163,9 +174,22 @@ def rates_of(name: str, model: Path, root: Path, batch: int, turn: str) -> tuple
     return a, b, first
 
 
-def compare(name: str, images: list[Path], root: Path, rounds: int, batch: int) -> None:
+def int8_rate(name: str, model: Path, turn: str) -> float:
+    """Images per second of (a) in int8."""
+    client, seconds = boto3.client("s3"), list[float]()
+    for count in SIZES[name]:
+        output = f"{name}-{turn}-{count}-int8"
+        client.create_bucket(Bucket=output)
+        seconds.append(job(f"images-{count}", model, output, "--precision", "int8")[0])
+    return (SIZES[name][1] - SIZES[name][0]) / (seconds[1] - seconds[0])
+
+
+def compare(name: str, images: list[Path], root: Path, rounds: int, batch: int, *, int8: bool) -> None:
     """Prints the figures of one model."""
     model = save_model(name, root.parent)
+    if int8:
+        prepare_int8(model, images)
+    int8_rates: list[float] = []
     few, many = SIZES[name]
     rates: dict[str, list[float]] = {"a": [], "b": [], "c": []}
     firsts = []
@@ -176,11 +200,16 @@ def compare(name: str, images: list[Path], root: Path, rounds: int, batch: int) 
             rates[way].append(rate)
         firsts.append(first)
         print(f"{name}: job {a:.2f}, loop {b:.2f}, bound {c:.2f} images/s", flush=True)
+        if int8:
+            int8_rates.append(int8_rate(name, model, str(turn)))
     a, b, c = (statistics.median(rates[way]) for way in "abc")
     ratios = [statistics.median(x / y for x, y in zip(rates[p], rates[q], strict=True)) for p, q in ("ab", "bc")]
     print(f"{name}, {few} and {many} images, {rounds} rounds")
     print(f"  images/s: job {a:.2f}, loop {b:.2f}, bound {c:.2f}")
     print(f"  job / loop {ratios[0]:.3f} (goal 0.95), loop / bound {ratios[1]:.3f} (goal 0.9 for classic)")
+    if int8:
+        ratio = statistics.median(x / y for x, y in zip(int8_rates, rates["a"], strict=True))
+        print(f"  job in int8 {statistics.median(int8_rates):.2f} images/s, int8 / bf16 {ratio:.2f} (classic: 1.9)")
     print(f"  seconds from the command to the first mask: {statistics.median(firsts):.1f} (goal 15)")
     print(f"  share of the bf16 matrix peak: {a * flops(name, images[0]) / alone('peak'):.2f}", flush=True)
 
@@ -237,6 +266,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--sizes", type=int, nargs=2, help="images of the two buckets; default: many for small models")
     parser.add_argument("--busy", type=int, default=0, help="busy processes beside the job and the loop, in turn")
+    parser.add_argument("--int8", action="store_true", help="the job in int8 as well; its processor must have VNNI")
     parser.add_argument("--busy-only", action="store_true")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -258,7 +288,7 @@ def main() -> None:
         with rclone(root):
             for name in given.models:
                 if not given.busy_only:
-                    compare(name, images, root, given.rounds, given.batch)
+                    compare(name, images, root, given.rounds, given.batch, int8=given.int8)
                 if given.busy:
                     compare_busy(name, root, given.rounds, given.batch, given.busy)
 

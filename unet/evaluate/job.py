@@ -30,6 +30,7 @@ from unet.evaluate.scorer import Scored, Scorer
 from unet.evaluate.settings import EvaluateSettings
 from unet.model.artifact import Model
 from unet.model.bootstrap import CONFIDENCE, RESAMPLES, iou_differences
+from unet.model.int8 import check_int8
 from unet.model.metrics import ConfusionMatrix, nan_to_none
 from unet.model.predictor import Predictor
 from unet.report.comparison import SamplePrediction
@@ -89,6 +90,9 @@ def evaluate(settings: EvaluateSettings) -> int:
     )
     model = None if settings.model is None else Model.load(settings.model)
     other = None if settings.against is None else Model.load(settings.against, "--against")
+    for flag, given in (("--model", model), ("--against", other)):
+        if settings.precision == "int8" and given is not None:
+            check_int8(given.int8, flag=f"{flag} {getattr(settings, flag[2:])}")
     labels = _labels(settings, model, other)
     store.check_writable(settings.output, "--output")
     pairs, channels = _pairs(settings, labels, None if model is None else model.channels)
@@ -120,25 +124,16 @@ def evaluate(settings: EvaluateSettings) -> int:
 
 def _labels(settings: EvaluateSettings, model: Model | None, other: Model | None) -> LabelSet:
     """Return what the masks of the set mean; the classes of the models must be the same."""
-    source = settings.data.labels
     if model is not None and other is not None and model.labels.names != other.labels.names:
         theirs, ours = ", ".join(other.labels.names), ", ".join(model.labels.names)
         raise RequestError(
             f"--against {settings.against}: has the classes {theirs}, and --model has {ours}; only models of the same "
             "classes, in the same order, are compared"
         )
-    if source is None:
-        assert model is not None
-        return model.labels
-    labels = read_labels(source)
-    labels = labels.with_ignored_as_classes() if settings.data.score_ignore else labels
-    if model is not None and model.labels.names != labels.names:
-        theirs, ours = ", ".join(model.labels.names), ", ".join(labels.names)
-        raise RequestError(
-            f"--classes {source}: has the classes {ours}, and the model has {theirs}; give the set's label "
-            "file with the model's classes, in the same order"
-        )
-    return labels
+    if model is not None:
+        return model.labels_of_set(settings.data)
+    labels = read_labels(str(settings.data.labels))
+    return labels.with_ignored_as_classes() if settings.data.score_ignore else labels
 
 
 def _pairs(

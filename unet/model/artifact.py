@@ -18,7 +18,8 @@ from safetensors.torch import save as save_tensors
 
 from unet.data.channels import RGB, Channels
 from unet.data.drift import ImageStatistics
-from unet.data.labels import LabelSet
+from unet.data.labels import LabelSet, read_labels
+from unet.data.settings import SetSettings
 from unet.model.network import PREPROCESSING_VERSION, UNet
 from unet.settings import Geometry, RequestError
 from unet.storage import store
@@ -50,6 +51,8 @@ class Model:
     """SHA-256 of the weights file; set by `save` and `load`."""
     channels: Channels = RGB
     """What its input is made of."""
+    int8: dict[str, Any] = field(default_factory=dict)
+    """What `unet.model.int8` computes with, and what that costs; empty where it was not prepared for that."""
     reference: ImageStatistics | None = None
     """What its training images were like, and what it predicted in validation; None in models of before 0.2."""
 
@@ -69,6 +72,7 @@ class Model:
             "training": self.training,
             "scores": self.scores,
             **({} if self.reference is None else {"reference": self.reference.to_json()}),
+            **({"int8": self.int8} if self.int8 else {}),
             "digest": self.digest,
         }
         store.write(join_uri(folder, _incoming(self.digest)), weights)
@@ -78,6 +82,28 @@ class Model:
             store.open_store(folder).delete([name for name in store.list_files(folder) if _INCOMING.fullmatch(name)])
         except Denied:  # to remove files is a right that no job needs
             store.write(join_uri(folder, _incoming(self.digest)), b"")
+
+    def labels_of_set(self, data: SetSettings) -> LabelSet:
+        """Return what the masks of a set mean: its own labels, or those of the model, which must have the same classes.
+        Raise RequestError if it has others."""
+        if data.labels is None:
+            return self.labels
+        labels = read_labels(data.labels)
+        labels = labels.with_ignored_as_classes() if data.score_ignore else labels
+        if self.labels.names != labels.names:
+            theirs, ours = ", ".join(self.labels.names), ", ".join(labels.names)
+            raise RequestError(
+                f"--classes {data.labels}: has the classes {ours}, and the model has {theirs}; give the set's label "
+                "file with the model's classes, in the same order"
+            )
+        return labels
+
+    def save_int8(self, folder: str) -> None:
+        """Add `int8` to the description of a folder. Raise RequestError if that is of another model by now."""
+        description = json.loads(store.read(join_uri(folder, DESCRIPTION)))
+        if description["digest"] != self.digest:
+            raise RequestError(f"--model {folder}: was replaced meanwhile; try again")
+        store.write(join_uri(folder, DESCRIPTION), json.dumps(description | {"int8": self.int8}, indent=1).encode())
 
     @classmethod
     def load(cls, folder: str, flag: str = "--model") -> "Model":
@@ -110,6 +136,7 @@ class Model:
                 scores=description["scores"],
                 digest=description["digest"],
                 channels=channels,
+                int8=description.get("int8", {}),
                 reference=reference,
             )
         except RequestError:

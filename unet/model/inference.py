@@ -66,30 +66,36 @@ def _force_onednn(convolution: nn.Conv2d) -> nn.Conv2d:
     return convolution
 
 
-class UpsampleAsConvs(nn.Module):
-    """An `UpBlock` whose 3x3 transposed convolution of stride 2 is four plain ones: of even and odd rows, each of even
-    and odd columns. Their results are written beside the skip's channels, so that nothing is concatenated.
+def split_transposed(transposed: nn.ConvTranspose2d) -> list[nn.Conv2d]:
+    """Return a 3x3 transposed convolution of stride 2 as four plain ones, of an input padded by one at the bottom and
+    right: of even and odd rows, each of even and odd columns.
 
     An even row or column is the kernel's middle times the pixel; an odd one is the kernel's end times the pixel plus
     its beginning times the next pixel.
     """
+    assert transposed.bias is not None
+    kernel, parts = transposed.weight.transpose(0, 1), list[nn.Conv2d]()
+    for rows, columns in itertools.product(([1], [2, 0]), repeat=2):
+        size = len(rows), len(columns)
+        part = nn.Conv2d(transposed.in_channels, transposed.out_channels, size).requires_grad_(False)
+        part.weight.copy_(kernel[:, :, rows][..., columns])
+        assert part.bias is not None
+        part.bias.copy_(transposed.bias)
+        parts.append(part)
+    return parts
+
+
+class UpsampleAsConvs(nn.Module):
+    """An `UpBlock` whose transposed convolution is four plain ones. Their results are written beside the skip's
+    channels, so that nothing is concatenated."""
 
     def __init__(self, up: UpBlock) -> None:
         super().__init__()
         transposed = up.upsample
         assert isinstance(transposed, nn.ConvTranspose2d)
-        assert transposed.bias is not None
-        kernel = transposed.weight.transpose(0, 1)
         self.block = up.block
         self.channels = transposed.out_channels
-        self.parts = nn.ModuleList()
-        for rows, columns in itertools.product(([1], [2, 0]), repeat=2):
-            size = len(rows), len(columns)
-            part = nn.Conv2d(transposed.in_channels, self.channels, size).requires_grad_(False)
-            part.weight.copy_(kernel[:, :, rows][..., columns])
-            assert part.bias is not None
-            part.bias.copy_(transposed.bias)
-            self.parts.append(_force_onednn(part))
+        self.parts = nn.ModuleList(map(_force_onednn, split_transposed(transposed)))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         count, _, height, width = x.shape

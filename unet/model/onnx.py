@@ -1,4 +1,4 @@
-"""The export job: a model as one ONNX file, for programs without this library and PyTorch.
+"""The export job without --int8: a model as one ONNX file, for programs without this library and PyTorch.
 
 image: N x channels x H x W float32, 0..255, RGB as displayed, or bands scaled by their windows; logits: N x C x H x W
 float32. Any N, H and W: normalisation, padding to the network's multiple and cropping back are in the graph. What else
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from unet.model.artifact import Model
+from unet.model.calibration import prepare_int8
 from unet.model.network import PREPROCESSING_VERSION, UNet, normalise
 from unet.model.settings import ExportSettings
 from unet.settings import RequestError
@@ -35,12 +36,15 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export(settings: ExportSettings) -> int:
-    """Write the file; return the exit code, 0.
+    """Write the file, or with --int8 what that needs; return the exit code, 0.
 
     Raises:
         RequestError: no such model, an output that cannot be written, or packages that are missing.
         RuntimeError: the exported graph does not compute what the model does.
     """
+    if settings.int8:
+        return prepare_int8(settings)
+    assert settings.output is not None
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise RequestError(f"to write ONNX, {', '.join(missing)} must be installed: pip install 'unet-ray[export]'")
     model = Model.load(settings.model)

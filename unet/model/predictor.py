@@ -14,16 +14,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet.data.image import Array, preprocess_image
 from unet.model.artifact import Model
 from unet.model.inference import prepare_for_inference
+from unet.model.int8 import check_int8, to_int8
 from unet.model.network import PREPROCESSING_VERSION, normalise
 from unet.model.precision import DTYPES, forbid_tf32, resolve_precision
 from unet.model.tiling import blend_tiles, resize_in_bands, round_up, split_band, tile_spans
 from unet.model.transfer import Upload
-from unet.settings import Precision, RequestError
+from unet.settings import PredictPrecision, RequestError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,7 +50,7 @@ class Predictor:
     `tta`: averages the logits of each image and of its mirror image.
 
     Raises:
-        RequestError: `tile` is too small for the network.
+        RequestError: `tile` is too small for the network; or int8, which model, device or processor has not.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Predictor:
         model: Model,
         *,
         device: torch.device | str = "cpu",
-        precision: Precision = "auto",
+        precision: PredictPrecision = "auto",
         tile: int = 1024,
         tta: bool = False,
     ) -> None:
@@ -69,10 +70,15 @@ class Predictor:
         self.tta = tta
         if self.tile < 2 * self.size_divisor:
             raise RequestError(f"--tile {tile} must be at least {2 * self.size_divisor} for a network of this depth")
-        resolved = resolve_precision(precision, self.device)
-        forbid_tf32(resolved, self.device)
-        self._dtype = DTYPES[resolved]
-        self._network = prepare_for_inference(model.network, self.device, self._dtype)
+        self._network: nn.Module
+        if precision == "int8":
+            check_int8(model.int8, self.device)
+            self._dtype, self._network = torch.float32, to_int8(model.network, model.int8["ranges"])
+        else:
+            resolved = resolve_precision(precision, self.device)
+            forbid_tf32(resolved, self.device)
+            self._dtype = DTYPES[resolved]
+            self._network = prepare_for_inference(model.network, self.device, self._dtype)
         self._upload = Upload(self.device)
         self._applying = threading.Lock()
 
@@ -89,6 +95,7 @@ class Predictor:
             "tta": self.tta,
             "precision": "bf16" if self.precision == "auto" else self.precision,  # hardware is no part of it
             **self.model.channels.to_json(),
+            **({"int8": [self.model.int8["format"], self.model.int8["ranges"]]} if self.precision == "int8" else {}),
         }
 
     def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -22,6 +22,7 @@ import ray
 import yaml
 
 from unet.model.artifact import Model
+from unet.model.int8 import check_int8
 from unet.model.predictor import GPU_BATCH_SIZE
 from unet.report.drift import describe_drift
 from unet.report.segmentation import describe_endings
@@ -227,6 +228,8 @@ def _prepare(settings: SegmentSettings) -> tuple[Model, RunSpec]:
         )
     store.check_readable(settings.model, "--model")  # which does not wait as long for a server
     model = Model.load(settings.model)
+    if settings.precision == "int8":
+        check_int8(model.int8, flag=f"--model {settings.model}")
     settings.check_classes(model.labels.names)
     store.check_readable(settings.input, "--input", settings.input_profile)
     fingerprint, earlier = fingerprints(settings, model)
