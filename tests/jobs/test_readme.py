@@ -62,9 +62,9 @@ def test_the_page_has_the_flags_of_the_settings_classes() -> None:
 def test_the_page_names_the_flags_that_help_shows(job: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(flags.JOBS[job], ["--help"])
-    shown = set(re.findall(r"^(?:│ |  )(--[a-z][a-z-]*)", capsys.readouterr().out, re.MULTILINE))
+    shown = set(re.findall(r"^(?:│ |  )(--[a-z][a-z0-9-]*)", capsys.readouterr().out, re.MULTILINE))
     part = flags.PAGE.read_text().split(f"<!-- flags of {job} -->")[1].split("<!-- end -->")[0]
-    named = set(re.findall(r"^\| `(--[a-z-]+)`", part, re.MULTILINE))
+    named = set(re.findall(r"^\| `(--[a-z0-9-]+)`", part, re.MULTILINE))
     assert named == shown
 
 

@@ -193,7 +193,7 @@ EXPORT, SEGMENT, EVALUATE = (export, ExportSettings), (segment, SegmentSettings)
         (EXPORT, ["--int8"], "--int8: name the model's labelled set with --data"),
         (EXPORT, ["--int8", "--data", "BOXES", "--output", "a.onnx"], "--int8 writes into the folder of --model"),
         (EXPORT, ["--data", "BOXES", "--output", "a.onnx"], "--data goes with --int8"),
-        (EXPORT, [], "name a file that ends in .onnx; or give --int8"),
+        (EXPORT, [], "--output: name a file that ends in .onnx; or give --int8"),
         (SEGMENT, ["--input", "BOXES", "--output", "OUT", "--precision", "int8"], "MODEL: is not prepared"),
         (
             SEGMENT,

@@ -106,7 +106,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
         (lambda saved: ["--model", f"{saved}/no", "--output", f"{saved}.onnx"], "is no model folder"),
         (lambda saved: ["--model", saved, "--output", f"{saved}.pt"], "ends in .onnx"),
         (lambda saved: ["--model", saved, "--output", f"{saved}/model.json/a.onnx"], "cannot be written"),
-        (lambda saved: ["--model", saved], "missing: --output"),
+        (lambda saved: ["--model", saved], "--output: name a file that ends in .onnx"),
     ],
 )
 def test_a_bad_request_is_one_line_and_exit_2(

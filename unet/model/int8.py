@@ -211,7 +211,7 @@ class _Conversion:
         """Leave out dropout, and fold each batch norm into the convolution before it."""
         for node in list(self.graph.nodes):
             module = self._module(node)
-            before = node.args[0] if module is not None else None
+            before: Any = node.args[0] if module is not None else None
             if isinstance(module, nn.BatchNorm2d) and isinstance(conv := self._module(before), nn.Conv2d):
                 if len(before.users) > 1:
                     continue

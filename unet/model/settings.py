@@ -99,4 +99,5 @@ class ExportSettings:
         elif self.data.folder:
             raise RequestError("--data goes with --int8; an ONNX file needs no set")
         elif not (self.output or "").endswith(".onnx"):
-            raise RequestError(f"--output {self.output or ''}: name a file that ends in .onnx; or give --int8")
+            given = "" if self.output is None else f" {self.output}"
+            raise RequestError(f"--output{given}: name a file that ends in .onnx; or give --int8 and --data")
