@@ -6,9 +6,11 @@ is refused where they are first seen. Either way it is a `RequestError`.
 """
 
 import math
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+Settings = TypeVar("Settings")
 
 
 class RequestError(ValueError):
@@ -56,6 +58,19 @@ def to_mapping(settings: Any) -> dict[str, Any]:
         else:
             flat[item.name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
+    """Return `settings` with some fields, of whatever group they are in, at other values, as `to_mapping` has them."""
+    changes: dict[str, Any] = {}
+    for item in fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            changes[item.name] = with_values(value, values)
+        elif item.name in values:
+            given = values[item.name]
+            changes[item.name] = tuple(given) if isinstance(given, list) else given
+    return replace(settings, **changes)  # type: ignore[type-var]
 
 
 def worker_range(workers: str) -> tuple[int, int]:

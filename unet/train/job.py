@@ -10,6 +10,7 @@ import math
 import shutil
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,8 +46,10 @@ from unet.storage.objects import join_uri
 from unet.train.checkpoint import Checkpoints
 from unet.train.faults import WorkerFault, fault_of, naming_faults, reason_of
 from unet.train.journal import Entry, read_entries
-from unet.train.learner import check_batch_norm
+from unet.train.learner import check_batch
 from unet.train.loop import matching_tensors, train_worker
+from unet.train.measure import plan_run
+from unet.train.plan import is_open
 from unet.train.reference import measure_reference
 from unet.train.resume import (
     IDENTITY,
@@ -58,7 +61,9 @@ from unet.train.resume import (
     identity_of,
     is_finished,
     kept_channels,
+    planned_of,
     read_identity,
+    with_plan,
 )
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
@@ -80,23 +85,22 @@ def train(settings: TrainSettings) -> int:
     Raises:
         RequestError: the request cannot be right; nothing has been started.
     """
+    began = time.monotonic()
     settings = _with_absolute_paths(settings)
     folder = join_uri(settings.output, settings.name)
     store.check_writable(settings.output, "--output")
     if settings.check:
         return _check_alone(settings, folder)
     finished, begun = is_finished(folder), Checkpoints(folder).begun()
+    if finished or begun:
+        settings = with_plan(settings, planned_of(folder))
     more = (finished or begun) and asks_for_more(folder, settings)
     if finished and not more:
         print(f"{folder}: this run is finished; give more --epochs to go on, or another --name to train anew")
         return 0
     if finished and not begun:
         raise RequestError(f"--name {settings.name}: has no checkpoint left to go on from; take another")
-    before = read_identity(folder) if begun else None
-    run = _prepare(settings, folder, before)
-    if before is not None:
-        check_identity(run, before)
-    local = connect(worker_output=True)
+    run = _decide(settings, folder, read_identity(folder) if begun else None, began)
     if in_job_directory(settings.output):
         print(f"warning: --output {settings.output} is in a folder that Ray removes after the job; give s3://...")
     try:
@@ -104,13 +108,12 @@ def train(settings: TrainSettings) -> int:
             tempfile.TemporaryDirectory(prefix="unet-train-") as scratch,
             shutdown_hook(partial(shutil.rmtree, scratch, ignore_errors=True)),
         ):
-            trainer = _trainer(run, scratch, local=local)
-            _check_shared(run)
+            trainer = _trainer(run, scratch)
             if finished:
                 store.write(join_uri(folder, PAGE), b"")  # deleting is a right that no job needs
             store.write(join_uri(folder, IDENTITY), json.dumps(identity_of(run)).encode())
-            store.write(join_uri(folder, SETTINGS), yaml.safe_dump(to_mapping(settings), sort_keys=False).encode())
-            with tracking(settings, folder), telemetry.running_gauge(telemetry.TRAINING, run=settings.name):
+            store.write(join_uri(folder, SETTINGS), yaml.safe_dump(to_mapping(run.settings), sort_keys=False).encode())
+            with tracking(run.settings, folder), telemetry.running_gauge(telemetry.TRAINING, run=settings.name):
                 trainer.fit()
                 _write_report(run)
     except TrainingFailedError as error:
@@ -118,6 +121,19 @@ def train(settings: TrainSettings) -> int:
         return ExitCode.UNEXPECTED
     print(f"model:  {folder}/model\nreport: {folder}/{PAGE}")
     return 0
+
+
+def _decide(settings: TrainSettings, folder: str, before: Identity | None, began: float) -> TrainingRun:
+    """Return the run, of which nothing is left open, connected to Ray; `before`: what it was begun on, if it was."""
+    run, counted = _prepare(settings, folder, before)
+    if before is not None:
+        check_identity(run, before)
+    run = _placed(run, local=connect(worker_output=True))
+    _check_shared(run)
+    if before is None and is_open(settings):
+        run = plan_run(run, counted, lambda: began + 60 * (settings.fit.minutes or 0) - time.monotonic())
+        check_batch(run.settings, len(run.labelled.train))
+    return run
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
@@ -149,13 +165,11 @@ def _check_shared(run: TrainingRun) -> None:
     check_shared(paths, {"--output": run.folder})
 
 
-def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> TrainingRun:
-    """Return the run, all of which has been checked; `before`: what it was begun on, if it was."""
-    check_batch_norm(settings)
+def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> tuple[TrainingRun, SetStatistics]:
+    """Return the run, all of which has been checked, and what was counted in its training images; `before`: what it was
+    begun on, if it was."""
     found, labels = _find_set(settings)
-    batch = settings.fit.batch_size
-    if batch > len(found.train):
-        raise RequestError(f"--batch-size {batch}: the set has {len(found.train)} training images; give at most that")
+    check_batch(settings, len(found.train))
     cache = join_uri(folder, "check.json")
     checked = check(found, labels, settings.data, print, kept_channels(before), cache)
     print(checked.table)
@@ -173,9 +187,10 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> T
         ),
         left_out=tuple(image for part in statistics for image in part.damaged),
         terminal=sys.stderr.isatty(),
+        planned=(before or {}).get("planned", {}),
     )
     _check_init_from(run)
-    return run
+    return run, statistics[0]
 
 
 def _find_set(settings: TrainSettings) -> tuple[LabelledSet, LabelSet]:
@@ -251,18 +266,24 @@ def _class_weights(settings: TrainSettings, labels: LabelSet, statistics: SetSta
     return weights
 
 
-def _trainer(run: TrainingRun, scratch: str, *, local: bool) -> Trainer:
+def _placed(run: TrainingRun, *, local: bool) -> TrainingRun:
+    """Return `run` with what its workers have of the cluster, or of this machine (`local`)."""
+    least, most = run.settings.worker_range
+    reserved, data_cpus = resources(most, least=least, gpu=run.settings.gpu, local=local)
+    return replace(run, reserved=reserved, data_cpus=data_cpus)
+
+
+def _trainer(run: TrainingRun, scratch: str) -> Trainer:
     least, most = run.settings.worker_range
     workers: Any = most if least == most else (least, most)
-    reserved, data_cpus = resources(most, least=least, gpu=run.settings.gpu, local=local)
     return Trainer(
         naming_faults(train_worker),
-        train_loop_config={"run": replace(run, data_cpus=data_cpus)},
+        train_loop_config={"run": run},
         torch_config=TorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=run.settings.gpu,
-            resources_per_worker=reserved,
+            resources_per_worker=run.reserved,
             placement_strategy="PACK" if run.settings.gpu else "SPREAD",
         ),
         run_config=ray.train.RunConfig(
@@ -303,7 +324,7 @@ def _facts(run: TrainingRun, model: Model, entries: list[Entry]) -> dict[str, st
         "Images": f"{len(run.labelled.train)} train, {len(run.labelled.val)} validation",
         "Input": f"{geometry.kind} {geometry.size[0]} x {geometry.size[1]}",
         "Parameters": f"{sum(p.numel() for p in model.network.parameters()):,}",
-        "Steps": f"{entries[-1]['step']} of {run.settings.fit.batch_size} images",
+        "Steps": f"{entries[-1]['step']} of {run.batch_size} images",
         "Best epoch": f"{model.scores['epoch']} of {len(entries)}",
         "Training time": f"{sum(entry['seconds'] for entry in entries) / 60:.1f} minutes",
     }

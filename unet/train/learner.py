@@ -19,7 +19,7 @@ from unet.model.precision import DTYPES, bf16_speedup, fast_precision, forbid_tf
 from unet.model.transfer import Upload
 from unet.settings import RequestError
 from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
-from unet.train.optimizer import Optimizer, learning_rate
+from unet.train.optimizer import Optimizer, ema_decay, learning_rate
 from unet.train.ranks import all_reduce_mean_, all_reduce_sum, broadcast_object, rank, world_size
 from unet.train.settings import FitSettings, TrainSettings
 
@@ -46,12 +46,13 @@ class Learner:
         self._upload = Upload(self.device)
         self.settings = settings
         self.total_steps = total_steps
+        self._decay = ema_decay(settings, total_steps)
         self.step = 0
-        of_a_rank = settings.batch_size / settings.accumulate / world_size()
-        if self.device.type == "cuda" and world_size() > 1 and of_a_rank < SMALL_BATCH:
+        shared = self.device.type == "cuda" and world_size() > 1
+        if shared and settings.images_per_pass < SMALL_BATCH * world_size():
             network = SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = to_channels_last(network.to(self.device)).train()
-        self.average = copy.deepcopy(network).requires_grad_(False) if settings.ema else network
+        self.average = copy.deepcopy(network).requires_grad_(False) if self._decay else network
         self._dtype = next(network.parameters()).dtype
         self.class_weights = class_weights if class_weights is None else class_weights.to(self.device)
         fast, speedup = broadcast_object((fast_precision(self.device.type), bf16_speedup(self.device.type)))
@@ -89,7 +90,7 @@ class Learner:
         self._scaler.update()
         self.optimizer.zero_grad()
         self.step += 1
-        if self.settings.ema:
+        if self._decay:
             self._update_average()
         return torch.stack(losses).sum()
 
@@ -155,7 +156,7 @@ class Learner:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))  # short memory while weights move fast
+        decay = min(self._decay, (1 + self.step) / (10 + self.step))  # short memory while weights move fast
         means, values = (list(part.state_dict().values()) for part in (self.average, self.network))
         floats = [place for place, mean in enumerate(means) if mean.is_floating_point()]  # not batch counters
         torch._foreach_lerp_([means[place] for place in floats], [values[place] for place in floats], 1 - decay)
@@ -167,7 +168,7 @@ class Learner:
 def check_batch_norm(settings: TrainSettings) -> None:
     """Raise RequestError if batch norm would see one value a channel in some forward pass: it has no variance."""
     network, fit = architecture(settings.model), settings.fit
-    images = fit.batch_size // fit.accumulate
+    images = fit.images_per_pass
     if not settings.gpu:  # workers on GPUs share the statistics of small batches
         images //= settings.worker_range[1]
     height, width = settings.geometry.size
@@ -177,3 +178,12 @@ def check_batch_norm(settings: TrainSettings) -> None:
             f"batch norm one value a channel at --depth {network['depth']}; give 2 for each of --workers and "
             "--accumulate, larger images, or --norm group"
         )
+
+
+def check_batch(settings: TrainSettings, images: int) -> None:
+    """Raise RequestError if a batch that is given, or planned, does not fit a set of so many training images."""
+    batch = settings.fit.batch_size
+    if batch is not None and batch > images:
+        raise RequestError(f"--batch-size {batch}: the set has {images} training images; give at most that")
+    if batch is not None and (settings.size or settings.crop):
+        check_batch_norm(settings)

@@ -80,7 +80,7 @@ class TrainingLoop:
             self._restore(latest)
         self.journal = Journal(run.folder, self.entries) if rank() == 0 else None
         audience: Audience = "nobody" if rank() > 0 else "terminal" if run.terminal else "log"
-        self.progress = Progress(run.total_steps, run.epochs, run.settings.fit.batch_size, audience)
+        self.progress = Progress(run.total_steps, run.epochs, run.batch_size, audience)
         self.progress.log(f"training in {self.learner.precision} on {device.type}")
 
     def train(self, batches: Iterator[Batch]) -> None:
@@ -126,12 +126,12 @@ class TrainingLoop:
         self._check_finite()
         if steps:
             self._record_steps(reported)
-        return len(steps) * self.run.settings.fit.batch_size / (time.monotonic() - started)
+        return len(steps) * self.run.batch_size / (time.monotonic() - started)
 
     def _record_steps(self, reported: int) -> int:
         """Record the steps since `reported`, and the last epoch again; return the step that is reported now."""
         if rank() == 0:
-            images = (self.learner.step - reported) * self.run.settings.fit.batch_size
+            images = (self.learner.step - reported) * self.run.batch_size
             telemetry.record_steps(images, float(self.losses[-1]), self.run.settings.name)
             for entry in self.entries[-1:]:
                 telemetry.record_epoch(entry, self.run.settings.name)

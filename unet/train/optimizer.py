@@ -150,13 +150,19 @@ def _quintic_factor(gram: Tensor) -> Tensor:
 def learning_rate(step: int, settings: FitSettings, total_steps: int) -> float:
     """Return the learning rate of a step (from 0): linear warm-up, then poly (Liu et al., 2015: (1 - t) ** 0.9), cosine
     or constant."""
-    warmup = min(settings.warmup_steps, total_steps // 2)
+    warmup = min(total_steps // 20, 200) if settings.warmup_steps is None else settings.warmup_steps
+    warmup = min(warmup, total_steps // 2)
     if step < warmup:
         return settings.lr * (step + 1) / (warmup + 1)
     t = (step - warmup) / (total_steps - warmup)
     if settings.lr_schedule == "poly":
         return float(settings.lr * (1 - t) ** 0.9)
     return settings.lr * (0.5 * (1 + math.cos(math.pi * t)) if settings.lr_schedule == "cosine" else 1.0)
+
+
+def ema_decay(settings: FitSettings, total_steps: int) -> float:
+    """Return the decay per step of the averaged weights: by default they remember a tenth of all steps."""
+    return min(max(1 - 10 / total_steps, 0.9), 0.999) if settings.ema is None else settings.ema
 
 
 def _as_matrix(kernel: Tensor) -> Tensor:

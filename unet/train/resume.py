@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from unet.data.channels import Channels
-from unet.settings import RequestError, to_mapping
+from unet.settings import RequestError, to_mapping, with_values
 from unet.storage import store
 from unet.storage.faults import Vanished
 from unet.storage.objects import join_uri
@@ -27,6 +27,9 @@ FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile"
 
 Identity = dict[str, Any]
 
+OLDER = {"size": [128, 128], "batch_size": 16, "epochs": 20, "warmup_steps": 20, "ema": 0.98}
+"""What version 0.1 had in place of a plan, where nothing was given."""
+
 
 def is_finished(folder: str) -> bool:
     """Return whether the run in `folder` is finished."""
@@ -35,17 +38,39 @@ def is_finished(folder: str) -> bool:
     return False
 
 
+def planned_of(folder: str) -> dict[str, Any]:
+    """Return the settings that were left open when the run in `folder` began, as they were planned then."""
+    identity = read_identity(folder)
+    if "planned" in identity:
+        return dict(identity["planned"])
+    before = _begun_with(folder)
+    return {name: value for name, value in OLDER.items() if before[name] == value}
+
+
+def with_plan(settings: TrainSettings, planned: dict[str, Any]) -> TrainSettings:
+    """Return `settings` with what they leave open as it was planned when their run began."""
+    given = {name for name, value in to_mapping(settings).items() if value is not None}
+    given |= {"size", "crop"} if given & {"size", "crop"} else set()  # one of them, or a plan
+    return with_values(settings, {name: value for name, value in planned.items() if name not in given})
+
+
+def _begun_with(folder: str) -> dict[str, Any]:
+    # What an older version did not know yet was at its default. What this one does not know has no effect on it.
+    before = to_mapping(TrainSettings()) | yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
+    if before["size"] is None and before["crop"] is None:
+        before["size"] = OLDER["size"]
+    return before
+
+
 def asks_for_more(folder: str, settings: TrainSettings) -> bool:
     """Return whether `settings` ask for more epochs than those that the run in `folder` was begun with.
 
     Raises:
         RequestError: they differ in another way.
     """
-    # What an older version did not know yet was at its default. What this one does not know has no effect on it.
-    before = to_mapping(TrainSettings()) | yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
-    now = to_mapping(settings)
-    more: bool = now["max_steps"] is None and now["epochs"] > before["epochs"]
-    free = FREE | {"epochs"} if more else FREE
+    before, now = _begun_with(folder), to_mapping(settings)
+    more: bool = now["max_steps"] is None and (now["epochs"] or 0) > (before["epochs"] or 0)
+    free = FREE | {"epochs", "minutes"} if more else FREE
     names = [name for name in now if name not in free and before[name] != now[name]]
     if names:
         changed = "; ".join(f"{name} {before[name]} -> {now[name]}" for name in names)
@@ -59,14 +84,15 @@ def read_identity(folder: str) -> Identity:
 
 
 def identity_of(run: TrainingRun) -> Identity:
-    """Return what the run trains on: the number of pairs, a digest of their keys and labels, the channels, and the
-    images of damaged pairs, which are left out."""
+    """Return what the run trains on: the number of pairs, a digest of their keys and labels, the channels, the
+    images of damaged pairs, which are left out, and the settings that were planned."""
     return {
         "train": len(run.labelled.train),
         "val": len(run.labelled.val),
         "digest": _digest(run),
         "channels": run.channels.to_json(),
         "left_out": list(run.left_out),
+        "planned": run.planned,
     }
 
 

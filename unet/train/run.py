@@ -1,7 +1,8 @@
 """A training run as the driver has decided it, the same for every worker: its settings, its set, and its steps."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from unet.data.channels import RGB, Channels
 from unet.data.drift import ImageStatistics
@@ -34,16 +35,25 @@ class TrainingRun:
     left_out: tuple[str, ...] = ()
     """Images of the damaged pairs that are left out."""
 
+    reserved: dict[str, float] = field(default_factory=dict)
+    """What each worker reserves of its machine, for Ray."""
+    planned: dict[str, Any] = field(default_factory=dict)
+    """Of its settings, by name, what was left open and is planned."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of an optimizer step."""
+        return self.settings.fit.images_per_pass * self.settings.fit.accumulate
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch; the last one may have fewer."""
-        images, batch = len(self.labelled.train), self.settings.fit.batch_size
-        return self.settings.fit.steps_per_epoch or -(-images // batch)
+        return self.settings.fit.steps_per_epoch or -(-len(self.labelled.train) // self.batch_size)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        return self.settings.fit.max_steps or self.settings.fit.epochs * self.steps_per_epoch
+        return self.settings.fit.max_steps or (self.settings.fit.epochs or 0) * self.steps_per_epoch
 
     @property
     def epochs(self) -> int:
@@ -71,14 +81,14 @@ class TrainingRun:
     def validation_requests(self, rank: int, world: int) -> list[BatchRequest]:
         """Return a rank's validation images, each once; those of native geometry, whose sizes differ, one by one."""
         pairs, settings = share(self.labelled.val, rank, world), self.settings
-        size = settings.fit.batch_size if settings.geometry.kind == "resize" else 1
+        size = self.batch_size if settings.geometry.kind == "resize" else 1
         return [BatchRequest(tuple(pairs[start : start + size])) for start in range(0, len(pairs), size)]
 
     def training_request(self, step: int, rank: int, world: int) -> BatchRequest:
         """Return a rank's part of the batch of a step."""
         pairs, settings = self.labelled.train, self.settings.fit
-        samples = samples_of_step(step, seed=settings.seed, rows=len(pairs), batch=settings.batch_size)
-        size = settings.batch_size // settings.accumulate  # of a forward pass, of which each rank has its share
+        samples = samples_of_step(step, seed=settings.seed, rows=len(pairs), batch=self.batch_size)
+        size = settings.images_per_pass  # of a forward pass, of which each rank has its share
         passes = [samples[first : first + size] for first in range(0, len(samples), size)]
         own = [sample for part in passes for sample in share(part, rank, world)]
         return BatchRequest(tuple(pairs[sample.row] for sample in own), tuple(own))

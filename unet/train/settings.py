@@ -17,14 +17,18 @@ LearningRateSchedule = Literal["poly", "cosine", "constant"]
 class FitSettings:
     """How the weights are fitted."""
 
-    epochs: int = 20
-    """Number of epochs; each ends with a validation. More of them go on with a run, finished or not."""
+    minutes: float | None = None
+    """Plan epochs and steps, and what else is left open, for a run of so many minutes on this machine: from the start
+    to the last validation."""
+    epochs: int | None = None
+    """Number of epochs; each ends with a validation. More of them go on with a run, finished or not. Default:
+    planned."""
     steps_per_epoch: int | None = None
-    """Optimizer steps per epoch. Default: as many as show each image once, rounded up."""
+    """Optimizer steps per epoch. Default: planned, or with --epochs as many as show each image once, rounded up."""
     max_steps: int | None = None
     """Stop after this many steps, whatever --epochs says; the learning rate is scheduled for these."""
-    batch_size: int = 16
-    """Images per optimizer step, over all workers."""
+    batch_size: int | None = None
+    """Images per optimizer step, over all workers. Default: planned."""
     accumulate: int = 1
     """Split each batch into this many forward and backward passes, to save memory."""
     optimizer: OptimizerName = "muon"
@@ -33,8 +37,8 @@ class FitSettings:
     """Peak learning rate."""
     lr_schedule: LearningRateSchedule = "poly"
     """Decay after the warm-up: poly ((1 - t) ** 0.9), cosine, or constant."""
-    warmup_steps: int = 20
-    """Steps over which the learning rate rises linearly."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises linearly. Default: a twentieth of all, at most 200."""
     weight_decay: float = 1e-2
     """Decoupled weight decay, on convolution kernels alone."""
     clip: float = 5.0
@@ -46,8 +50,9 @@ class FitSettings:
     --class-weight-power), or a CSV with the columns name,weight."""
     class_weight_power: float = 0.3
     """Exponent of the median-frequency weights: 1 balances the classes fully, 0 not at all."""
-    ema: float = 0.98
-    """Decay per step of the averaged weights, which are what is validated and saved; 0: no averaging."""
+    ema: float | None = None
+    """Decay per step of the averaged weights, which are what is validated and saved; 0: no averaging. Default: 0.9 to
+    0.999, so that they remember a tenth of all steps."""
     patience: int = 0
     """Stop when this many epochs have brought no better validation mIoU; 0: never."""
     seed: int = 0
@@ -65,17 +70,28 @@ class FitSettings:
             if getattr(self, name) is not None:
                 at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         for name in ("warmup_steps", "weight_decay", "clip", "patience", "class_weight_power", "seed"):
-            at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
+            if getattr(self, name) is not None:
+                at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise RequestError(f"--minutes {self.minutes} must be above 0, and finite")
+        if self.minutes is not None and self.max_steps is not None:
+            raise RequestError("--minutes and --max-steps both say how long the run is: give one")
         if not 0 < self.lr < math.inf:
             raise RequestError(f"--lr {self.lr} must be above 0, and finite")
         if self.seed >= 1 << 32:
             raise RequestError(f"--seed {self.seed} must be below 2 ** 32")
-        if not 0 <= self.ema < 1:
+        if self.ema is not None and not 0 <= self.ema < 1:
             raise RequestError(f"--ema {self.ema} must lie in 0..1, 1 excluded")
-        if self.batch_size % self.accumulate:
+        if self.batch_size is not None and self.batch_size % self.accumulate:
             raise RequestError(
                 f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}; try a power of two"
             )
+
+    @property
+    def images_per_pass(self) -> int:
+        """Images of a forward pass, over all workers, of a run that is planned."""
+        assert self.batch_size is not None
+        return self.batch_size // self.accumulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +103,8 @@ class TrainSettings:
     name: str = "unet"
     """Name of the run. A finished run is not repeated; an unfinished one goes on where it stopped."""
     size: tuple[int, int] | None = None
-    """Geometry resize: the whole image is resized to H W [pixels]. Default, without --crop: 128 128."""
+    """Geometry resize: the whole image is resized to H W [pixels]. Default, without --crop: planned, as what suits the
+    images."""
     crop: tuple[int, int] | None = None
     """Geometry native: trained on crops of H W [pixels] at native scale, applied to whole images."""
     check: bool = False
@@ -112,8 +129,8 @@ class TrainSettings:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise RequestError(f"--name {self.name!r} must be a folder name, without a slash or a leading dot")
         at_least("--checkpoint-every", self.checkpoint_every, 0)
-        smallest = self.fit.batch_size // self.fit.accumulate
-        if self.worker_range[1] > smallest:
+        workers = self.worker_range[1]
+        if self.fit.batch_size is not None and workers > (smallest := self.fit.images_per_pass):
             raise RequestError(
                 f"--workers {self.workers}: {smallest} images of a forward pass (--batch-size over --accumulate) leave "
                 f"some workers none; give at most {smallest} workers"
@@ -126,7 +143,8 @@ class TrainSettings:
 
     @property
     def geometry(self) -> Geometry:
-        """What --size or --crop ask for."""
+        """What --size or --crop ask for, of a run that is planned."""
         if self.crop is not None:
             return Geometry("native", self.crop)
-        return Geometry("resize", self.size or (128, 128))
+        assert self.size is not None
+        return Geometry("resize", self.size)

@@ -1,0 +1,157 @@
+"""What is left open is planned: from the set, the machine and the time alone."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from unet.model.network import architecture
+from unet.model.settings import ModelSettings
+from unet.settings import RequestError
+from unet.train.plan import ENOUGH_STEPS, MOST_STEPS, START_SECONDS, Machine, Plan, SetFacts, Size, Speed, make_plan
+from unet.train.settings import FitSettings, TrainSettings
+
+SMALL_GPU, LARGE_GPU = Machine(memory=6e9, cores=8, gpu=True), Machine(memory=70e9, cores=8, gpu=True)
+LAPTOP = Machine(memory=10e9, cores=2)
+
+SECONDS_OF_A_PIXEL = 2.2e-6
+"""Of training at width 32, on two cores."""
+
+
+def plan(
+    size: Size = (360, 480),
+    images: int = 367,
+    *,
+    classes: int = 11,
+    kept: float = 0.8,
+    machine: Machine = LAPTOP,
+    validation: float = 12.0,
+    settings: dict[str, Any] | None = None,
+    **fit: Any,
+) -> Plan:
+    """Plan for a set of equal images, on a machine that is exactly as fast as it is measured to be."""
+
+    def speed(measured: TrainSettings) -> Speed:
+        pixels = measured.fit.images_per_pass * measured.geometry.size[0] * measured.geometry.size[1]
+        return Speed(0.1 + pixels * SECONDS_OF_A_PIXEL * architecture(measured.model)["width"] / 32, validation)
+
+    given = TrainSettings(**(settings or {}), fit=FitSettings(**fit))
+    facts = SetFacts(sizes=Counter({size: images}), images=images, classes=classes, kept_at=lambda _: kept)
+    return make_plan(given, facts, machine, speed, lambda: 60 * (given.fit.minutes or 0))
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "machine", "crop", "resized", "batch"),
+    [
+        ((360, 480), 0.8, LAPTOP, (320, 320), None, 8),  # streets: crops, at their own scale
+        ((360, 480), 0.8, LARGE_GPU, (352, 480), None, 16),  # whole images where they fit
+        ((96, 128), 0.8, LAPTOP, (96, 128), None, 32),
+        ((40, 56), 0.8, LAPTOP, (32, 64), None, 32),
+        ((1024, 2048), 0.9, LARGE_GPU, (512, 512), None, 16),
+        ((1072, 1920), 0.99, LAPTOP, None, (240, 432), 8),  # large shapes: seen whole
+        ((10_000, 10_000), 0.9, LAPTOP, (320, 320), None, 8),  # scenes: crops
+        ((100, 4000), 0.9, LAPTOP, (96, 1024), None, 8),  # strips
+        ((1072, 1920), 0.9, SMALL_GPU, (512, 512), None, 4),
+    ],
+)
+def test_native_crops_unless_masks_of_large_images_bear_resizing(
+    size: Size, kept: float, machine: Machine, crop: Size | None, resized: Size | None, batch: int
+) -> None:
+    planned = plan(size, kept=kept, machine=machine, settings={"gpu": machine.gpu}).settings
+    assert (planned.crop, planned.size) == (crop, resized)
+    assert planned.fit.batch_size == batch
+
+
+def test_what_is_given_is_kept() -> None:
+    given: dict[str, Any] = {"size": (128, 128), "model": ModelSettings(width=24)}
+    planned = plan(settings=given, batch_size=5, steps_per_epoch=7, minutes=3).settings
+    assert (planned.size, planned.crop, planned.model.width) == ((128, 128), None, 24)
+    assert (planned.fit.batch_size, planned.fit.steps_per_epoch) == (5, 7)
+    assert plan(settings={"crop": (64, 64)}, epochs=3, minutes=30).settings.fit.epochs == 3
+    assert plan(batch_size=4, epochs=20).settings.fit.steps_per_epoch is None  # each image once an epoch, as ever
+    assert plan(max_steps=9).settings.fit.max_steps == 9
+    assert plan(settings={"model": ModelSettings(model="classic")}).settings.model.width is None
+
+
+@pytest.mark.parametrize(
+    ("images", "machine", "passes"),
+    [(12, LAPTOP, ENOUGH_STEPS * 4 / 12), (367, LAPTOP, 20), (50_000, LAPTOP, MOST_STEPS * 8 / 50_000)],
+)
+def test_without_a_time_small_sets_are_seen_more_often_than_large_ones(
+    images: int, machine: Machine, passes: float
+) -> None:
+    fit = plan(images=images, machine=machine).settings.fit
+    assert fit.epochs == 20
+    assert fit.steps_per_epoch is not None and fit.batch_size is not None
+    assert fit.epochs * fit.steps_per_epoch * fit.batch_size / images == pytest.approx(passes, rel=0.05)
+
+
+@pytest.mark.parametrize("minutes", [1, 2, 5, 15, 30, 60, 600])
+@pytest.mark.parametrize("validation", [0.3, 12.0])
+def test_a_time_is_kept_with_enough_steps_and_few_seconds_of_validation(minutes: float, validation: float) -> None:
+    made = plan(minutes=minutes, validation=validation)
+    fit = made.settings.fit
+    assert fit.epochs is not None and fit.steps_per_epoch is not None and fit.batch_size is not None
+    crop = made.settings.geometry.size
+    step = 0.1 + SECONDS_OF_A_PIXEL * fit.batch_size * crop[0] * crop[1] * (made.settings.model.width or 32) / 32
+    seconds = START_SECONDS + fit.epochs * (fit.steps_per_epoch * step + validation)
+    assert 0.85 * 60 * minutes < seconds < 1.01 * 60 * minutes
+    assert fit.epochs <= 40
+    assert fit.epochs == 1 or fit.epochs * validation <= 0.16 * 60 * minutes
+    if minutes >= 5:
+        assert fit.epochs * fit.steps_per_epoch > 0.8 * ENOUGH_STEPS
+    if minutes >= 30:
+        assert (crop, fit.batch_size) == ((320, 320), 8)
+    assert f"{seconds / 60:.1f} minutes" in made.lines[-1]
+
+
+def test_less_time_makes_batches_smaller_then_crops_then_the_network() -> None:
+    shapes = []
+    for minutes in (30, 10, 5, 2, 1):
+        made = plan(minutes=minutes, validation=1.0).settings
+        shapes.append((made.fit.batch_size, made.geometry.size[0], made.model.width))
+    assert shapes == sorted(shapes, reverse=True)
+    assert shapes[0] == (8, 320, 32)
+    assert shapes[1] == (4, 320, 32)
+    assert shapes[-1] == (4, 128, 16)
+
+
+def test_no_time_at_all_is_refused_with_what_would_do() -> None:
+    with pytest.raises(RequestError, match=r"--minutes 0\.1: a step takes .* give at least 1, or smaller images"):
+        plan(minutes=0.1)
+
+
+def test_little_memory_makes_batches_and_crops_smaller() -> None:
+    fits = plan(machine=Machine(memory=10e9, cores=2)).settings
+    tight = plan(machine=Machine(memory=3e9, cores=2)).settings
+    assert (fits.fit.batch_size, fits.crop) == (8, (320, 320))
+    assert (tight.fit.batch_size, tight.crop) == (4, (256, 256))
+    many_classes = plan(classes=150, machine=Machine(memory=5e9, cores=2)).settings
+    assert (many_classes.fit.batch_size, many_classes.crop) == (4, (256, 256))
+
+
+@pytest.mark.parametrize("workers", ["1", "3", "2:4"])
+def test_every_worker_has_a_share_of_each_pass(workers: str) -> None:
+    planned = plan(images=40, settings={"workers": workers}, accumulate=2).settings
+    assert planned.fit.images_per_pass >= planned.worker_range[1]
+    assert plan(images=5).settings.fit.batch_size == 4
+    assert plan(images=1).settings.fit.batch_size == 1
+
+
+def test_five_lines_say_the_plan_and_what_was_given() -> None:
+    lines = plan(minutes=30).lines
+    assert len(lines) == 5
+    assert lines[0] == "plan: 367 training images of 360 x 480 in the median, 11 classes; 2 cores, 10.0 GB"
+    assert lines[1] == "plan: crops of 320 x 320 at native scale"
+    assert lines[2].startswith("plan: batches of 8 images, a network of width 32; about ")
+    assert "(given)" in plan(settings={"crop": (64, 64)}).lines[1]
+    assert "(given)" in plan(batch_size=5).lines[2]
+    assert "--minutes N" in plan().lines[-1]
+
+
+def test_minutes_and_max_steps_are_two_lengths() -> None:
+    with pytest.raises(RequestError, match="--minutes and --max-steps"):
+        FitSettings(minutes=3, max_steps=4)
+    with pytest.raises(RequestError, match="--minutes 0"):
+        replace(FitSettings(), minutes=0)

@@ -1,0 +1,150 @@
+"""What a plan is made from: how fast a worker trains, what memory it has, and what masks keep when they are resized."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from unet.data.image import ImageError, resize_mask
+from unet.data.labelled_set import read_pair
+from unet.data.statistics import SetStatistics
+from unet.model.artifact import Model
+from unet.model.metrics import ConfusionMatrix
+from unet.model.predictor import Predictor
+from unet.runtime.memory import retain_freed_memory
+from unet.settings import RequestError, to_mapping
+from unet.train.examples import make_batch
+from unet.train.learner import Learner
+from unet.train.plan import Machine, SetFacts, Size, Speed, make_plan, planned_values
+from unet.train.run import TrainingRun
+from unet.train.settings import TrainSettings
+from unet.train.validation import validate
+
+MEASURED_SECONDS, MEASURED_STEPS = 3.0, 3
+"""For which steps are taken at least, and how many; a step before them, which prepares, does not count."""
+
+VALIDATED = 4
+"""Batches of validation images that are timed, at most."""
+
+EPOCH_SECONDS = 1.0
+"""Of checkpoints, model folder and journal at the end of an epoch."""
+
+RESIZED, RESIZED_PIXELS = 16, 1 << 26
+"""Masks that are resized and back, at most; larger images are not resized: they are scenes, and not views of one."""
+
+MEMORY_SHARE = 0.6
+"""Part of the free memory that is planned with."""
+
+
+def plan_run(run: TrainingRun, counted: SetStatistics, seconds_left: Callable[[], float]) -> TrainingRun:
+    """Return `run` with nothing left open, and say how it is planned.
+
+    Raises:
+        RequestError: there is no time for a run, or a file that cannot be used.
+    """
+
+    def measure(settings: TrainSettings) -> Speed:
+        return Speed(*_ask_worker(run, measure_speed, replace(run, settings=settings), cores))
+
+    gpu = run.settings.gpu
+    cores = run.data_cpus if gpu else max(1, int(run.reserved["CPU"]))
+    memory = _ask_worker(run, gpu_memory) if gpu else _memory_of_machines() / run.settings.worker_range[1]
+    facts = SetFacts(
+        sizes=counted.sizes,
+        images=len(run.labelled.train),
+        classes=len(run.labels.classes),
+        kept_at=functools.cache(functools.partial(kept_at, run)),
+    )
+    machine = Machine(memory=MEMORY_SHARE * memory, cores=cores, gpu=gpu)
+    plan = make_plan(run.settings, facts, machine, measure, seconds_left)
+    print("\n".join(plan.lines), flush=True)
+    added = planned_values(to_mapping(run.settings), to_mapping(plan.settings))
+    return replace(run, settings=plan.settings, planned=added)
+
+
+def measure_speed(run: TrainingRun, cores: int) -> Speed:
+    """Return how fast a worker with so many cores trains, and validates, as `run` says."""
+    retain_freed_memory()
+    gpu, workers = run.settings.gpu, run.settings.worker_range[1]
+    if not gpu:
+        torch.set_num_threads(cores)
+    request = run.training_request(0, 0, workers)
+    make_batch(request, run.batch_spec)  # decodes what is then at hand, as after a first pass
+    making, batch = _timed(lambda: make_batch(request, run.batch_spec))
+    images, masks = torch.from_numpy(batch.images), torch.from_numpy(batch.masks)
+    learner = Learner(
+        run.new_network(), run.settings.fit, total_steps=1000, device=torch.device("cuda" if gpu else "cpu")
+    )
+    float(learner.train_step(images, masks))
+    started, steps = time.monotonic(), 0
+    while steps < MEASURED_STEPS or time.monotonic() - started < MEASURED_SECONDS:
+        float(learner.train_step(images, masks))
+        steps += 1
+    step = (time.monotonic() - started) / steps
+    # On CPUs batches are made beside training, on the same cores.
+    return Speed(max(step, making / cores) if gpu else step + making / cores, _validation(run, learner, workers, cores))
+
+
+def _validation(run: TrainingRun, learner: Learner, workers: int, cores: int) -> float:
+    """Return the seconds of a validation, from a few of its batches."""
+    requests = run.validation_requests(0, workers)
+    few = requests[:: -(-len(requests) // VALIDATED)]
+    model = Model(learner.average, run.labels, run.settings.geometry, channels=run.channels)
+    predictor = Predictor(model, device=learner.device, precision=learner.precision)
+    making, batches = _timed(lambda: [make_batch(request, run.batch_spec) for request in few])
+    validate(predictor, learner.sums_of, batches[:1])
+    applying, _ = _timed(lambda: validate(predictor, learner.sums_of, batches))
+    each = max(applying, making / cores) if run.settings.gpu else applying + making / cores
+    return each * len(requests) / len(few) + EPOCH_SECONDS
+
+
+def kept_at(run: TrainingRun, size: Size) -> float:
+    """Return the mean IoU of masks of the training part that are resized and back, with themselves; 0 where the images
+    are larger than `RESIZED_PIXELS`."""
+    pairs = run.labelled.train
+    matrix = ConfusionMatrix.empty(len(run.labels.classes))
+    for pair in pairs[:: -(-len(pairs) // RESIZED)]:
+        try:
+            _, mask = read_pair(pair, run.labels, channels=run.channels)
+        except ImageError as error:  # of one that the check did not read
+            raise RequestError(str(error)) from None
+        if mask.size > RESIZED_PIXELS:
+            return 0.0
+        matrix.add(mask, resize_mask(resize_mask(mask, size), (mask.shape[0], mask.shape[1])))
+    return matrix.mean_iou
+
+
+def gpu_memory() -> float:
+    """Return the free bytes of this process's GPU."""
+    return float(torch.cuda.mem_get_info()[0])
+
+
+def _memory_of_machines() -> float:
+    """Return the bytes that processes may have on the machine with CPUs that has the least of them."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return min((host["memory"] for host in machines if "memory" in host), default=psutil.virtual_memory().available)
+
+
+def _ask_worker(run: TrainingRun, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `function` returns in a process that has what a worker has."""
+    task = ray.remote(function).options(
+        num_cpus=run.reserved["CPU"], num_gpus=run.reserved.get("GPU", 0), max_retries=0
+    )
+    try:
+        return ray.get(task.remote(*arguments))
+    except RayTaskError as error:
+        if isinstance(error.cause, RequestError | ImageError):
+            raise RequestError(str(error.cause)) from None
+        raise
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.monotonic()
+    value = call()
+    return time.monotonic() - started, value
