@@ -12,13 +12,13 @@ from unet.data.labelled_set import LabelledSet
 from unet.data.labels import read_labels
 from unet.data.layouts import Pair
 from unet.settings import RequestError, to_mapping
-from unet.train.resume import asks_for_more, is_finished, kept_channels
+from unet.train.resume import asks_for_more, is_finished, kept_channels, planned_of, with_plan
 from unet.train.run import TrainingRun
 from unet.train.settings import FitSettings, TrainSettings
 
 
 def settings(**fit: Any) -> TrainSettings:
-    return TrainSettings(name="run", fit=FitSettings(**fit))
+    return TrainSettings(name="run", size=(32, 32), fit=FitSettings(**fit))
 
 
 def begin(folder: Path, given: TrainSettings) -> str:
@@ -47,6 +47,56 @@ def test_what_a_version_did_not_know_was_at_its_default_and_what_is_gone_is_of_n
     del left["elastic"]
     file.write_text(yaml.safe_dump(left | {"gone": 3}))
     assert not asks_for_more(folder, settings(epochs=3))
+
+
+def begin_planned(folder: Path, given: TrainSettings, planned: dict[str, Any] | None) -> str:
+    """Leaves what a run begun with `given` leaves; `planned` None: of version 0.1, which planned nothing."""
+    (folder / "identity.json").write_text(json.dumps({} if planned is None else {"planned": planned}))
+    return begin(folder, with_plan(given, planned or {}))
+
+
+PLAN: dict[str, Any] = {"crop": [64, 96], "width": 16, "batch_size": 8, "epochs": 12, "steps_per_epoch": 30}
+
+
+def test_the_same_command_goes_on_with_what_was_planned_when_its_run_began(tmp_path: Path) -> None:
+    command = TrainSettings(name="run", fit=FitSettings(minutes=30))
+    folder = begin_planned(tmp_path, command, PLAN)
+    again = with_plan(command, planned_of(folder))
+    assert (again.crop, again.size, again.model.width) == ((64, 96), None, 16)
+    assert (again.fit.batch_size, again.fit.epochs, again.fit.steps_per_epoch) == (8, 12, 30)
+    assert not asks_for_more(folder, again)
+    longer = TrainSettings(name="run", fit=FitSettings(epochs=20))
+    assert asks_for_more(folder, with_plan(longer, planned_of(folder)))
+    for other, words in (
+        (TrainSettings(name="run", fit=FitSettings(minutes=60)), "minutes 30 -> 60"),
+        (TrainSettings(name="run", size=(32, 32), fit=FitSettings(minutes=30)), r"size None -> \[32, 32\]; crop"),
+        (TrainSettings(name="run", fit=FitSettings(minutes=30, batch_size=4)), "batch_size 8 -> 4"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            asks_for_more(folder, with_plan(other, planned_of(folder)))
+
+
+def test_what_was_given_when_a_run_began_has_to_be_given_again(tmp_path: Path) -> None:
+    planned = {"crop": [64, 96], "width": 16}
+    folder = begin_planned(tmp_path, TrainSettings(name="run", fit=FitSettings(batch_size=4, epochs=12)), planned)
+    without = with_plan(TrainSettings(name="run", fit=FitSettings(epochs=12)), planned_of(folder))
+    with pytest.raises(RequestError, match="batch_size 4 -> None"):
+        asks_for_more(folder, without)
+
+
+def test_a_run_of_a_version_that_planned_nothing_goes_on_with_its_defaults(tmp_path: Path) -> None:
+    older = to_mapping(TrainSettings(name="run", fit=FitSettings(batch_size=16, epochs=20, warmup_steps=20, ema=0.98)))
+    del older["minutes"]
+    (tmp_path / "identity.json").write_text("{}")
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
+    folder, command = str(tmp_path), TrainSettings(name="run")
+    again = with_plan(command, planned_of(folder))
+    assert (again.size, again.fit.batch_size, again.fit.ema) == ((128, 128), 16, 0.98)
+    assert not asks_for_more(folder, again)
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older | {"crop": [64, 64], "batch_size": 4}))
+    again = with_plan(TrainSettings(name="run", crop=(64, 64), fit=FitSettings(batch_size=4)), planned_of(folder))
+    assert (again.size, again.fit.batch_size) == (None, 4)
+    assert not asks_for_more(folder, again)
 
 
 def test_a_run_is_finished_once_it_has_a_page_with_something_in_it(tmp_path: Path) -> None:
