@@ -1,23 +1,20 @@
 """The generated sample set: repeatable, complete, and not to be solved by colour and place alone."""
 
-import itertools
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
+from tests.pixelwise import score_pixelwise
 from unet.data.image import Array
 from unet.data.labels import IGNORE, built_in_labels
 from unet.data.mask import decode_mask
 from unet.data.planes import decode_image
-from unet.model.metrics import ConfusionMatrix
 from unet.sample.canvas import SIZE
 from unet.sample.scene import draw_scene
 from unet.sample.write import write_sample_set
@@ -132,52 +129,9 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 def test_colour_and_place_alone_do_not_solve_the_set(scenes: list[Scene]) -> None:
     """Logistic regression on each pixel's colour, place, and their squares and products, fitted until it converges."""
-    training, validation = scenes[:80], scenes[80:]
-    rng = np.random.default_rng(0)
-    picked = [_some_pixels(scene, rng) for scene in training]
-    features = torch.from_numpy(np.concatenate([x for x, _ in picked]))
-    classes = torch.from_numpy(np.concatenate([y for _, y in picked])).long()
-    deviation, mean = torch.std_mean(features, 0)
-    model = _fit((features - mean) / deviation, classes)
-    matrix = ConfusionMatrix.empty(CLASSES)
-    with torch.no_grad():
-        for image, mask in ((image[::2, ::2], mask[::2, ::2]) for image, mask in validation):
-            logits = model((torch.from_numpy(_features(image)) - mean) / deviation)
-            matrix.add(mask, logits.argmax(1).numpy().astype(np.uint8).reshape(mask.shape))
+    matrix = score_pixelwise(scenes[:80], [(image[::2, ::2], mask[::2, ::2]) for image, mask in scenes[80:]], CLASSES)
     assert 0.2 < matrix.mean_iou < 0.5  # above 0.2: a fair opponent, which has learnt what colour and place can tell
 
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
-
-
-def _features(image: Array, pixels: npt.NDArray[np.intp] | slice = slice(None)) -> npt.NDArray[np.float32]:
-    """[pixels, 20] float: red, green, blue, x, y, and the squares and products of all five."""
-    y, x = np.mgrid[-1 : 1 : image.shape[0] * 1j, -1 : 1 : image.shape[1] * 1j]
-    plain = np.stack([*(image.transpose(2, 0, 1) / 127.5 - 1), x, y]).reshape(5, -1)[:, pixels]
-    products = [a * b for a, b in itertools.combinations_with_replacement(plain, 2)]
-    return np.stack([*plain, *products], -1).astype(np.float32)
-
-
-def _some_pixels(scene: Scene, rng: np.random.Generator) -> tuple[npt.NDArray[np.float32], Array]:
-    image, mask = scene
-    chosen = rng.permutation(np.flatnonzero(mask != IGNORE))[:150]
-    return _features(image, chosen), mask.ravel()[chosen]
-
-
-def _fit(features: torch.Tensor, classes: torch.Tensor) -> torch.nn.Linear:
-    model = torch.nn.Linear(features.shape[1], CLASSES)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=60, line_search_fn="strong_wolfe")
-    losses = []
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(features), classes)
-        loss.backward()
-        losses.append(loss.item())
-        return losses[-1]
-
-    for _ in range(4):
-        optimizer.step(step)
-    assert losses[-1] > losses[len(losses) // 2] - 0.01, "not converged: half of the steps still gained something"
-    return model

@@ -70,6 +70,9 @@ def test_what_is_given_is_kept() -> None:
     assert (planned.fit.batch_size, planned.fit.steps_per_epoch) == (5, 7)
     assert plan(settings={"crop": (64, 64)}, epochs=3, minutes=30).settings.fit.epochs == 3
     assert plan(batch_size=4, epochs=20).settings.fit.steps_per_epoch is None  # each image once an epoch, as ever
+    both = plan(epochs=2, steps_per_epoch=3, minutes=30)
+    assert (both.settings.fit.epochs, both.settings.fit.steps_per_epoch) == (2, 3)
+    assert both.lines[-1].endswith("whatever --minutes says")
     assert plan(max_steps=9).settings.fit.max_steps == 9
     assert plan(settings={"model": ModelSettings(model="classic")}).settings.model.width is None
 
@@ -83,26 +86,24 @@ def test_without_a_time_small_sets_are_seen_more_often_than_large_ones(
 ) -> None:
     fit = plan(images=images, machine=machine).settings.fit
     assert fit.epochs == 20
-    assert fit.steps_per_epoch is not None and fit.batch_size is not None
-    assert fit.epochs * fit.steps_per_epoch * fit.batch_size / images == pytest.approx(passes, rel=0.05)
+    assert 20 * (fit.steps_per_epoch or 0) * fit.images_per_pass / images == pytest.approx(passes, rel=0.05)
 
 
 @pytest.mark.parametrize("minutes", [1, 2, 5, 15, 30, 60, 600])
 @pytest.mark.parametrize("validation", [0.3, 12.0])
 def test_a_time_is_kept_with_enough_steps_and_few_seconds_of_validation(minutes: float, validation: float) -> None:
     made = plan(minutes=minutes, validation=validation)
-    fit = made.settings.fit
-    assert fit.epochs is not None and fit.steps_per_epoch is not None and fit.batch_size is not None
-    crop = made.settings.geometry.size
-    step = 0.1 + SECONDS_OF_A_PIXEL * fit.batch_size * crop[0] * crop[1] * (made.settings.model.width or 32) / 32
-    seconds = START_SECONDS + fit.epochs * (fit.steps_per_epoch * step + validation)
+    crop, batch = made.settings.geometry.size, made.settings.fit.images_per_pass
+    epochs, steps = made.settings.fit.epochs or 0, made.settings.fit.steps_per_epoch or 0
+    step = 0.1 + SECONDS_OF_A_PIXEL * batch * crop[0] * crop[1] * (made.settings.model.width or 32) / 32
+    seconds = START_SECONDS + epochs * (steps * step + validation)
     assert 0.85 * 60 * minutes < seconds < 1.01 * 60 * minutes
-    assert fit.epochs <= 40
-    assert fit.epochs == 1 or fit.epochs * validation <= 0.16 * 60 * minutes
+    assert epochs <= 40
+    assert epochs == 1 or epochs * validation <= 0.16 * 60 * minutes
     if minutes >= 5:
-        assert fit.epochs * fit.steps_per_epoch > 0.8 * ENOUGH_STEPS
+        assert epochs * steps > 0.8 * ENOUGH_STEPS
     if minutes >= 30:
-        assert (crop, fit.batch_size) == ((320, 320), 8)
+        assert (crop, batch) == ((320, 320), 8)
     assert f"{seconds / 60:.1f} minutes" in made.lines[-1]
 
 

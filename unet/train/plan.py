@@ -201,6 +201,8 @@ def _with_time(settings: TrainSettings, speed: Speed, seconds: float) -> TrainSe
     """Return settings with as many epochs and steps as `seconds` have room for, where they are open."""
     fit = settings.fit
     epochs, steps = fit.epochs, fit.steps_per_epoch
+    if epochs is not None and steps is not None:
+        return settings
     if epochs is None and steps is None:
         often = max(0.0, seconds) * VALIDATING / speed.validation
         epochs = max(1, int(min(MOST_EPOCHS, max(often, min(FEWEST_EPOCHS, 3 * often)))))
@@ -254,9 +256,10 @@ def _lines(
         yield "plan: as long as that takes; --minutes N plans the run for a time"
     else:
         minutes = (START_SECONDS + total * speed.step + total / steps * speed.validation) / 60
+        given_both = given.fit.epochs is not None and given.fit.steps_per_epoch is not None
         yield (
             f"plan: {speed.step:.2f} s a step and {speed.validation:.1f} s a validation, measured here: "
-            f"{minutes:.1f} minutes from now on"
+            f"{minutes:.1f} minutes from now on{', whatever --minutes says' if given_both else ''}"
         )
 
 
