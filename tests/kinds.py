@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import tifffile
 
 from tests.conftest import write_pair
@@ -30,9 +31,10 @@ def _discs(rng: np.random.Generator, size: tuple[int, int], count: int, radius: 
     return found
 
 
-def _stripes(size: tuple[int, int], period: float, angle: float) -> Array:
+def _stripes(size: tuple[int, int], period: float, angle: float) -> npt.NDArray[np.float64]:
     y, x = np.mgrid[: size[0], : size[1]]
-    return np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period)
+    stripes: npt.NDArray[np.float64] = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period)
+    return stripes
 
 
 def street(seed: int) -> Scene:

@@ -11,6 +11,7 @@ import yaml
 from tests.kinds import KINDS, write_set
 from tests.pixelwise import score_pixelwise
 from unet.command_line import run
+from unet.data.image import Array
 from unet.data.labels import IGNORE
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
@@ -64,12 +65,12 @@ def test_a_set_of_each_kind_beats_a_constant_and_its_pixels_in_a_minute(kind: st
     assert model.scores["val_miou"] > max(pixelwise, constant)
 
 
-def as_indices(image: np.ndarray, mask: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def as_indices(image: Array, mask: Array, kind: str) -> tuple[Array, Array]:
     """The scene with class indices in its mask; of binary sets these are 0 and 1."""
     return (image, mask // 255) if kind in ("medical", "dozen") else (image, mask)
 
 
-def best_constant(masks: list[np.ndarray], classes: int) -> float:  # type: ignore[type-arg]
+def best_constant(masks: list[Array], classes: int) -> float:
     """The mean IoU of the best answer that is one class everywhere."""
     scores = []
     counts = np.bincount(np.concatenate([mask[mask != IGNORE] for mask in masks]), minlength=classes)

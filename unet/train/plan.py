@@ -280,7 +280,12 @@ def _bytes_of(settings: TrainSettings, facts: SetFacts) -> float:
 def _work_of(settings: TrainSettings) -> float:
     """Return what the seconds of a step are about proportional to."""
     width: int = architecture(settings.model)["width"]
-    return (settings.fit.batch_size or 1) * math.prod(settings.geometry.size) * float(width) ** 1.5
+    return (
+        settings.fit.images_per_pass
+        * settings.fit.accumulate
+        * math.prod(settings.geometry.size)
+        * math.pow(width, 1.5)
+    )
 
 
 def _rounded(length: float, divisor: int) -> int:

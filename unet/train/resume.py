@@ -56,7 +56,7 @@ def with_plan(settings: TrainSettings, planned: dict[str, Any]) -> TrainSettings
 
 def _begun_with(folder: str) -> dict[str, Any]:
     # What an older version did not know yet was at its default. What this one does not know has no effect on it.
-    before = to_mapping(TrainSettings()) | yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
+    before: dict[str, Any] = to_mapping(TrainSettings()) | yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
     if before["size"] is None and before["crop"] is None:
         before["size"] = OLDER["size"]
     return before
