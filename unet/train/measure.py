@@ -54,7 +54,7 @@ def plan_run(run: TrainingRun, counted: SetStatistics, seconds_left: Callable[[]
 
     gpu = run.settings.gpu
     cores = run.data_cpus if gpu else max(1, int(run.reserved["CPU"]))
-    memory = _ask_worker(run, gpu_memory) if gpu else _memory_of_machines() / run.settings.worker_range[1]
+    memory = _ask_worker(run, gpu_memory) if gpu else _memory_of_share(run.reserved["CPU"])
     facts = SetFacts(
         sizes=counted.sizes,
         images=len(run.labelled.train),
@@ -125,15 +125,16 @@ def gpu_memory() -> float:
     return float(torch.cuda.mem_get_info()[0])
 
 
-def _memory_of_machines() -> float:
-    """Return the bytes that processes may have on the machine with CPUs that has the least of them."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return min((host["memory"] for host in machines if "memory" in host), default=psutil.virtual_memory().available)
+def _memory_of_share(cpus: float) -> float:
+    """Return the bytes that a worker with so many CPUs may have, on the machine that has the least of them."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    shares = [host["memory"] * cpus / host["CPU"] for host in machines if host.get("CPU") and host.get("memory")]
+    return min(shares, default=psutil.virtual_memory().available)
 
 
 def _ask_worker(run: TrainingRun, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `function` returns in a process that has what a worker has."""
-    task = ray.remote(function).options(
+    """Return what `function` returns in a process that has what a worker has, and ends, for it retains memory."""
+    task = ray.remote(max_calls=1)(function).options(
         num_cpus=run.reserved["CPU"], num_gpus=run.reserved.get("GPU", 0), max_retries=0
     )
     try:
