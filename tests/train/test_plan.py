@@ -68,7 +68,9 @@ def test_what_is_given_is_kept() -> None:
     planned = plan(settings=given, batch_size=5, steps_per_epoch=7, minutes=3).settings
     assert (planned.size, planned.crop, planned.model.width) == ((128, 128), None, 24)
     assert (planned.fit.batch_size, planned.fit.steps_per_epoch) == (5, 7)
-    assert plan(settings={"crop": (64, 64)}, epochs=3, minutes=30).settings.fit.epochs == 3
+    three = plan(settings={"crop": (64, 64)}, epochs=3, minutes=30).settings.fit
+    assert three.epochs == 3
+    assert (three.steps_per_epoch or 0) > 1000
     assert plan(batch_size=4, epochs=20).settings.fit.steps_per_epoch is None  # each image once an epoch, as ever
     both = plan(epochs=2, steps_per_epoch=3, minutes=30)
     assert (both.settings.fit.epochs, both.settings.fit.steps_per_epoch) == (2, 3)
