@@ -36,6 +36,7 @@ def test_what_storage_does_not_answer_is_one_line_and_may_be_tried_again(
         ("train", "--output"),
         ("train", "--data"),
         ("train", "--init-from"),
+        ("train", "--encoder-weights"),
         ("segment", "--model"),
         ("segment", "--input"),
         ("segment", "--output"),
@@ -59,7 +60,7 @@ def test_promise_33_a_server_that_is_away_before_a_job_starts_is_exit_1_and_one_
     model, output = save_model(str(tmp_path / "model")), str(tmp_path / "output")
     labelled = {"--data": str(boxes), "--classes": str(boxes / "classes.csv"), "--output": output}
     given = {
-        "train": labelled | {"--batch-size": "4"},
+        "train": labelled | {"--batch-size": "4", "--encoder": "resnet18"},
         "segment": {"--input": str(boxes), "--output": output, "--model": model},
         "evaluate": labelled | {"--model": model},
     }[job] | {flag: "s3://bucket/there"}

@@ -94,6 +94,9 @@ ONE_VALUE: dict[str, Any] = {"size": (16, 16), "fit": FitSettings(batch_size=1)}
 def test_settings_that_leave_batch_norm_one_value_a_channel_are_refused() -> None:
     with pytest.raises(RequestError, match=r"^--batch-size 1: .*16 x 16 pixels.*--depth 4"):
         check_batch_norm(TrainSettings(**ONE_VALUE))
+    with pytest.raises(RequestError, match=r"^--batch-size 1: .* in resnet18; .* or no --encoder"):
+        encoder = ModelSettings(encoder="resnet18", norm="group")
+        check_batch_norm(TrainSettings(size=(32, 17), model=encoder, fit=FitSettings(batch_size=1)))
     with pytest.raises(RequestError, match=r"--norm group"):  # one of the two workers has one image
         check_batch_norm(TrainSettings(size=(9, 16), workers="1:2", fit=FitSettings(batch_size=6, accumulate=2)))
 
@@ -113,6 +116,7 @@ def test_they_are_refused_before_workers_start(boxes: Path, tmp_path: Path, monk
         {"model": ModelSettings(norm="group")},
         {"model": ModelSettings(model="classic")},
         {"model": ModelSettings(depth=3)},
+        {"model": ModelSettings(encoder="resnet18"), "size": (32, 33)},
         {"gpu": True, "workers": "2", "fit": FitSettings(batch_size=2)},
     ],
 )

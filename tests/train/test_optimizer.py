@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unet.model.network import UNet, to_channels_last
-from unet.train.optimizer import ITERATIONS, QUINTIC, Muon, orthogonalise
+from unet.model.network import UNet, architecture, to_channels_last
+from unet.model.settings import ModelSettings
+from unet.train.optimizer import ITERATIONS, PRETRAINED_RATE, QUINTIC, Muon, Optimizer, orthogonalise
+from unet.train.settings import FitSettings
 
 RATE, DECAY = 0.02, 0.1
 
@@ -90,3 +92,21 @@ def test_no_step_reads_a_value() -> None:
     """Tensors without values have none to be read: a GPU need not be waited for."""
     kernels = [nn.Parameter(kernel.detach().to("meta")) for kernel in kernels_of()]
     take(kernels, [torch.empty_like(kernel) for kernel in kernels], Muon(kernels, RATE, DECAY, torch.bfloat16))
+
+
+@pytest.mark.parametrize(("weights", "rate"), [("a.pth", RATE * PRETRAINED_RATE), (None, RATE)])
+def test_a_pretrained_encoder_learns_by_adamw_at_a_tenth_of_the_rate(weights: str | None, rate: float) -> None:
+    torch.manual_seed(0)
+    network = UNet(classes=2, **architecture(ModelSettings(encoder="resnet18", width=8)))
+    before = copy.deepcopy(network.state_dict())
+    settings = FitSettings(encoder_weights=weights, optimizer="muon" if weights else "adamw", weight_decay=0.0)
+    optimizer = Optimizer(network, settings, 1.0)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(RATE)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 1 or name.startswith("down.encoder."):  # the first step of AdamW is the learning rate
+            expected = torch.full_like(parameter, rate if name.startswith("down.encoder.") else RATE)
+            assert torch.allclose(before[name] - parameter, expected, rtol=1e-3), name
+        else:
+            assert not torch.equal(before[name], parameter), name

@@ -3,6 +3,7 @@
 images: NHWC uint8 -> `normalise` -> NCHW float in [-1, 1] -> `UNet` -> logits: NCHW float, C classes, same H and W.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet.model.settings import ModelSettings, Norm, Preset, Upsample
+from unet.model.encoder import DEPTH, ResNet
+from unet.model.settings import Encoder, ModelSettings, Norm, Preset, Upsample
 
 PRESETS: dict[Preset, dict[str, Any]] = {
     "default": {"width": 32, "depth": 4, "norm": "batch", "dropout": 0.0, "upsample": "transpose"},
@@ -22,6 +24,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 def architecture(settings: ModelSettings) -> dict[str, Any]:
     """Return the arguments of `UNet` but for `classes`: those of the preset, overridden by `settings`."""
     preset = PRESETS[settings.model]
+    if settings.encoder is not None:
+        preset = preset | {"width": preset["width"] // 2, "depth": DEPTH, "encoder": settings.encoder}
     return {key: value if getattr(settings, key) is None else getattr(settings, key) for key, value in preset.items()}
 
 
@@ -44,7 +48,8 @@ class UNet(nn.Module):
 
     Each level applies two 3x3 convolutions, each followed by norm and ReLU. Any input size: the input is padded at
     the bottom and right to a multiple of `size_divisor`, 2**depth, by repeating its border, and the logits are cropped
-    back, so an image's logits depend on that image alone.
+    back, so an image's logits depend on that image alone. With an `encoder`, whose depth is 5, level 0 of the way down
+    is as without one, and the others are the encoder's.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class UNet(nn.Module):
         norm: Norm = "none",
         dropout: float = 0.3,
         upsample: Upsample = "transpose",
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -67,14 +73,20 @@ class UNet(nn.Module):
             "norm": norm,
             "dropout": dropout,
             "upsample": upsample,
+            **({} if encoder is None else {"encoder": encoder}),
         }
         widths = [width << level for level in range(depth + 1)]
-        self.down = nn.ModuleList()
-        self.down.append(DoubleConv(channels, widths[0], norm))
-        for in_channels, out_channels in pairwise(widths):
-            block = DoubleConv(in_channels, out_channels, norm)
-            self.down.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), block))
-        self.up = nn.ModuleList(UpBlock(widths[level], norm, dropout, upsample) for level in reversed(range(depth)))
+        self.down: PlainDown | ResNetDown = (
+            PlainDown(channels, widths, norm, dropout)
+            if encoder is None
+            else ResNetDown(channels, width, norm, encoder)
+        )
+        skips = self.down.channels
+        widths[-1] = skips[-1]
+        self.up = nn.ModuleList(
+            UpBlock(widths[level + 1], skips[level], widths[level], norm, dropout, upsample)
+            for level in reversed(range(depth))
+        )
         self.head = nn.Conv2d(width, classes, 1)
         self.size_divisor = 1 << depth
         for module in self.modules():
@@ -82,6 +94,11 @@ class UNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # he_normal
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @property
+    def encoder(self) -> ResNet | None:
+        """The part of it that can begin from weights trained elsewhere."""
+        return self.down.encoder if isinstance(self.down, ResNetDown) else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits, NCHW float, of normalised images, NCHW float."""
@@ -92,16 +109,45 @@ class UNet(nn.Module):
 
     def forward_unpadded(self, images: Tensor) -> Tensor:
         """Return the logits of normalised images whose height and width are multiples of `size_divisor`."""
-        x = images
-        skips = []
-        for level in self.down:
-            x = level(x)
-            skips.append(x)
-        skips.pop()
+        skips = self.down(images)
+        x = skips.pop()
         for level in self.up:
             x = level(x, skips.pop())
         logits: Tensor = self.head(x)
         return logits
+
+
+class PlainDown(nn.ModuleList):
+    """A `DoubleConv` at each level, each after the first behind a pooling; returns the features of every level."""
+
+    def __init__(self, channels: int, widths: Sequence[int], norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.channels = tuple(widths)
+        self.append(DoubleConv(channels, widths[0], norm))
+        for in_channels, out_channels in pairwise(widths):
+            block = DoubleConv(in_channels, out_channels, norm)
+            self.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), block))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for level in self:
+            x = level(x)
+            features.append(x)
+        return features
+
+
+class ResNetDown(nn.Module):
+    """A `DoubleConv` at full resolution beside a ResNet, which begins at half of it; returns the features of every
+    level."""
+
+    def __init__(self, channels: int, width: int, norm: Norm, encoder: Encoder) -> None:
+        super().__init__()
+        self.full = DoubleConv(channels, width, norm)
+        self.encoder = ResNet(encoder, channels)
+        self.channels = (width, *self.encoder.channels)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.full(images), *self.encoder(images)]
 
 
 class DoubleConv(nn.Module):
@@ -120,17 +166,19 @@ class DoubleConv(nn.Module):
 class UpBlock(nn.Module):
     """Doubles height and width, concatenates the skip connection, and applies a `DoubleConv`."""
 
-    def __init__(self, width: int, norm: Norm, dropout: float, upsample: Upsample) -> None:
+    def __init__(
+        self, in_channels: int, skip_channels: int, width: int, norm: Norm, dropout: float, upsample: Upsample
+    ) -> None:
         super().__init__()
         self.upsample: nn.Module
         if upsample == "transpose":
-            self.upsample = nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1)
+            self.upsample = nn.ConvTranspose2d(in_channels, width, 3, stride=2, padding=1, output_padding=1)
         else:
             self.upsample = nn.Sequential(
-                nn.Conv2d(2 * width, width, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+                nn.Conv2d(in_channels, width, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
             )
         self.dropout = nn.Dropout(dropout)
-        self.block = DoubleConv(2 * width, width, norm)
+        self.block = DoubleConv(width + skip_channels, width, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = torch.cat([self.upsample(x), skip], dim=1)

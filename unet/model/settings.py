@@ -9,6 +9,7 @@ from unet.settings import PredictPrecision, RequestError, at_least, worker_range
 Preset = Literal["default", "classic"]
 Norm = Literal["none", "batch", "group"]
 Upsample = Literal["transpose", "bilinear"]
+Encoder = Literal["resnet18", "resnet34", "resnet50"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class ModelSettings:
     """Share of activations dropped after each pooling and each concatenation."""
     upsample: Upsample | None = None
     """transpose: 3x3 stride-2 transposed convolution. bilinear: 1x1 convolution, then interpolation."""
+    encoder: Encoder | None = None
+    """The way down is this ResNet, with batch norm and five halvings; the other flags are those of the way up."""
 
     def __post_init__(self) -> None:
         if self.width is not None:
@@ -35,6 +38,8 @@ class ModelSettings:
                 raise RequestError(f"--width {self.width} must be a multiple of 8 with --norm group")
         if self.depth is not None and not 1 <= self.depth <= 7:
             raise RequestError(f"--depth {self.depth} must lie in 1..7")
+        if self.encoder is not None and self.depth is not None:
+            raise RequestError(f"--depth {self.depth}: --encoder {self.encoder} has its own; leave --depth out")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise RequestError(f"--dropout {self.dropout} must lie in 0..1")
 

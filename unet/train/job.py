@@ -129,7 +129,7 @@ def _decide(settings: TrainSettings, folder: str, before: Identity | None, began
     if before is not None:
         check_identity(run, before)
     run = _placed(run, local=connect(worker_output=True))
-    _check_shared(run)
+    _check_shared(run, begun=before is not None)
     if before is None and is_open(settings):
         run = plan_run(run, counted, lambda: began + 60 * (settings.fit.minutes or 0) - time.monotonic())
         check_batch(run.settings, len(run.labelled.train))
@@ -140,7 +140,7 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     return replace(
         store.with_absolute_paths(settings, "output"),
         data=store.with_absolute_paths(settings.data, "data", "images", "masks", "val_data"),
-        fit=store.with_absolute_paths(settings.fit, "init_from"),
+        fit=store.with_absolute_paths(settings.fit, "init_from", "encoder_weights"),
     )
 
 
@@ -158,10 +158,12 @@ def _tell_fault(error: TrainingFailedError, folder: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _check_shared(run: TrainingRun) -> None:
+def _check_shared(run: TrainingRun, *, begun: bool) -> None:
     """Raise RequestError if a machine of the cluster does not see what the run reads and writes."""
     first, last = run.labelled.train[0], run.labelled.val[-1]
     paths = {"--data": first.image, "--masks": first.mask, "--val-data": last.image}
+    if run.settings.fit.encoder_weights is not None and not begun:
+        paths["--encoder-weights"] = run.settings.fit.encoder_weights
     check_shared(paths, {"--output": run.folder})
 
 
@@ -190,6 +192,8 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> t
         planned=(before or {}).get("planned", {}),
     )
     _check_init_from(run)
+    if before is None:
+        _check_encoder_weights(run)
     return run, statistics[0]
 
 
@@ -237,9 +241,17 @@ def _check_init_from(run: TrainingRun) -> None:
         fitting = matching_tensors(Model.load(source, "--init-from"), run.new_network(), run.labels)
         if not any(tensor.ndim > 1 for name, tensor in fitting.items() if not name.startswith("head.")):
             raise RequestError(
-                f"--init-from {source}: none of its weights fit; give the --model, --width, --norm and --upsample that "
-                "it was trained with"
+                f"--init-from {source}: none of its weights fit; give the --model, --width, --norm, --upsample and "
+                "--encoder that it was trained with"
             )
+
+
+def _check_encoder_weights(run: TrainingRun) -> None:
+    """Print what is taken of --encoder-weights; raise RequestError if that is no file of weights for --encoder."""
+    given = run.encoder_weights()
+    if given is not None:
+        left_out = ", ".join(given.left_out[:4]) + ", ..." * (len(given.left_out) > 4)
+        print(f"--encoder-weights: {len(given.tensors)} tensors taken; left out: {left_out or 'none'}")
 
 
 def _class_weights(settings: TrainSettings, labels: LabelSet, statistics: SetStatistics) -> tuple[float, ...] | None:

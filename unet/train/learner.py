@@ -172,11 +172,14 @@ def check_batch_norm(settings: TrainSettings) -> None:
     if not settings.gpu:  # workers on GPUs share the statistics of small batches
         images //= settings.worker_range[1]
     height, width = settings.geometry.size
-    if network["norm"] == "batch" and images == 1 and max(height, width) <= 1 << network["depth"]:
+    encoder = network.get("encoder")
+    has_batch_norm = network["norm"] == "batch" or encoder is not None
+    if has_batch_norm and images == 1 and max(height, width) <= 1 << network["depth"]:
+        where, otherwise = (f"in {encoder}", "no --encoder") if encoder else (f"at --depth {network['depth']}", "--norm group")
         raise RequestError(
             f"--batch-size {fit.batch_size}: one image of {height} x {width} pixels in a worker's forward pass leaves "
-            f"batch norm one value a channel at --depth {network['depth']}; give 2 for each of --workers and "
-            "--accumulate, larger images, or --norm group"
+            f"batch norm one value a channel {where}; give 2 for each of --workers and --accumulate, larger images, or "
+            f"{otherwise}"
         )
 
 

@@ -222,6 +222,9 @@ def _learner(run: TrainingRun, device: torch.device, *, begun: bool) -> Learner:
         matching = matching_tensors(Model.load(settings.fit.init_from, "--init-from"), network, run.labels)
         print(f"--init-from: {len(matching)} of {len(network.state_dict())} tensors taken")
         network.load_state_dict(matching, strict=False)
+    if not begun and (pretrained := run.encoder_weights()) is not None:
+        assert network.encoder is not None
+        network.encoder.load_state_dict(pretrained.tensors)
     weights = None if run.class_weights is None else torch.tensor(run.class_weights)
     return Learner(network, settings.fit, total_steps=run.total_steps, class_weights=weights, device=device)
 

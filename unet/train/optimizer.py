@@ -2,7 +2,7 @@
 
 Muon (Jordan et al., 2024) orthogonalises the momentum of a matrix before it is applied; a kernel is the matrix of
 its first dimension by all others. Its steps are scaled to AdamW's size (Liu et al., 2025), so that one learning rate
-and one weight decay serve both.
+and one weight decay serve both. A pretrained encoder is left to AdamW, at PRETRAINED_RATE of the learning rate.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unet.model.network import UNet
 from unet.train.settings import FitSettings
 
 MOMENTUM = 0.95
@@ -22,6 +23,9 @@ QUINTIC = 3.4445, -4.7750, 2.0315
 
 ITERATIONS = 5
 
+PRETRAINED_RATE = 0.1
+"""Learning rate of a pretrained encoder, over that of all else."""
+
 WORTH_BF16 = 3.0
 """Speedup of bfloat16 over float32 from which on Muon multiplies in it: in float32 there is 0.4 of the work to do."""
 
@@ -30,9 +34,10 @@ class Optimizer:
     """Updates the weights of `network`, which must already be on its device, which is `bf16_speedup` times as fast in
     bfloat16 as in float32: Muon multiplies in what is faster, whatever the precision of the network."""
 
-    def __init__(self, network: nn.Module, settings: FitSettings, bf16_speedup: float) -> None:
-        kernels = [weight for weight in network.parameters() if weight.ndim > 1]
-        others = [weight for weight in network.parameters() if weight.ndim <= 1]  # biases, and scales of norms
+    def __init__(self, network: UNet, settings: FitSettings, bf16_speedup: float) -> None:
+        pretrained = [*network.encoder.parameters()] if network.encoder and settings.encoder_weights else []
+        known = {*pretrained}
+        kernels, others = _by_kind([weight for weight in network.parameters() if weight not in known])
         # The first and the last layer stay with AdamW, as Muon's authors advise for embeddings and heads.
         hidden = kernels[1:-1] if settings.optimizer == "muon" else []
         kept = [kernels[0], kernels[-1]] if hidden else kernels
@@ -40,6 +45,9 @@ class Optimizer:
             {"params": kept, "weight_decay": settings.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
+        for weights, decay in zip(_by_kind(pretrained), (settings.weight_decay, 0.0), strict=True):
+            if weights:
+                groups.append({"params": weights, "weight_decay": decay, "scale": PRETRAINED_RATE})
         self._parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, fused=True)]
         if hidden:
             dtype = torch.bfloat16 if bf16_speedup > WORTH_BF16 else torch.float32
@@ -53,7 +61,7 @@ class Optimizer:
     def step(self, rate: float) -> None:
         """Update every weight by its gradient at this learning rate."""
         for group in self.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         for part in self._parts:
             part.step()
 
@@ -70,6 +78,11 @@ class Optimizer:
         """Restore what `state_dict` returned."""
         for part, state in zip(self._parts, states, strict=True):
             part.load_state_dict(state)
+
+
+def _by_kind(weights: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return kernels, and what is not decayed: biases, and scales of norms."""
+    return [weight for weight in weights if weight.ndim > 1], [weight for weight in weights if weight.ndim <= 1]
 
 
 class Muon(torch.optim.Optimizer):

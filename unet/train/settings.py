@@ -59,6 +59,9 @@ class FitSettings:
     """Seed of initial weights, order, augmentation and dropout."""
     init_from: str | None = None
     """Model folder to start from; what fits is taken (a head for other classes is not)."""
+    encoder_weights: str | None = None
+    """Weights that --encoder starts from: a safetensors file or a PyTorch state dict of that ResNet, with the names of
+    torchvision and timm, local or on S3. It then learns at a tenth of --lr."""
     precision: Precision = "auto"
     """auto: what the device does fast: bf16, fp16 on GPUs without it, or fp32 on CPUs without it. bf16: autocast
     (float32 weights). fp16: autocast with loss scaling. fp32: no autocast."""
@@ -129,6 +132,11 @@ class TrainSettings:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise RequestError(f"--name {self.name!r} must be a folder name, without a slash or a leading dot")
         at_least("--checkpoint-every", self.checkpoint_every, 0)
+        if self.fit.encoder_weights is not None:
+            if self.model.encoder is None:
+                raise RequestError("--encoder-weights: of which ResNet? give --encoder")
+            if self.fit.init_from is not None:
+                raise RequestError("--encoder-weights and --init-from are two beginnings: give one")
         workers = self.worker_range[1]
         if self.fit.batch_size is not None and workers > (smallest := self.fit.images_per_pass):
             raise RequestError(
