@@ -1,8 +1,9 @@
-"""ResNets as encoders: the features of a reference, weights from files and stores, and how a U-Net with one is applied."""
+"""ResNets as encoders: the features of a reference, weights from files and stores, and a U-Net that has one."""
 
 import io
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,15 @@ SIZE = 75, 91
 """Of images: odd, and a multiple of nothing that an encoder halves."""
 
 
-def make_resnet(encoder: Encoder, channels: int = 3, seed: int = 0) -> ResNet:
+@cache
+def make_resnet(encoder: Encoder) -> ResNet:
     """A ResNet with random weights, norms too, that has seen images."""
-    torch.manual_seed(seed)
-    network = ResNet(encoder, channels)
+    torch.manual_seed(0)
+    network = ResNet(encoder, 3)
     for name, parameter in network.named_parameters():
         if parameter.ndim == 1:
             nn.init.uniform_(parameter, *((0.5, 1.5) if name.endswith("weight") else (-0.5, 0.5)))
-    network(images_of(channels))
+    network(images_of())
     return network.eval()
 
 
@@ -155,7 +157,6 @@ def test_the_first_kernel_is_adapted_to_other_channels(channels: int, tmp_path: 
     else:
         assert torch.allclose(kernels[1], kernels[0][:, [place % 3 for place in range(channels)]] * 3 / channels)
     assert ResNet("resnet18", channels).normalise(torch.zeros(1, channels, 4, 4)).shape == (1, channels, 4, 4)
-
 
 
 def damaged(tensors: Tensors) -> Tensors:
@@ -280,6 +281,7 @@ def test_the_model_folder_says_which_encoder_and_older_ones_have_none(tmp_path: 
     assert "encoder" not in UNet(classes=2, width=8, depth=1).config
 
 
+@pytest.mark.slow  # for the seconds that the exporter takes for so many layers
 def test_the_onnx_file_computes_the_same() -> None:
     model = make_model()
     data = to_onnx(model)
@@ -289,5 +291,5 @@ def test_the_onnx_file_computes_the_same() -> None:
 
 def test_flags_of_an_encoder_that_contradict_one_another_are_refused() -> None:
     assert architecture(ModelSettings(encoder="resnet34"))["width"] == 16
-    with pytest.raises(RequestError, match="^--depth 3: --encoder resnet34 has its own"):
+    with pytest.raises(RequestError, match=r"^--depth 3: --encoder resnet34 has its own"):
         ModelSettings(encoder="resnet34", depth=3)

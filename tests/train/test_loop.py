@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from unet.data.image import Array
 from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
 from unet.data.settings import DataSettings
 from unet.model.artifact import Model
+from unet.model.encoder import ResNet
 from unet.model.predictor import Predictor
 from unet.model.settings import ModelSettings
 from unet.settings import Geometry, RequestError
@@ -102,3 +104,23 @@ def test_validation_goes_on_in_halves_and_says_what_does_not_fit(run: TrainingRu
     large = make_batch(run.validation_requests(0, 1)[0], replace(run.batch_spec, geometry=Geometry("resize", (48, 56))))
     with pytest.raises(RequestError, match=r"an image of 48 x 56 pixels does not fit in memory.*--size or --width"):
         validate(SmallMemory(model), loop.learner.sums_of, [large])
+
+
+def test_an_encoder_begins_from_its_weights_and_a_run_that_goes_on_needs_them_no_more(
+    run: TrainingRun, tmp_path: Path
+) -> None:
+    weights, file = ResNet("resnet18", 3).state_dict(), tmp_path / "weights.safetensors"
+    file.write_bytes(save(weights))
+    fit = replace(run.settings.fit, encoder_weights=str(file), batch_size=12, lr=1e-9, ema=0.0)
+    run = replace(run, settings=replace(run.settings, model=ModelSettings(encoder="resnet18", width=8), fit=fit))
+    with Checkpoints(run.folder) as checkpoints:
+        loop = TrainingLoop(run, checkpoints, None, torch.device("cpu"))
+        loop.train(batches(run, loop))
+    encoder = loop.learner.network.encoder
+    assert encoder is not None
+    for name, parameter in encoder.named_parameters():
+        assert torch.allclose(parameter, weights[name], atol=1e-6), name
+    file.unlink()
+    with Checkpoints(run.folder) as checkpoints:
+        again = TrainingLoop(run, checkpoints, checkpoints.latest(), torch.device("cpu"))
+    assert len(again.entries) == 2

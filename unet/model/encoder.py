@@ -45,8 +45,8 @@ class ResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(self.normalise(images))), inplace=True)
         features = [x]
         x = F.max_pool2d(x, 3, stride=2, padding=1)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+        for level in range(4):
+            x = self.get_submodule(f"layer{level + 1}")(x)
             features.append(x)
         return features
 
@@ -202,7 +202,9 @@ def _check_shapes(uri: str, tensors: dict[str, Tensor], encoder: Encoder, channe
             raise _refusal(uri, f"holds {name}, which no {encoder} has; give a state dict of one")
         if wanted[name] != found[name]:
             shapes = " where ".join(" x ".join(map(str, shape)) for shape in (found[name], wanted[name]))
-            raise _refusal(uri, f"{name} is {shapes} is needed; give weights of a {encoder} for {channels} or 3 channels")
+            raise _refusal(
+                uri, f"{name} is {shapes} is needed; give weights of a {encoder} for {channels} or 3 channels"
+            )
 
 
 def _read_tensors(uri: str) -> dict[str, Tensor]:

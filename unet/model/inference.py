@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from unet.model.encoder import BasicBlock, Bottleneck, ResNet
 from unet.model.network import DoubleConv, UNet, UpBlock, to_channels_last
 
 FUSING_CAPABILITY = 8
@@ -41,7 +40,7 @@ def _fold_batch_norms(network: UNet) -> UNet:
                 assert isinstance(convolution, nn.Conv2d)
                 assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
                 setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
-            elif isinstance(parent, ResNet | BasicBlock | Bottleneck) and name.startswith("bn"):
+            elif name.startswith("bn") and isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):  # of a ResNet
                 before = name.replace("bn", "conv")
                 setattr(parent, before, fuse_conv_bn_eval(getattr(parent, before), child))
                 setattr(parent, name, nn.Identity())

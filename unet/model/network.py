@@ -75,12 +75,13 @@ class UNet(nn.Module):
             "upsample": upsample,
             **({} if encoder is None else {"encoder": encoder}),
         }
+        assert encoder is None or depth == DEPTH
         widths = [width << level for level in range(depth + 1)]
-        self.down: PlainDown | ResNetDown = (
-            PlainDown(channels, widths, norm, dropout)
-            if encoder is None
-            else ResNetDown(channels, width, norm, encoder)
-        )
+        self.down: PlainDown | ResNetDown
+        if encoder is None:
+            self.down = PlainDown(channels, widths, norm, dropout)
+        else:
+            self.down = ResNetDown(channels, width, norm, encoder)
         skips = self.down.channels
         widths[-1] = skips[-1]
         self.up = nn.ModuleList(

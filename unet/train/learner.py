@@ -175,7 +175,9 @@ def check_batch_norm(settings: TrainSettings) -> None:
     encoder = network.get("encoder")
     has_batch_norm = network["norm"] == "batch" or encoder is not None
     if has_batch_norm and images == 1 and max(height, width) <= 1 << network["depth"]:
-        where, otherwise = (f"in {encoder}", "no --encoder") if encoder else (f"at --depth {network['depth']}", "--norm group")
+        where, otherwise = (
+            (f"in {encoder}", "no --encoder") if encoder else (f"at --depth {network['depth']}", "--norm group")
+        )
         raise RequestError(
             f"--batch-size {fit.batch_size}: one image of {height} x {width} pixels in a worker's forward pass leaves "
             f"batch norm one value a channel {where}; give 2 for each of --workers and --accumulate, larger images, or "
