@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save as save_tensors
 
 from tests.conftest import make_pair, write_pair
 from tests.report.html_page import assert_alone
 from unet.command_line import run
 from unet.data.image import encode_image
 from unet.model.artifact import Model
-from unet.model.encoder import ResNet
 from unet.model.predictor import Predictor
 from unet.train.job import train
 from unet.train.journal import read_entries
@@ -120,23 +118,6 @@ def test_a_finished_run_says_so_refuses_other_settings_and_may_be_started_from(
     before, after = (Model.load(str(tmp_path / "out" / name / "model")) for name in ("run", "next"))
     for name, tensor in after.network.named_parameters():
         assert torch.allclose(tensor, dict(before.network.named_parameters())[name], atol=1e-4), name
-
-
-def test_an_encoder_begins_from_its_weights_and_a_run_that_goes_on_needs_them_no_more(
-    job: Job, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    torch.manual_seed(5)
-    weights, file = ResNet("resnet18", 3).state_dict(), tmp_path / "weights.safetensors"
-    file.write_bytes(save_tensors(weights | {"fc.bias": torch.zeros(3)}))
-    assert job(**RESNET, encoder_weights=file, epochs=1, lr=1e-9) == 0
-    assert "--encoder-weights: 100 tensors taken; left out: fc.bias" in capfd.readouterr().out
-    encoder = Model.load(str(folder / "model")).network.encoder
-    assert encoder is not None
-    for name, parameter in encoder.named_parameters():
-        assert torch.allclose(parameter, weights[name], atol=1e-4), name
-    file.unlink()
-    assert job(**RESNET, encoder_weights=file, epochs=2, lr=1e-9) == 0
-    assert len(read_entries(str(folder))) == 2
 
 
 @pytest.mark.slow
