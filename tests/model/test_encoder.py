@@ -77,7 +77,9 @@ def reference_features(encoder: Encoder, tensors: Tensors, images: Tensor) -> li
         layer_type="bottleneck" if bottleneck else "basic",
     )
     network: Any = ResNetModel(config)
-    network.eval().load_state_dict({_reference_name(name): tensor for name, tensor in tensors.items() if "fc." not in name})
+    network.eval().load_state_dict(
+        {_reference_name(name): tensor for name, tensor in tensors.items() if "fc." not in name}
+    )
     with torch.no_grad():
         stem = network.embedder.embedder(images)
         return [stem, *network(images, output_hidden_states=True).hidden_states[1:]]
