@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from tests.model.test_int8 import needs_vnni
 from unet.data.channels import Channels
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
 from unet.model.encoder import LAYERS, MEAN, STD, ResNet, read_encoder_weights
 from unet.model.inference import prepare_for_inference
+from unet.model.int8 import calibrate, to_int8
 from unet.model.network import UNet, architecture, normalise
 from unet.model.onnx import TOLERANCE, max_difference, to_onnx
 from unet.model.predictor import Predictor
@@ -281,6 +283,15 @@ def test_the_model_folder_says_which_encoder_and_older_ones_have_none(tmp_path: 
     loaded = Model.load(str(tmp_path))
     assert (Predictor(loaded).predict(image) == Predictor(model).predict(image)).all()
     assert "encoder" not in UNet(classes=2, width=8, depth=1).config
+
+
+@needs_vnni
+def test_in_integers_it_says_nearly_the_same() -> None:
+    network = make_model().network
+    images = images_of()[..., :64, :64]
+    with torch.inference_mode():
+        expected, found = network(images), to_int8(network, calibrate(network, [images]))(images)
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.9
 
 
 @pytest.mark.slow  # for the seconds that the exporter takes for so many layers
