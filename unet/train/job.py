@@ -43,11 +43,12 @@ from unet.settings import ExitCode, RequestError, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError
 from unet.storage.objects import join_uri
+from unet.train.beginning import first_network
 from unet.train.checkpoint import Checkpoints
 from unet.train.faults import WorkerFault, fault_of, naming_faults, reason_of
 from unet.train.journal import Entry, read_entries
 from unet.train.learner import check_batch
-from unet.train.loop import matching_tensors, train_worker
+from unet.train.loop import train_worker
 from unet.train.measure import plan_run
 from unet.train.plan import is_open
 from unet.train.reference import measure_reference
@@ -191,9 +192,8 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> t
         terminal=sys.stderr.isatty(),
         planned=(before or {}).get("planned", {}),
     )
-    _check_init_from(run)
     if before is None:
-        _check_encoder_weights(run)
+        first_network(run, verbose=True)  # as workers will: here it is seen that they can
     return run, statistics[0]
 
 
@@ -232,26 +232,6 @@ def _check_alone(settings: TrainSettings, folder: str) -> int:
     store.write(join_uri(folder, CHECK_PAGE), page)
     print(f"page: {join_uri(folder, CHECK_PAGE)}")
     return 0
-
-
-def _check_init_from(run: TrainingRun) -> None:
-    """Raise RequestError if --init-from names no model of which weights fit."""
-    source = run.settings.fit.init_from
-    if source is not None:
-        fitting = matching_tensors(Model.load(source, "--init-from"), run.new_network(), run.labels)
-        if not any(tensor.ndim > 1 for name, tensor in fitting.items() if not name.startswith("head.")):
-            raise RequestError(
-                f"--init-from {source}: none of its weights fit; give the --model, --width, --norm, --upsample and "
-                "--encoder that it was trained with"
-            )
-
-
-def _check_encoder_weights(run: TrainingRun) -> None:
-    """Print what is taken of --encoder-weights; raise RequestError if that is no file of weights for --encoder."""
-    given = run.encoder_weights()
-    if given is not None:
-        left_out = ", ".join(given.left_out[:4]) + ", ..." * (len(given.left_out) > 4)
-        print(f"--encoder-weights: {len(given.tensors)} tensors taken; left out: {left_out or 'none'}")
 
 
 def _class_weights(settings: TrainSettings, labels: LabelSet, statistics: SetStatistics) -> tuple[float, ...] | None:

@@ -19,16 +19,15 @@ import ray.train.torch
 import torch
 
 from unet.data.drift import ImageStatistics
-from unet.data.labels import LabelSet
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix, nan_to_none
-from unet.model.network import UNet
 from unet.model.predictor import Predictor
 from unet.runtime import telemetry
 from unet.runtime.memory import retain_freed_memory
 from unet.settings import RequestError, to_mapping
 from unet.storage.objects import join_uri
 from unet.train.batches import BatchStream
+from unet.train.beginning import first_network
 from unet.train.checkpoint import Checkpoints
 from unet.train.examples import Batch
 from unet.train.journal import Entry, Journal
@@ -215,31 +214,9 @@ def _scores(entry: Entry, matrix: ConfusionMatrix) -> dict[str, Any]:
 
 
 def _learner(run: TrainingRun, device: torch.device, *, begun: bool) -> Learner:
-    settings = run.settings
-    torch.manual_seed(settings.fit.seed)
-    network = run.new_network()
-    if settings.fit.init_from is not None and not begun:
-        matching = matching_tensors(Model.load(settings.fit.init_from, "--init-from"), network, run.labels)
-        print(f"--init-from: {len(matching)} of {len(network.state_dict())} tensors taken")
-        network.load_state_dict(matching, strict=False)
-    if not begun and (pretrained := run.encoder_weights()) is not None:
-        assert network.encoder is not None
-        network.encoder.load_state_dict(pretrained.tensors)
+    network = run.new_network() if begun else first_network(run)
     weights = None if run.class_weights is None else torch.tensor(run.class_weights)
-    return Learner(network, settings.fit, total_steps=run.total_steps, class_weights=weights, device=device)
-
-
-def matching_tensors(model: Model, network: UNet, labels: LabelSet) -> dict[str, torch.Tensor]:
-    """Return the weights of `model` that `network` can start from: of equal name and shape; the head only for equal
-    classes."""
-    given = model.network.state_dict()
-    return {
-        name: given[name]
-        for name, tensor in network.state_dict().items()
-        if name in given
-        and given[name].shape == tensor.shape
-        and (model.labels.names == labels.names or not name.startswith("head."))
-    }
+    return Learner(network, run.settings.fit, total_steps=run.total_steps, class_weights=weights, device=device)
 
 
 def _not_finite(quantity: str, epoch: int, step: int) -> str:

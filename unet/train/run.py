@@ -8,7 +8,6 @@ from unet.data.channels import RGB, Channels
 from unet.data.drift import ImageStatistics
 from unet.data.labelled_set import LabelledSet
 from unet.data.labels import LabelSet
-from unet.model.encoder import EncoderWeights, read_encoder_weights
 from unet.model.network import UNet, architecture
 from unet.train.examples import BatchRequest, BatchSpec
 from unet.train.schedule import samples_of_step, share
@@ -73,11 +72,6 @@ class TrainingRun:
         """Return a network of its architecture, of random weights."""
         classes = len(self.labels.classes)
         return UNet(classes=classes, channels=self.channels.count, **architecture(self.settings.model))
-
-    def encoder_weights(self) -> EncoderWeights | None:
-        """Return what --encoder-weights names, if anything; raise as `read_encoder_weights` does."""
-        source, encoder = self.settings.fit.encoder_weights, self.settings.model.encoder
-        return read_encoder_weights(source, encoder, self.channels.count) if source and encoder else None
 
     def steps_of(self, epoch: int, first: int = 0) -> range:
         """Return the steps of an epoch, from step `first` on."""
