@@ -28,7 +28,7 @@ from unet.storage.objects import join_uri
 
 FORMAT_VERSION = 4
 """Version of model.json; a newer one is refused. A model is written as the lowest that has what it needs: 1 has images
-in RGB of 8 bits, 2 a window, 3 bands, 4 an encoder."""
+in RGB of 8 bits, 2 a window, 3 bands, 4 residual blocks or an encoder."""
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 """Names of the two files."""
@@ -63,7 +63,7 @@ class Model:
         self.digest = hashlib.sha256(weights).hexdigest()
         channels = self.channels.to_json()
         description = {
-            "format": 4 if self.network.encoder else 1 if not channels else 2 if channels.keys() == {"window"} else 3,
+            "format": 4 if self.network.config.keys() & {"block", "encoder"} else 1 if not channels else 2 if channels.keys() == {"window"} else 3,
             "architecture": {"name": "unet", **self.network.config},
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "labels": self.labels.to_json(),

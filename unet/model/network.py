@@ -1,9 +1,11 @@
-"""The network: a U-Net (Ronneberger et al., 2015) with its width, depth, norm, dropout and up-sampling as arguments.
+"""The network: a U-Net (Ronneberger et al., 2015) with its width, depth, norm, dropout, up-sampling and
+residual connections (He et al., 2016) as arguments.
 
 images: NHWC uint8 -> `normalise` -> NCHW float in [-1, 1] -> `UNet` -> logits: NCHW float, C classes, same H and W.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unet.model.encoder import DEPTH, ResNet
-from unet.model.settings import Encoder, ModelSettings, Norm, Preset, Upsample
+from unet.model.settings import Block, Encoder, ModelSettings, Norm, Preset, Upsample
 
 PRESETS: dict[Preset, dict[str, Any]] = {
-    "default": {"width": 32, "depth": 4, "norm": "batch", "dropout": 0.0, "upsample": "transpose"},
-    "classic": {"width": 64, "depth": 4, "norm": "none", "dropout": 0.3, "upsample": "transpose"},
+    "default": {"width": 32, "depth": 4, "norm": "batch", "dropout": 0.0, "upsample": "transpose", "block": "residual"},
+    "classic": {"width": 64, "depth": 4, "norm": "none", "dropout": 0.3, "upsample": "transpose", "block": "plain"},
 }
 """Architectures by name; classic has 34,514,060 parameters for 3 channels and 12 classes."""
 
@@ -46,9 +48,10 @@ def to_channels_last(network: "UNet") -> "UNet":
 class UNet(nn.Module):
     """A U-Net of `depth` poolings; level i has `width * 2**i` channels.
 
-    Each level applies two 3x3 convolutions, each followed by norm and ReLU. Any input size: the input is padded at
-    the bottom and right to a multiple of `size_divisor`, 2**depth, by repeating its border, and the logits are cropped
-    back, so an image's logits depend on that image alone. With an `encoder`, whose depth is 5, level 0 of the way down
+    Each level applies two 3x3 convolutions, each followed by norm and ReLU; a residual `block` adds what it was given
+    before the last ReLU. Any input size: the input is padded at the bottom and right to a multiple of `size_divisor`,
+    2**depth, by repeating its border, and the logits are cropped back, so an image's logits depend on that image alone.
+    With an `encoder`, whose depth is 5, level 0 of the way down
     is as without one, and the others are the encoder's.
     """
 
@@ -62,6 +65,7 @@ class UNet(nn.Module):
         norm: Norm = "none",
         dropout: float = 0.3,
         upsample: Upsample = "transpose",
+        block: Block = "plain",
         encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
@@ -73,19 +77,21 @@ class UNet(nn.Module):
             "norm": norm,
             "dropout": dropout,
             "upsample": upsample,
+            **({} if block == "plain" else {"block": block}),
             **({} if encoder is None else {"encoder": encoder}),
         }
         assert encoder is None or depth == DEPTH
         widths = [width << level for level in range(depth + 1)]
+        make_block = partial(DoubleConv, norm=norm, residual=block == "residual")
         self.down: PlainDown | ResNetDown
         if encoder is None:
-            self.down = PlainDown(channels, widths, norm, dropout)
+            self.down = PlainDown(channels, widths, dropout, make_block)
         else:
-            self.down = ResNetDown(channels, width, norm, encoder)
+            self.down = ResNetDown(channels, encoder, make_block(channels, width))
         skips = self.down.channels
         widths[-1] = skips[-1]
         self.up = nn.ModuleList(
-            UpBlock(widths[level + 1], skips[level], widths[level], norm, dropout, upsample)
+            UpBlock(widths[level + 1], widths[level], upsample, dropout, make_block(widths[level] + skips[level], widths[level]))
             for level in reversed(range(depth))
         )
         self.head = nn.Conv2d(width, classes, 1)
@@ -121,12 +127,14 @@ class UNet(nn.Module):
 class PlainDown(nn.ModuleList):
     """A `DoubleConv` at each level, each after the first behind a pooling; returns the features of every level."""
 
-    def __init__(self, channels: int, widths: Sequence[int], norm: Norm, dropout: float) -> None:
+    def __init__(
+        self, channels: int, widths: Sequence[int], dropout: float, make_block: Callable[[int, int], "DoubleConv"]
+    ) -> None:
         super().__init__()
         self.channels = tuple(widths)
-        self.append(DoubleConv(channels, widths[0], norm))
+        self.append(make_block(channels, widths[0]))
         for in_channels, out_channels in pairwise(widths):
-            block = DoubleConv(in_channels, out_channels, norm)
+            block = make_block(in_channels, out_channels)
             self.append(nn.Sequential(nn.MaxPool2d(2), nn.Dropout(dropout), block))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -141,35 +149,38 @@ class ResNetDown(nn.Module):
     """A `DoubleConv` at full resolution beside a ResNet, which begins at half of it; returns the features of every
     level."""
 
-    def __init__(self, channels: int, width: int, norm: Norm, encoder: Encoder) -> None:
+    def __init__(self, channels: int, encoder: Encoder, full: "DoubleConv") -> None:
         super().__init__()
-        self.full = DoubleConv(channels, width, norm)
+        self.full = full
         self.encoder = ResNet(encoder, channels)
-        self.channels = (width, *self.encoder.channels)
+        self.channels = (full.channels, *self.encoder.channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [self.full(images), *self.encoder(images)]
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each followed by norm and ReLU."""
+    """Two 3x3 convolutions, each followed by norm and ReLU; `residual`: the input is added before the last ReLU, by a
+    1x1 convolution and norm (He et al., 2016, option B: each block of a U-Net changes the number of channels)."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm, residual: bool) -> None:
         super().__init__()
+        self.channels = out_channels
         self.first = _conv_norm(in_channels, out_channels, norm)
         self.second = _conv_norm(out_channels, out_channels, norm)
+        self.shortcut = _conv_norm(in_channels, out_channels, norm, kernel=1) if residual else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first(x), inplace=True)
-        return F.relu(self.second(x), inplace=True)
+        y = self.second(F.relu(self.first(x), inplace=True))
+        if self.shortcut is not None:
+            y = y + self.shortcut(x)
+        return F.relu(y, inplace=True)
 
 
 class UpBlock(nn.Module):
-    """Doubles height and width, concatenates the skip connection, and applies a `DoubleConv`."""
+    """Doubles height and width, concatenates the skip connection, and applies `block`."""
 
-    def __init__(
-        self, in_channels: int, skip_channels: int, width: int, norm: Norm, dropout: float, upsample: Upsample
-    ) -> None:
+    def __init__(self, in_channels: int, width: int, upsample: Upsample, dropout: float, block: "DoubleConv") -> None:
         super().__init__()
         self.upsample: nn.Module
         if upsample == "transpose":
@@ -179,7 +190,7 @@ class UpBlock(nn.Module):
                 nn.Conv2d(in_channels, width, 1), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
             )
         self.dropout = nn.Dropout(dropout)
-        self.block = DoubleConv(width + skip_channels, width, norm)
+        self.block = block
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = torch.cat([self.upsample(x), skip], dim=1)
@@ -187,8 +198,8 @@ class UpBlock(nn.Module):
         return y
 
 
-def _conv_norm(in_channels: int, out_channels: int, norm: Norm) -> nn.Module:
-    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm == "none")
+def _conv_norm(in_channels: int, out_channels: int, norm: Norm, kernel: int = 3) -> nn.Module:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm == "none")
     if norm == "batch":
         return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
     if norm == "group":

@@ -9,6 +9,7 @@ from unet.settings import PredictPrecision, RequestError, at_least, worker_range
 Preset = Literal["default", "classic"]
 Norm = Literal["none", "batch", "group"]
 Upsample = Literal["transpose", "bilinear"]
+Block = Literal["plain", "residual"]
 Encoder = Literal["resnet18", "resnet34", "resnet50"]
 
 
@@ -28,6 +29,8 @@ class ModelSettings:
     """Share of activations dropped after each pooling and each concatenation."""
     upsample: Upsample | None = None
     """transpose: 3x3 stride-2 transposed convolution. bilinear: 1x1 convolution, then interpolation."""
+    block: Block | None = None
+    """plain: two convolutions. residual: what they make is added to what they were given."""
     encoder: Encoder | None = None
     """The way down is this ResNet, with batch norm and five halvings; the other flags are those of the way up."""
 
