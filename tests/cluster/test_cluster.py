@@ -70,7 +70,7 @@ def test_a_finished_run_that_is_submitted_again_says_so(cluster: Cluster, boxes:
     assert "this run is finished" in again.stdout
     refused = cluster.submit("jobs/train.py", *arguments, "--lr", "9")
     assert refused.returncode == 1  # of `ray job submit`, whatever the driver's is
-    assert "lr 0.004 -> 9" in refused.stdout
+    assert "lr 0.008 -> 9" in refused.stdout
 
 
 def test_a_submitted_run_segments_a_bucket_and_promise_25_no_secret_is_written(cluster: Cluster, bucket: str) -> None:

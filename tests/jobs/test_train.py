@@ -109,7 +109,7 @@ def test_a_finished_run_says_so_refuses_other_settings_and_may_be_started_from(
     assert "has no checkpoint left to go on from" in capfd.readouterr().err
     shutil.move(tmp_path / "checkpoints", folder / "checkpoints")
     assert job(epochs=1, lr=0.5) == 2
-    assert "lr 0.004 -> 0.5" in capfd.readouterr().err
+    assert "lr 0.008 -> 0.5" in capfd.readouterr().err
 
     assert job(name="next", init_from=folder / "model", width=16) == 2
     assert "none of its weights fit" in capfd.readouterr().err

@@ -25,7 +25,7 @@ from unet.train.checkpoint import Checkpoints
 from unet.train.job import train
 from unet.train.journal import read_entries
 from unet.train.optimizer import learning_rate
-from unet.train.resume import check_identity, identity_of, read_identity
+from unet.train.resume import check_identity, identity_of, planned_of, read_identity
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
 
@@ -127,6 +127,7 @@ def test_promise_41_an_unfinished_run_of_an_earlier_version_goes_on_from_its_che
     assert after[:-1] == before[:-1]
     assert after[-1]["step"] == before[-1]["step"] == 9
     assert (Checkpoints(str(run)).latest() or "").startswith("step-000000009")
+    assert planned_of(str(run))["block"] == "plain"  # as it will go on if it is interrupted once more
 
 
 def pixels(mask: bytes) -> bytes:

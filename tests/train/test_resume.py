@@ -86,12 +86,14 @@ def test_what_was_given_when_a_run_began_has_to_be_given_again(tmp_path: Path) -
 
 def test_a_run_of_a_version_that_planned_nothing_goes_on_with_its_defaults(tmp_path: Path) -> None:
     older = to_mapping(TrainSettings(name="run", fit=FitSettings(batch_size=16, epochs=20, warmup_steps=20, ema=0.98)))
-    del older["minutes"]
+    del older["minutes"], older["block"]
+    older["lr"] = 0.004
     (tmp_path / "identity.json").write_text("{}")
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older))
     folder, command = str(tmp_path), TrainSettings(name="run")
     again = with_plan(command, planned_of(folder))
     assert (again.size, again.fit.batch_size, again.fit.ema) == ((128, 128), 16, 0.98)
+    assert (again.fit.lr, again.model.block) == (0.004, "plain")
     assert not asks_for_more(folder, again)
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(older | {"crop": [64, 64], "batch_size": 4}))
     again = with_plan(TrainSettings(name="run", crop=(64, 64), fit=FitSettings(batch_size=4)), planned_of(folder))

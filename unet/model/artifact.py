@@ -61,14 +61,13 @@ class Model:
         tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         weights = save_tensors(tensors, {"format": "pt"})
         self.digest = hashlib.sha256(weights).hexdigest()
-        channels = self.channels.to_json()
         description = {
-            "format": 4 if self.network.config.keys() & {"block", "encoder"} else 1 if not channels else 2 if channels.keys() == {"window"} else 3,
+            "format": self._format,
             "architecture": {"name": "unet", **self.network.config},
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "labels": self.labels.to_json(),
             "geometry": asdict(self.geometry),
-            "preprocessing": {"version": PREPROCESSING_VERSION, "range": [-1, 1], **channels},
+            "preprocessing": {"version": PREPROCESSING_VERSION, "range": [-1, 1], **self.channels.to_json()},
             "training": self.training,
             "scores": self.scores,
             **({} if self.reference is None else {"reference": self.reference.to_json()}),
@@ -82,6 +81,14 @@ class Model:
             store.open_store(folder).delete([name for name in store.list_files(folder) if _INCOMING.fullmatch(name)])
         except Denied:  # to remove files is a right that no job needs
             store.write(join_uri(folder, _incoming(self.digest)), b"")
+
+    @property
+    def _format(self) -> int:
+        """The lowest version of model.json that has what this model needs."""
+        if self.network.config.keys() & {"block", "encoder"}:
+            return 4
+        channels = self.channels.to_json()
+        return 1 if not channels else 2 if channels.keys() == {"window"} else 3
 
     def labels_of_set(self, data: SetSettings) -> LabelSet:
         """Return what the masks of a set mean: its own labels, or those of the model, which must have the same classes.

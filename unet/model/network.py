@@ -90,17 +90,13 @@ class UNet(nn.Module):
             self.down = ResNetDown(channels, encoder, make_block(channels, width))
         skips = self.down.channels
         widths[-1] = skips[-1]
-        self.up = nn.ModuleList(
-            UpBlock(widths[level + 1], widths[level], upsample, dropout, make_block(widths[level] + skips[level], widths[level]))
-            for level in reversed(range(depth))
-        )
+        self.up = nn.ModuleList()
+        for level in reversed(range(depth)):
+            convolutions = make_block(widths[level] + skips[level], widths[level])
+            self.up.append(UpBlock(widths[level + 1], widths[level], upsample, dropout, convolutions))
         self.head = nn.Conv2d(width, classes, 1)
         self.size_divisor = 1 << depth
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # he_normal
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.apply(_initialise)
 
     @property
     def encoder(self) -> ResNet | None:
@@ -205,3 +201,10 @@ def _conv_norm(in_channels: int, out_channels: int, norm: Norm, kernel: int = 3)
     if norm == "group":
         return nn.Sequential(convolution, nn.GroupNorm(8, out_channels))
     return convolution
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # he_normal
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -190,7 +190,7 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> t
         ),
         left_out=tuple(image for part in statistics for image in part.damaged),
         terminal=sys.stderr.isatty(),
-        planned=(before or {}).get("planned", {}),
+        planned={} if before is None else planned_of(folder),
     )
     if before is None:
         first_network(run, verbose=True)  # as workers will: here it is seen that they can

@@ -136,7 +136,7 @@ def _options(settings: TrainSettings, facts: SetFacts, machine: Machine) -> Iter
     smaller crops, then a network of half the width."""
     pixels = CROP_GPU if machine.gpu else CROP
     network = settings.model
-    open_width = network.width is None and network.model == "default" and settings.fit.init_from is None
+    open_width = network == replace(network, model="default", width=None, encoder=None) and not settings.fit.init_from
     width = architecture(network)["width"]
     resized = None if settings.size or settings.crop else _resized(facts, pixels, 1 << architecture(network)["depth"])
     if resized is not None:

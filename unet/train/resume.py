@@ -27,8 +27,16 @@ FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile"
 
 Identity = dict[str, Any]
 
-OLDER = {"size": [128, 128], "batch_size": 16, "epochs": 20, "warmup_steps": 20, "ema": 0.98}
-"""What version 0.1 had in place of a plan, where nothing was given."""
+OLDER = {
+    "size": [128, 128],
+    "batch_size": 16,
+    "epochs": 20,
+    "warmup_steps": 20,
+    "ema": 0.98,
+    "lr": 4e-3,
+    "block": "plain",
+}
+"""What version 0.1 had in place of a plan and of defaults that have changed since, where nothing was given."""
 
 
 def is_finished(folder: str) -> bool:
@@ -49,14 +57,16 @@ def planned_of(folder: str) -> dict[str, Any]:
 
 def with_plan(settings: TrainSettings, planned: dict[str, Any]) -> TrainSettings:
     """Return `settings` with what they leave open as it was planned when their run began."""
-    given = {name for name, value in to_mapping(settings).items() if value is not None}
+    defaults = to_mapping(TrainSettings())
+    given = {name for name, value in to_mapping(settings).items() if value != defaults[name]}
     given |= {"size", "crop"} if given & {"size", "crop"} else set()  # one of them, or a plan
     return with_values(settings, {name: value for name, value in planned.items() if name not in given})
 
 
 def _begun_with(folder: str) -> dict[str, Any]:
     # What an older version did not know yet was at its default. What this one does not know has no effect on it.
-    before: dict[str, Any] = to_mapping(TrainSettings()) | yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
+    file = yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
+    before: dict[str, Any] = to_mapping(TrainSettings()) | {"block": OLDER["block"]} | file
     if before["size"] is None and before["crop"] is None:
         before["size"] = OLDER["size"]
     return before

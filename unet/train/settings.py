@@ -33,7 +33,7 @@ class FitSettings:
     """Split each batch into this many forward and backward passes, to save memory."""
     optimizer: OptimizerName = "muon"
     """muon: Muon for convolution kernels, AdamW for the rest. adamw: AdamW for all."""
-    lr: float = 4e-3
+    lr: float = 8e-3
     """Peak learning rate."""
     lr_schedule: LearningRateSchedule = "poly"
     """Decay after the warm-up: poly ((1 - t) ** 0.9), cosine, or constant."""
