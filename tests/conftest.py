@@ -20,7 +20,27 @@ from unet.data.image import Array, encode_image
 
 ROOT = Path(__file__).parent.parent
 
+LONGEST = (
+    "cluster/test_readme.py",
+    "jobs/",
+    "cluster/test_cluster.py",
+    "runtime/",
+    "train/test_ranks.py",
+    "model/test_predictor.py",
+    "train/",
+)
+"""What takes longest: each test begins processes, or trains."""
+
 SERVERS = ["moto", "rclone", "s3rver", pytest.param("radosgw", marks=pytest.mark.slow)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: else the last of them runs in one process, and the others wait."""
+
+    def place(item: pytest.Item) -> int:
+        return next((at for at, name in enumerate(LONGEST) if item.nodeid.startswith(f"tests/{name}")), len(LONGEST))
+
+    items.sort(key=place)
 
 
 def make_pair(seed: int, size: tuple[int, int] = (40, 56)) -> tuple[Array, Array]:

@@ -48,10 +48,10 @@ def flags_of(given: dict[str, Any]) -> list[str]:
 
 @pytest.fixture
 def job(boxes: Path, tmp_path: Path) -> Job:
-    """Runs the job on all of `boxes`; returns its scores."""
+    """Runs the job on all of `boxes`, with one worker; returns its scores."""
 
     def call(**given: Any) -> dict[str, Any]:
-        flags = {"data": boxes, "part": "all", "output": tmp_path / "scores"} | given
+        flags = {"data": boxes, "part": "all", "output": tmp_path / "scores", "workers": 1} | given
         flags = {name: value for name, value in flags.items() if value is not None}
         assert run(evaluate, EvaluateSettings, flags_of(flags)) == 0
         scores: dict[str, Any] = json.loads((tmp_path / "scores" / "scores.json").read_text())
@@ -118,7 +118,7 @@ def test_scores_do_not_depend_on_workers_nor_batches(job: Job, model: str) -> No
 def test_masks_that_segment_wrote_score_as_the_model_does(job: Job, model: str, boxes: Path, tmp_path: Path) -> None:
     scores = job(model=model)
     written = tmp_path / "masks"
-    assert segment(SegmentSettings(input=str(boxes), output=str(written), model=model)) == 0
+    assert segment(SegmentSettings(input=str(boxes), output=str(written), model=model, workers="1")) == 0
     masks = job(predictions=written, classes=boxes / "classes.csv")
     told_apart = ("model", "digest", "predictions")
     assert {k: v for k, v in masks.items() if k not in told_apart} == {
