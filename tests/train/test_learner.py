@@ -11,10 +11,12 @@ from tests.conftest import make_pair
 from unet.data.labels import IGNORE, read_labels
 from unet.data.settings import DataSettings
 from unet.model.artifact import Model
-from unet.model.network import UNet
+from unet.model.network import UNet, architecture
 from unet.model.precision import fast_precision
 from unet.model.predictor import Predictor
 from unet.model.settings import ModelSettings
+from unet.sample.scene import draw_scene
+from unet.sample.things import LABELS
 from unet.settings import Geometry, RequestError
 from unet.train.job import train
 from unet.train.learner import Learner, check_batch_norm
@@ -60,6 +62,38 @@ def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str, precision: str) 
     for name, tensor in straight.average.state_dict().items():
         assert torch.equal(tensor, second.average.state_dict()[name]), name
     assert straight.state_dict()["scaler"] == second.state_dict()["scaler"]
+
+
+def train_on_scenes(network: UNet, scenes: range, steps: int, **settings: Any) -> tuple[float, UNet]:
+    """Train on crops of scenes of the sample set; return the mean loss of the steps, and the averaged network."""
+    learner = Learner(network, FitSettings(ema=0.95, **settings), total_steps=steps)
+    rng, losses = np.random.default_rng(0), []
+    drawn = [draw_scene(seed) for seed in scenes]
+    for _ in range(steps):
+        crops = []
+        for image, mask in (drawn[which] for which in rng.integers(0, len(drawn), 4)):
+            top, left = (int(rng.integers(0, length - 96)) for length in mask.shape)
+            crops.append((image[top : top + 96, left : left + 96], mask[top : top + 96, left : left + 96]))
+        images, masks = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
+        losses.append(float(learner.train_step(images, masks)))
+    return float(np.mean(losses)), learner.average
+
+
+@pytest.mark.slow
+def test_an_encoder_trained_on_other_scenes_has_a_lower_loss_in_the_first_steps() -> None:
+    def new_network(seed: int) -> UNet:
+        torch.manual_seed(seed)
+        return UNet(classes=len(LABELS.classes), **architecture(ModelSettings(encoder="resnet18")))
+
+    _, before = train_on_scenes(new_network(1), range(100, 220), 200, optimizer="adamw", lr=2e-3)
+    scratch, _ = train_on_scenes(new_network(0), range(24), 30)
+    network = new_network(0)
+    assert network.encoder is not None
+    assert before.encoder is not None
+    network.encoder.load_state_dict(before.encoder.state_dict())
+    pretrained, _ = train_on_scenes(network, range(24), 30, encoder_weights="those of before")
+    print(f"mean loss of 30 steps: {pretrained:.3f} pretrained, {scratch:.3f} from scratch")
+    assert pretrained < scratch
 
 
 def test_a_state_without_loss_scaling_is_taken_in_fp16() -> None:
