@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/python -m tests.demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest
