@@ -146,6 +146,7 @@ def run(kubernetes: Kubernetes, pattern: str, owner: str, uid: str) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # the first process of a container has no default
+    # The first process of a container has no default; an exception would be lost where it interrupts a destructor.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(STOPPED))
     api = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
     sys.exit(run(Kubernetes(api), sys.argv[1], os.environ["JOB_NAME"], os.environ["JOB_UID"]))

@@ -37,6 +37,9 @@ objects fail (3), and who stops a job (143, 130) does not want it begun again.""
 POLL_SECONDS = 2.0
 """Between two questions how far the job is."""
 
+SLEEP_SECONDS = 0.2
+"""How long a signal may go unnoticed between two requests."""
+
 REQUEST_SECONDS = 60.0
 """How long the cluster may be silent within a request. Without a limit a cut connection is waited for without end."""
 
@@ -75,14 +78,25 @@ class Cluster:
         self.client: Client | None = None
         self.signal = 0
         """The first that came."""
-        self._requesting = self._pending = False
+        self._told = False
 
     def on_signal(self, number: int, _: object) -> None:
-        """Raise Stopped, after the request that is under way: what it does must be known. Ignore all but the first."""
-        if not self.signal:
-            self.signal, self._pending = number, self._requesting
-            if not self._requesting:
-                raise Stopped
+        """Note the signal. What a handler raises would be lost where it interrupts a destructor."""
+        self.signal = self.signal or number
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; raise Stopped once a signal has come, but for the first time alone: the job is then being stopped."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._tell()
+            if (left := deadline - time.monotonic()) <= 0:
+                return
+            time.sleep(min(left, SLEEP_SECONDS))
+
+    def _tell(self) -> None:
+        if self.signal and not self._told:
+            self._told = True
+            raise Stopped
 
     def ask(self, request: Callable[[Client], T], patience: float) -> T:
         """Return what `request` returns; make it again while the cluster does not answer.
@@ -103,19 +117,14 @@ class Cluster:
                 if not announced:
                     _log(f"waiting for the cluster: {_first_line(error)}")
                 announced = True
-            time.sleep(POLL_SECONDS)
+            self.sleep(POLL_SECONDS)
 
     def _ask_once(self, request: Callable[[Client], T]) -> T:
-        self._requesting = True
         try:
             self.client = self.client or Client()
-            answer = request(self.client)
+            return request(self.client)
         finally:
-            self._requesting = False
-            if self._pending:
-                self._pending = False
-                raise Stopped
-        return answer
+            self._tell()  # not before its end: what a request does must be known
 
 
 class Job:
@@ -170,11 +179,11 @@ class Job:
             self._print_log()
             if time.monotonic() > deadline:
                 raise JobLost(f"it has not ended within {seconds:g} s")
-            time.sleep(POLL_SECONDS)
+            self.cluster.sleep(POLL_SECONDS)
         self.unfinished = False
         deadline = time.monotonic() + DRAIN_SECONDS
         while not self._print_log() and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+            self.cluster.sleep(POLL_SECONDS)
         return exit_code(details)
 
     def _print_log(self) -> bool:
@@ -212,7 +221,7 @@ def run(options: argparse.Namespace) -> int:
             attempt += 1
             pause = options.pause_held if code == ExitCode.OUTPUT_HELD else options.pause
             _log(f"exit code {code}; attempt {attempt} of {options.retries + 1} follows in {pause:g} s")
-            time.sleep(pause)
+            cluster.sleep(pause)
             if not job.unfinished:  # one that was lost is looked for again
                 job = Job(cluster, options)
         return code

@@ -132,6 +132,20 @@ def test_a_signal_while_a_lost_job_is_to_be_tried_again_stops_it(tmp_path: Path)
     assert process.returncode == 143
 
 
+class Dying:
+    """An object in whose destructor a signal comes; Python drops whatever is raised there."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_comes_in_a_destructor_stops_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "_log", lambda message: Dying() if "follows" in message else None)
+    api = Api(Outcome(1), Outcome(0))
+    assert run(api, "--retries", "1", "--pause", "1") == 143
+    assert len(api.jobs) == 1
+
+
 def test_no_cluster_is_exit_code_1_after_some_patience(capfd: pytest.CaptureFixture[str]) -> None:
     where = f"http://127.0.0.1:{free_port()}"
     assert submit.main(["--address", where, "--patience", "0.3", *JOB]) == 1
