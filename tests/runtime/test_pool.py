@@ -6,13 +6,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from unet.runtime import pool as module
-from unet.runtime.pool import TaskQueue, Worker, WorkerPool
+from unet.runtime.pool import NEXT_REPLY_SECONDS, TaskQueue, Worker, WorkerPool
 
 
 class Squares(Worker):
@@ -33,6 +35,19 @@ class Squares(Worker):
         if number < 0:
             raise ValueError("is negative")
         return number * number
+
+
+class Marks(Squares):
+    """Leaves a file for each number that it has squared."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(seconds=0.02)
+        self.folder = folder
+
+    def square(self, number: int) -> int:
+        squared = super().square(number)
+        (self.folder / str(number)).touch()
+        return squared
 
 
 class Broken(Worker):
@@ -149,3 +164,16 @@ def test_no_task_is_blamed_for_a_stop() -> None:
     time.sleep(2)
     assert reading.is_alive()  # until the process ends
     assert pool._members == members  # none was started in its place, and its task is no suspect
+
+
+@pytest.mark.usefixtures("free_again")
+def test_what_a_worker_has_finished_is_yielded_before_a_stop_ends_it(tmp_path: Path) -> None:
+    pool, yielded = WorkerPool(Marks, (tmp_path,), (1, 1), gpu=False, least_held=400), list[Any]()
+    process = pool.process(queue_of(*range(2_000)))
+    threading.Thread(target=lambda: yielded.extend(chain.from_iterable(process)), daemon=True).start()
+    while len(yielded) < 200:
+        time.sleep(0.05)
+    time.sleep(NEXT_REPLY_SECONDS / 2)  # amid an exchange
+    before = len(list(tmp_path.iterdir()))
+    pool.stop()
+    assert len(yielded) >= before

@@ -36,6 +36,9 @@ GROUPS = 8
 MAX_FAILED_STARTS = 3
 """Workers that end one after another before they have replied once, before the pool gives up."""
 
+STOP_SECONDS = 2 * NEXT_REPLY_SECONDS
+"""Seconds for which a pool that is stopped waits for what its workers have finished."""
+
 IDLE_SECONDS, MAX_IDLE_SECONDS = 0.2, 60.0
 """Seconds for which the pool waits for anything to happen, and after which a worker without a task is ended."""
 
@@ -209,17 +212,21 @@ class WorkerPool:
         self._suspects: deque[list[_Task]] = deque()
         """Tasks that were lost with a worker, in groups of which each is given to a worker by itself."""
         self._number = self._failed_starts = 0
-        self._stopped = threading.Event()
+        self._stopped, self._drained = threading.Event(), threading.Event()
 
     def process(self, queue: TaskQueue) -> Generator[list[tuple[Any, Any]], None, None]:
         """Yield tasks with their results, as they come, and [] now and then where none come; None in place of the
         result of a task that ends its workers."""
         try:
             while self._suspects or any(member.held for member in self._members) or not queue.ended:
-                self._scale(queue)
+                if not self._stopped.is_set():
+                    self._scale(queue)
                 for member in set(self._members) - set(self._calls.values()):
                     self._give(member, queue)
                 if not self._calls:
+                    if self._stopped.is_set():
+                        self._drained.set()
+                        threading.Event().wait()  # for the end of this process
                     queue.wait(IDLE_SECONDS)
                     yield []
                     continue
@@ -229,8 +236,10 @@ class WorkerPool:
             self.kill()
 
     def stop(self) -> None:
-        """End all workers for good, from another thread: `process` yields nothing more, for this process is to end."""
+        """End all workers for good, from another thread: each after its reply, so that `process` yields what is
+        finished. Then it yields nothing more, for this process is to end."""
         self._stopped.set()
+        self._drained.wait(STOP_SECONDS)
         self.kill()
 
     def kill(self) -> None:
@@ -253,7 +262,10 @@ class WorkerPool:
 
     def _give(self, member: _Member, queue: TaskQueue) -> None:
         """Begin an exchange with a worker, unless it has nothing to do. Suspects go first, a group to a worker whose
-        hands are empty, and nothing with them."""
+        hands are empty, and nothing with them. After a stop, end the worker."""
+        if self._stopped.is_set():
+            ray.kill(member.actor)
+            return
         tasks: list[_Task] = []
         if not member.held:
             member.suspected = bool(self._suspects)
