@@ -210,7 +210,7 @@ def nested(tensors: Tensors) -> Any:
         (of_two, "holds 2 ResNets"),
         (of_a_deeper_one, "is of a resnet34; give --encoder resnet34"),
         (of_nothing, "holds 0 ResNets"),
-        (nested, "is no state dict; write one by torch.save("),
+        (nested, "is no state dict (dict, int); write one by torch.save("),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

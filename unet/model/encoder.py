@@ -217,11 +217,13 @@ def _read_tensors(uri: str) -> dict[str, Tensor]:
         raise _refusal(uri, f"cannot be read ({error.strerror}); name a file of weights") from None
     try:
         given = load_tensors(data) if data[8:9] == b"{" else torch.load(io.BytesIO(data), "cpu", weights_only=True)
-    except Exception:  # whatever a damaged file leads to
-        given = None
-    if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
-        raise _refusal(uri, "is no state dict; write one by torch.save(network.state_dict(), FILE), or safetensors")
-    return given
+    except Exception as error:  # whatever a damaged file leads to
+        given = error
+    tensors = given if isinstance(given, dict) else {"": given}
+    if others := {type(value).__name__ for value in tensors.values() if not isinstance(value, Tensor)}:
+        remedy = "write one by torch.save(network.state_dict(), FILE), or safetensors"
+        raise _refusal(uri, f"is no state dict ({', '.join(sorted(others))}); {remedy}")
+    return tensors
 
 
 def _refusal(uri: str, reason: str) -> RequestError:

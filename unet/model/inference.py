@@ -6,6 +6,7 @@ cuDNN adds biases and applies ReLUs within its convolutions, where it can.
 
 import copy
 import itertools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -89,9 +90,21 @@ def split_transposed(transposed: nn.ConvTranspose2d) -> list[nn.Conv2d]:
     return parts
 
 
+def convolve_and_concatenate(parts: Iterable[nn.Module], x: Tensor, skip: Tensor, channels: int) -> Tensor:
+    """Return what a transposed convolution, split into `parts`, makes of the padded `x`, with the channels of `skip`
+    behind its own `channels`. Each part's pixels are written to their places, so that nothing is concatenated."""
+    count, _, height, width = skip.shape
+    both = skip.new_empty(count, height // 2, 2, width // 2, 2, channels + skip.shape[1])
+    for part, (row, column) in zip(parts, itertools.product((0, 1), repeat=2), strict=True):
+        pixels = part(x)[:, :, : height // 2, : width // 2]
+        both[:, :, row, :, column, :channels] = pixels.permute(0, 2, 3, 1)
+    both = both.view(count, height, width, -1)
+    both[..., channels:] = skip.permute(0, 2, 3, 1)
+    return both.permute(0, 3, 1, 2)
+
+
 class UpsampleAsConvs(nn.Module):
-    """An `UpBlock` whose transposed convolution is four plain ones. Their results are written beside the skip's
-    channels, so that nothing is concatenated."""
+    """An `UpBlock` whose transposed convolution is four plain ones."""
 
     def __init__(self, up: UpBlock) -> None:
         super().__init__()
@@ -102,15 +115,8 @@ class UpsampleAsConvs(nn.Module):
         self.parts = nn.ModuleList(map(_force_onednn, split_transposed(transposed)))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        count, _, height, width = x.shape
         x = F.pad(x, (0, 1, 0, 1))  # not in the convolutions: with padding, these kernels depend on the threads
-        concatenated = x.new_empty(count, height, 2, width, 2, self.channels + skip.shape[1])
-        for part, (row, column) in zip(self.parts, itertools.product((0, 1), repeat=2), strict=True):
-            pixels = part(x)[:, :, :height, :width]
-            concatenated[:, :, row, :, column, : self.channels] = pixels.permute(0, 2, 3, 1)
-        concatenated = concatenated.view(count, 2 * height, 2 * width, -1)
-        concatenated[..., self.channels :] = skip.permute(0, 2, 3, 1)
-        y: Tensor = self.block(concatenated.permute(0, 3, 1, 2))
+        y: Tensor = self.block(convolve_and_concatenate(self.parts, x, skip, self.channels))
         return y
 
 

@@ -6,7 +6,6 @@ order, nor masks on threads. What has no form in integers is computed in float32
 """
 
 import copy
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from unet.model.inference import DeterministicGroupNorm, split_transposed
+from unet.model.inference import DeterministicGroupNorm, convolve_and_concatenate, split_transposed
 from unet.model.network import UNet
 from unet.settings import RequestError
 
@@ -147,15 +146,8 @@ class Int8Upsample(nn.Module):
         self.parts = nn.ModuleList(Int8Conv(part, taken, made, relu=False) for part in split_transposed(transposed))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        count, _, height, width = x.shape
         x = F.pad(x, (0, 1, 0, 1), value=self.zero)
-        concatenated = x.new_empty(count, height, 2, width, 2, self.channels + skip.shape[1])
-        for part, (row, column) in zip(self.parts, itertools.product((0, 1), repeat=2), strict=True):
-            pixels = part(x)[:, :, :height, :width]
-            concatenated[:, :, row, :, column, : self.channels] = pixels.permute(0, 2, 3, 1)
-        concatenated = concatenated.view(count, 2 * height, 2 * width, -1)
-        concatenated[..., self.channels :] = skip.permute(0, 2, 3, 1)
-        return concatenated.permute(0, 3, 1, 2)
+        return convolve_and_concatenate(self.parts, x, skip, self.channels)
 
 
 class Int8MaxPool(nn.Module):
