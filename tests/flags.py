@@ -97,7 +97,7 @@ def default(item: Field[Any]) -> str:
 def escaped(text: str) -> str:
     """Return `text` as Markdown that shows it as it is, flags as code."""
     literal = re.sub(r"([\\`*_<>|])", r"\\\1", text)
-    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"`\g<0>`", literal)
+    return re.sub(r"(?<![\w-])--[a-z][a-z0-9-]*", r"`\g<0>`", literal)
 
 
 def main() -> int:

@@ -23,8 +23,8 @@ def first_network(run: TrainingRun, *, verbose: bool = False) -> UNet:
         matching = _matching_tensors(Model.load(fit.init_from, "--init-from"), network, run.labels)
         if not any(tensor.ndim > 1 for name, tensor in matching.items() if not name.startswith("head.")):
             raise RequestError(
-                f"--init-from {fit.init_from}: none of its weights fit; give the --model, --width, --norm, --upsample "
-                "and --encoder that it was trained with"
+                f"--init-from {fit.init_from}: none of its weights fit; give the --model, --width, --norm, --upsample, "
+                "--block and --encoder that it was trained with"
             )
         if verbose:
             print(f"--init-from: {len(matching)} of {len(network.state_dict())} tensors taken")
