@@ -226,7 +226,7 @@ def feed(data: str, geometry: Geometry, goal: int) -> None:
     ]
     through_ray, alone = work[:-20], work[-20:]
     began, seen = 0.0, 0
-    for place, batch in enumerate(BatchStream(view, tasks=cores).batches(through_ray)):
+    for place, batch in enumerate(BatchStream(view, processes=cores).batches(through_ray)):
         torch.tensor(batch.images), torch.tensor(batch.masks)
         if place == len(through_ray) // 3:
             began, seen = time.perf_counter(), -len(batch.images)

@@ -1,13 +1,17 @@
 """Ray Data hands over exactly the batches that were asked for, in order."""
 
 import os
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from tests.processes import command_line, descendants
 from unet.data.image import encode_image
@@ -17,7 +21,7 @@ from unet.data.settings import AugmentSettings, DataSettings
 from unet.settings import Geometry, RequestError
 from unet.train.batches import CHUNK_BYTES, BatchStream, cut_chunks
 from unet.train.examples import BatchRequest, BatchSpec, make_batch
-from unet.train.schedule import samples_of_step
+from unet.train.schedule import Sample, samples_of_step
 
 pytestmark = pytest.mark.usefixtures("one_ray")
 
@@ -41,7 +45,7 @@ def requests(boxes: Path) -> list[BatchRequest]:
 
 
 def test_batches_arrive_whole_and_in_order(requests: list[BatchRequest], spec: BatchSpec) -> None:
-    arrived = list(BatchStream(spec, tasks=2).batches(requests))
+    arrived = list(BatchStream(spec, processes=2).batches(requests))
     assert [len(batch.images) for batch in arrived] == [4, 4, 4, 4, 4, 4, 2, 2, 1, 4]
     for item, batch in zip(requests, arrived, strict=True):
         expected = make_batch(item, spec)
@@ -61,7 +65,7 @@ def test_a_large_batch_is_made_in_parts_and_small_ones_together(requests: list[B
 
 def test_parts_of_a_batch_arrive_as_one(requests: list[BatchRequest], spec: BatchSpec) -> None:
     large = replace(spec, geometry=Geometry("resize", (1448, 1448)))
-    (batch,) = BatchStream(large, tasks=2).batches(requests[:1])
+    (batch,) = BatchStream(large, processes=2).batches(requests[:1])
     expected = make_batch(requests[0], large)
     assert np.array_equal(batch.images, expected.images)
     assert np.array_equal(batch.masks, expected.masks)
@@ -72,7 +76,7 @@ def test_the_stream_lets_no_process_grow(requests: list[BatchRequest], spec: Bat
     """Over 7,500 batches, each process by less than 12 MB of its own memory from the first fifth on."""
     many = requests[:6] * 1250
     began: dict[int, int] = {}
-    for place, _ in enumerate(BatchStream(spec, tasks=2).batches(many)):
+    for place, _ in enumerate(BatchStream(spec, processes=2).batches(many)):
         if place == len(many) // 5:
             began = {process: own_bytes(process) for process in (os.getpid(), *descendants(os.getpid()))}
     grown = {process: own_bytes(process) - before for process, before in began.items()}
@@ -88,8 +92,46 @@ def own_bytes(process: int) -> int:
     return 0
 
 
+class SignedSample(Sample):
+    """Writes down which process sees it."""
+
+    processes: str
+
+    def __getnewargs__(self) -> tuple[int, int]:
+        return self[0], self[1]
+
+    def __iter__(self) -> Iterator[Any]:
+        with Path(self.processes).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return super().__iter__()
+
+
+@ray.remote(num_cpus=2)
+class Training:
+    """Holds all CPUs of the tests' Ray, whose raylet then ends what is idle for a second."""
+
+    def begin(self) -> None: ...
+
+
+def test_the_process_that_makes_batches_outlives_pauses_of_training(
+    requests: list[BatchRequest], spec: BatchSpec, tmp_path: Path
+) -> None:
+    sample = SignedSample(0, 0)
+    sample.processes = str(tmp_path / "processes")
+    request = BatchRequest(requests[0].pairs[:1] * 32, (sample,) * 32)  # a chunk by itself
+    training = Training.remote()
+    ray.get(training.begin.remote())
+    try:
+        few_ahead = BatchStream(spec, processes=1, workers=1 << 20)
+        for _ in few_ahead.batches([request] * 3):
+            time.sleep(4)
+    finally:
+        ray.kill(training)
+    assert len(set(Path(sample.processes).read_text().split())) == 1
+
+
 def test_batches_may_be_left_unfinished(requests: list[BatchRequest], spec: BatchSpec) -> None:
-    assert len(list(islice(BatchStream(spec, tasks=2).batches(requests), 2))) == 2
+    assert len(list(islice(BatchStream(spec, processes=2).batches(requests), 2))) == 2
 
 
 def test_two_views_of_an_image_differ_and_validation_images_do_not(
@@ -107,4 +149,4 @@ def test_two_views_of_an_image_differ_and_validation_images_do_not(
 def test_a_faulty_file_is_named(requests: list[BatchRequest], spec: BatchSpec) -> None:
     Path(requests[0].pairs[2].mask).write_bytes(encode_image(np.full((40, 56), 9, np.uint8)))
     with pytest.raises(RequestError, match=r"masks/.*png: holds the value 9"):
-        list(BatchStream(spec, tasks=2).batches(requests))
+        list(BatchStream(spec, processes=2).batches(requests))

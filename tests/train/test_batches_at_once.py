@@ -1,4 +1,4 @@
-"""On a machine of many processors as many tasks make batches as it has: tried on a Ray that believes in sixteen."""
+"""On a machine of many processors as many processes make batches as it has: tried on a Ray that believes in sixteen."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from unet.train.batches import CHUNK_IMAGES, BatchStream
 from unet.train.examples import BatchRequest, BatchSpec
 from unet.train.schedule import Sample
 
-TASKS, CHUNKS = 16, 200
+PROCESSES, CHUNKS = 16, 200
 
 
 class SlowSample(Sample):
@@ -39,11 +39,11 @@ class SlowSample(Sample):
 
 
 @pytest.mark.slow
-def test_as_many_tasks_as_there_may_be_make_batches_at_once(boxes: Path, tmp_path: Path) -> None:
+def test_as_many_processes_as_there_may_be_make_batches_at_once(boxes: Path, tmp_path: Path) -> None:
     times = tmp_path / "times"
     subprocess.run([sys.executable, "-m", __name__, str(boxes), str(times)], check=True, timeout=120)
     steps = [int(line.split()[1]) for line in sorted(times.read_text().splitlines())]
-    assert max(accumulate(steps)) > TASKS / 2
+    assert max(accumulate(steps)) > PROCESSES / 2
 
 
 def stream(folder: Path, times: str) -> None:
@@ -54,8 +54,8 @@ def stream(folder: Path, times: str) -> None:
     requests = [BatchRequest((pair,) * CHUNK_IMAGES, (slow, *[quick] * (CHUNK_IMAGES - 1)))] * CHUNKS
     labels = read_labels(str(folder / "classes.csv"))
     spec = BatchSpec(labels, Geometry("resize", (24, 32)), AugmentSettings(), seed=5)
-    ray.init(num_cpus=TASKS, include_dashboard=False, log_to_driver=False)
-    assert sum(1 for _ in BatchStream(spec, tasks=TASKS).batches(requests)) == CHUNKS
+    ray.init(num_cpus=PROCESSES, include_dashboard=False, log_to_driver=False)
+    assert sum(1 for _ in BatchStream(spec, processes=PROCESSES).batches(requests)) == CHUNKS
 
 
 if __name__ == "__main__":

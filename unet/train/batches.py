@@ -1,15 +1,15 @@
 """Batches for training, made by Ray Data: read, decoded, oriented and augmented, in the order asked for.
 
 All batches that a worker still needs come from one plan. Its first step cuts their requests into chunks: a few small
-batches, or a part of a large one. Its second makes each chunk in a task. No more chunks are cut than fit into a number
-of bytes until their batches are used. A faulty file becomes the text of a chunk, which ends the run naming the file.
+batches, or a part of a large one. Its second makes each chunk, in processes that stay: Ray ends those of tasks that are
+idle for a second while training holds all CPUs. No more chunks are cut than fit into a number of bytes until their
+batches are used. A faulty file becomes the text of a chunk, which ends the run naming the file.
 """
 
 import logging
 import math
 import pickle
 import threading
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -40,12 +40,12 @@ Row = dict[str, npt.NDArray[Any]]
 
 
 class BatchStream:
-    """Makes batches for one of `workers`, by up to `tasks` Ray tasks at a time. What runs the tasks starts at once.
+    """Makes batches for one of `workers`, in up to `processes`, of which the first starts at once.
 
-    Tasks run on this machine, on what training leaves of its processors; or `anywhere`, on a CPU of their own each.
+    They are on this machine, on what training leaves of its processors; or `anywhere`, on a CPU of their own each.
     """
 
-    def __init__(self, spec: BatchSpec, *, tasks: int, workers: int = 1, anywhere: bool = False) -> None:
+    def __init__(self, spec: BatchSpec, *, processes: int, workers: int = 1, anywhere: bool = False) -> None:
         object_store = ray.cluster_resources().get("object_store_memory", math.inf)
         limit = min(AHEAD_BYTES, int(object_store / STORE_SHARE / workers))
         here: dict[str, Any] = {
@@ -53,8 +53,8 @@ class BatchStream:
             "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()},
         }
         actor: Any = ray.remote(_BatchActor)
-        task_options = {"num_cpus": 1} if anywhere else here
-        self._actor = actor.options(max_concurrency=2, **here).remote(spec, tasks, limit, task_options)
+        options = {"num_cpus": 1} if anywhere else here
+        self._actor = actor.options(max_concurrency=2, **here).remote(spec, processes, limit, options)
 
     def batches(self, requests: Iterable[BatchRequest]) -> Iterator[Batch]:
         """Yield the batches of `requests`, in their order. `requests` can be pickled, and iterated more than once.
@@ -92,9 +92,9 @@ class _BatchActor:
     """Runs the plan, in a process of its own: Ray's executor would take much of a processor, and Python's lock, from
     the process that trains."""
 
-    def __init__(self, spec: BatchSpec, tasks: int, limit: int, task_options: dict[str, Any]) -> None:
+    def __init__(self, spec: BatchSpec, processes: int, limit: int, options: dict[str, Any]) -> None:
         skip_destructors()
-        self._spec, self._tasks, self._limit, self._task_options = spec, tasks, limit, task_options
+        self._spec, self._processes, self._limit, self._options = spec, processes, limit, options
         self._used = 0
         self._changed = threading.Condition()
 
@@ -107,13 +107,12 @@ class _BatchActor:
         options.enable_progress_bars = options.print_on_execution_start = False
         options.execution_options.preserve_order = True
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # it says that progress bars are off
-        warnings.filterwarnings("ignore", "The maximum number of concurrent tasks")  # of a plan of few chunks
         me = ray.get_runtime_context().current_actor
         cut = _CutChunks(requests, self._spec, self._limit // AHEAD_CHUNKS, me)
         # Not from_arrow, which runs a task of one CPU for each table and would wait for one for ever.
         cuts = ray.data.from_items([None]).map_batches(cut, compute=ray.data.TaskPoolStrategy(1), num_cpus=0)
-        make, pool = _MakeChunk(self._spec), ray.data.TaskPoolStrategy(self._tasks)
-        made = cuts.map_batches(make, compute=pool, **self._task_options)
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=self._processes)
+        made = cuts.map_batches(_MakeChunk, fn_constructor_args=(self._spec,), compute=pool, **self._options)
         for row in made.iter_batches(batch_size=None, prefetch_batches=0):
             yield row["chunk"][0]
             with self._changed:

@@ -48,7 +48,7 @@ def train_worker(config: dict[str, TrainingRun]) -> None:
     if not run.settings.gpu:
         torch.set_num_threads(threads)
     stream = BatchStream(
-        run.batch_spec, tasks=run.data_cpus or threads, workers=world_size(), anywhere=run.data_cpus > 0
+        run.batch_spec, processes=run.data_cpus or threads, workers=world_size(), anywhere=run.data_cpus > 0
     )
     with Checkpoints(run.folder) as checkpoints:
         latest = broadcast_object(checkpoints.latest() if rank() == 0 else None)  # all go on from one and the same

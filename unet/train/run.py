@@ -24,7 +24,7 @@ class TrainingRun:
     labels: LabelSet
     class_weights: tuple[float, ...] | None
     data_cpus: int = 0
-    """CPUs that each worker's data tasks have to themselves; 0 where they run beside training."""
+    """CPUs that the making of each worker's batches has to itself; 0 where they run beside training."""
     terminal: bool = False
     """Whether the driver has a terminal to draw a bar on."""
     largest: tuple[int, int] = (0, 0)
