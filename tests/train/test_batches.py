@@ -106,9 +106,8 @@ class SignedSample(Sample):
         return super().__iter__()
 
 
-@ray.remote(num_cpus=2)
 class Training:
-    """Holds all CPUs of the tests' Ray, whose raylet then ends what is idle for a second."""
+    """Holds CPUs."""
 
     def begin(self) -> None: ...
 
@@ -119,7 +118,7 @@ def test_the_process_that_makes_batches_outlives_pauses_of_training(
     sample = SignedSample(0, 0)
     sample.processes = str(tmp_path / "processes")
     request = BatchRequest(requests[0].pairs[:1] * 32, (sample,) * 32)  # a chunk by itself
-    training = Training.remote()
+    training: Any = ray.remote(num_cpus=2)(Training).remote()  # all: Ray then ends what is idle for a second
     ray.get(training.begin.remote())
     try:
         few_ahead = BatchStream(spec, processes=1, workers=1 << 20)
