@@ -37,15 +37,11 @@ __all__ = [
     "use_token_if_found",
 ]
 
-LOCAL_ENVIRONMENT = {
-    "RAY_worker_niceness": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-}
+LOCAL_ENVIRONMENT = {"RAY_worker_niceness": "0"}
 """Settings of a Ray that this process starts, which Ray reads from the environment and does not document.
 
 worker_niceness: Ray starts its workers at nice 15. Beside the user's other programs, which run at 0, a busy machine
 would then give training next to nothing of its processors instead of its share.
-BACKEND_LOG_LEVEL: else errors of Ray's own core, which no user can act on, stand between the lines of the job.
 """
 
 TRAIN_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
