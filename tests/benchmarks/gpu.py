@@ -21,10 +21,10 @@ import torch
 from tests.benchmarks.training import feed, flops
 from unet.data.labels import read_labels
 from unet.model.artifact import Model
-from unet.model.network import UNet, architecture
+from unet.model.network import UNet
 from unet.model.precision import DTYPES, fast_precision
 from unet.model.predictor import GPU_BATCH_SIZE, Predictor
-from unet.model.settings import ModelSettings, Preset
+from unet.model.settings import ModelSettings, Preset, architecture
 from unet.runtime.session import connect
 from unet.sample.write import write_sample_set
 from unet.segment.segmenter import GPU_THREADS

@@ -35,8 +35,8 @@ from unet.data.augment import augment
 from unet.data.labelled_set import find_labelled_set, read_pair
 from unet.data.labels import IGNORE, read_labels
 from unet.data.settings import AugmentSettings, DataSettings
-from unet.model.network import UNet, architecture, normalise, to_channels_last
-from unet.model.settings import ModelSettings, Preset
+from unet.model.network import UNet, normalise, to_channels_last
+from unet.model.settings import ModelSettings, Preset, architecture
 from unet.runtime.memory import retain_freed_memory
 from unet.runtime.session import connect
 from unet.sample.write import write_sample_set

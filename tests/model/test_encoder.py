@@ -20,10 +20,10 @@ from unet.model.artifact import Model
 from unet.model.encoder import LAYERS, MEAN, STD, ResNet, read_encoder_weights
 from unet.model.inference import prepare_for_inference
 from unet.model.int8 import calibrate, to_int8
-from unet.model.network import UNet, architecture, normalise
+from unet.model.network import UNet, normalise
 from unet.model.onnx import TOLERANCE, max_difference, to_onnx
 from unet.model.predictor import Predictor
-from unet.model.settings import Encoder, ModelSettings
+from unet.model.settings import Encoder, ModelSettings, architecture
 from unet.settings import Geometry, Precision, RequestError
 from unet.storage import store
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from unet.model.network import PRESETS, UNet, architecture, normalise
-from unet.model.settings import ModelSettings, Norm, Upsample
+from unet.model.network import UNet, normalise
+from unet.model.settings import PRESETS, ModelSettings, Norm, Upsample, architecture
 
 
 def test_classic_has_the_published_number_of_parameters() -> None:

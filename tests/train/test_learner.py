@@ -11,17 +11,17 @@ from tests.conftest import make_pair
 from unet.data.labels import IGNORE, read_labels
 from unet.data.settings import DataSettings
 from unet.model.artifact import Model
-from unet.model.network import UNet, architecture
+from unet.model.network import UNet
 from unet.model.precision import fast_precision
 from unet.model.predictor import Predictor
-from unet.model.settings import ModelSettings
+from unet.model.settings import ModelSettings, architecture
 from unet.sample.scene import draw_scene
 from unet.sample.things import LABELS
 from unet.settings import Geometry, RequestError
 from unet.train.job import train
-from unet.train.learner import Learner, check_batch_norm
+from unet.train.learner import Learner
 from unet.train.optimizer import learning_rate
-from unet.train.settings import FitSettings, TrainSettings
+from unet.train.settings import FitSettings, TrainSettings, check_batch_norm
 
 
 def learner_of(**settings: Any) -> Learner:

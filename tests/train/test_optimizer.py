@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unet.model.network import UNet, architecture, to_channels_last
-from unet.model.settings import ModelSettings
+from unet.model.network import UNet, to_channels_last
+from unet.model.settings import ModelSettings, architecture
 from unet.train.optimizer import ITERATIONS, PRETRAINED_RATE, QUINTIC, Muon, Optimizer, orthogonalise
 from unet.train.settings import FitSettings
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from unet.model.network import architecture
-from unet.model.settings import ModelSettings
+from unet.model.settings import ModelSettings, architecture
 from unet.settings import RequestError
 from unet.train.plan import ENOUGH_STEPS, MOST_STEPS, START_SECONDS, Machine, Plan, SetFacts, Size, Speed, make_plan
 from unet.train.settings import FitSettings, TrainSettings

@@ -1,5 +1,7 @@
 """Ray Train as we use it: what workers reserve, what is refused, and which failures last."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +9,7 @@ from ray.exceptions import RayActorError
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from tests.conftest import ROOT
 from unet.runtime.ray_internals import FailureDecision
 from unet.settings import RequestError
 from unet.train.faults import WorkerFault
@@ -91,3 +94,9 @@ def test_workers_that_are_lost_while_they_meet_meet_again_but_not_for_ever() -> 
     decisions = [policy.make_decision(lost) for _ in range(3)]
     assert decisions == [FailureDecision.RETRY, FailureDecision.RETRY, FailureDecision.RAISE]
     assert policy.make_decision(ControllerError(ValueError("a fault of the controller"))) == FailureDecision.RAISE
+
+
+@pytest.mark.parametrize("process", ["unet.train.job", "unet.train.trainer", "unet.train.batches, unet.train.run"])
+def test_driver_controller_and_what_makes_batches_start_without_pytorch(process: str) -> None:
+    program = f"import sys, {process}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

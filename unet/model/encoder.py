@@ -21,9 +21,6 @@ from unet.storage.faults import StorageError, Unreachable
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels in 0..1, RGB: what the images were normalised by that public weights were trained on."""
 
-DEPTH = 5
-"""How often an encoder halves height and width."""
-
 
 class ResNet(nn.Module):
     """The convolutional part of a ResNet, for images of any number of channels."""

@@ -13,23 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet.model.encoder import DEPTH, ResNet
-from unet.model.settings import Block, Encoder, ModelSettings, Norm, Preset, Upsample
-
-PRESETS: dict[Preset, dict[str, Any]] = {
-    "default": {"width": 32, "depth": 4, "norm": "batch", "dropout": 0.0, "upsample": "transpose", "block": "residual"},
-    "classic": {"width": 64, "depth": 4, "norm": "none", "dropout": 0.3, "upsample": "transpose", "block": "plain"},
-}
-"""Architectures by name; classic has 34,514,060 parameters for 3 channels and 12 classes."""
-
-
-def architecture(settings: ModelSettings) -> dict[str, Any]:
-    """Return the arguments of `UNet` but for `classes`: those of the preset, overridden by `settings`."""
-    preset = PRESETS[settings.model]
-    if settings.encoder is not None:
-        preset = preset | {"width": preset["width"] // 2, "depth": DEPTH, "encoder": settings.encoder}
-    return {key: value if getattr(settings, key) is None else getattr(settings, key) for key, value in preset.items()}
-
+from unet.model.encoder import ResNet
+from unet.model.settings import ENCODER_DEPTH, Block, Encoder, Norm, Upsample
 
 PREPROCESSING_VERSION = 1
 """Version of the preprocessing: another one gives the network other input for the same image."""
@@ -80,7 +65,7 @@ class UNet(nn.Module):
             **({} if block == "plain" else {"block": block}),
             **({} if encoder is None else {"encoder": encoder}),
         }
-        assert encoder is None or depth == DEPTH
+        assert encoder is None or depth == ENCODER_DEPTH
         widths = [width << level for level in range(depth + 1)]
         make_block = partial(DoubleConv, norm=norm, residual=block == "residual")
         self.down: PlainDown | ResNetDown

@@ -16,7 +16,6 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 from ray.experimental import tqdm_ray
 
 if TYPE_CHECKING:
-    from ray.train.torch.config import _TorchBackend as TorchBackend
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
@@ -30,18 +29,18 @@ __all__ = [
     "DefaultFailurePolicy",
     "FailureDecision",
     "PlacementGroupCleanerCallback",
-    "TorchBackend",
     "begun_cluster",
     "max_resources",
     "progress_bar",
     "use_token_if_found",
 ]
 
-LOCAL_ENVIRONMENT = {"RAY_worker_niceness": "0"}
+LOCAL_ENVIRONMENT = {"RAY_worker_niceness": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Settings of a Ray that this process starts, which Ray reads from the environment and does not document.
 
 worker_niceness: Ray starts its workers at nice 15. Beside the user's other programs, which run at 0, a busy machine
 would then give training next to nothing of its processors instead of its share.
+TRAIN_ENABLE_PREEMPTION_WATCHER: nobody takes this machine away with notice, and the watcher is a process more to start.
 """
 
 TRAIN_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
@@ -60,7 +59,6 @@ _TRAIN = {
         f"{_V2}.callbacks.placement_group_callback",
         "PlacementGroupCleanerCallback",
     ),
-    "TorchBackend": ("ray.train.torch.config", "_TorchBackend"),
 }
 """What unet/train/trainer.py builds on, and where Ray Train keeps it.
 
@@ -69,8 +67,6 @@ DefaultFailurePolicy, FailureDecision: Ray Train by itself retries every failure
 PlacementGroupCleanerCallback: left out. It starts an actor that asks the dashboard once a second for the controller's
 state; where there is none, each time it prints that it failed, and training keeps 0.9 of its rate. Ray itself frees the
 resources of a driver that has died.
-TorchBackend: sets the network interface on each machine before the workers connect; without it Gloo listens where the
-machine's name points to, which on many is 127.0.1.1, and workers on several machines do not connect.
 
 Imported when asked for: Ray Train takes half a second to import, which the other jobs need not wait for."""
 

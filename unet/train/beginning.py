@@ -6,6 +6,7 @@ from unet.data.labels import LabelSet
 from unet.model.artifact import Model
 from unet.model.encoder import read_encoder_weights
 from unet.model.network import UNet
+from unet.model.settings import architecture
 from unet.settings import RequestError
 from unet.train.run import TrainingRun
 
@@ -18,7 +19,7 @@ def first_network(run: TrainingRun, *, verbose: bool = False) -> UNet:
     """
     fit, encoder = run.settings.fit, run.settings.model.encoder
     torch.manual_seed(fit.seed)
-    network = run.new_network()
+    network = new_network(run)
     if fit.init_from is not None:
         matching = _matching_tensors(Model.load(fit.init_from, "--init-from"), network, run.labels)
         if not any(tensor.ndim > 1 for name, tensor in matching.items() if not name.startswith("head.")):
@@ -38,6 +39,12 @@ def first_network(run: TrainingRun, *, verbose: bool = False) -> UNet:
             print(f"--encoder-weights: {len(given.tensors)} tensors taken; left out: {left_out or 'none'}")
         network.encoder.load_state_dict(given.tensors)
     return network
+
+
+def new_network(run: TrainingRun) -> UNet:
+    """Return a network of the run's architecture, of random weights."""
+    classes = len(run.labels.classes)
+    return UNet(classes=classes, channels=run.channels.count, **architecture(run.settings.model))
 
 
 def _matching_tensors(model: Model, network: UNet, labels: LabelSet) -> dict[str, torch.Tensor]:

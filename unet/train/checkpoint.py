@@ -7,7 +7,6 @@ training, one at a time.
 
 import hashlib
 import io
-import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
@@ -18,19 +17,18 @@ import torch
 from unet.storage import store
 from unet.storage.faults import Damaged, Denied, StorageError, Vanished
 from unet.storage.objects import join_uri
+from unet.train.resume import CHECKPOINTS, checkpoint_names
 
 KEPT = 2
 
 State = dict[str, Any]
-
-_NAME = re.compile(r"step-\d{9}-[0-9a-f]{16}\.pt")
 
 
 class Checkpoints:
     """The checkpoints of the run in `folder`. As a context it waits at the end for what is being written."""
 
     def __init__(self, folder: str) -> None:
-        self._folder = join_uri(folder, "checkpoints")
+        self._folder = join_uri(folder, CHECKPOINTS)
         self._pool = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -43,10 +41,6 @@ class Checkpoints:
                 self._wait()
         finally:
             self._pool.shutdown()
-
-    def begun(self) -> bool:
-        """Return whether there is a checkpoint. Raise StorageError."""
-        return bool(self._names())
 
     def save(self, step: int, state: State) -> None:
         """Begin to write the state after `step`; `state` may change as soon as this returns.
@@ -62,7 +56,7 @@ class Checkpoints:
 
     def latest(self) -> str | None:
         """Return the name of the latest whole checkpoint; None if there is none. Raise StorageError."""
-        for name in sorted(self._names(), reverse=True):
+        for name in sorted(checkpoint_names(self._folder), reverse=True):
             if self._read(name) is not None:
                 return name
             print(f"{join_uri(self._folder, name)}: is damaged; going on from the one before it", flush=True)
@@ -92,11 +86,8 @@ class Checkpoints:
         begin = f"step-{step:09}-"
         name = f"{begin}{hashlib.sha256(data).hexdigest()[:16]}.pt"
         store.write(join_uri(self._folder, name), data)
-        names = sorted(self._names())
+        names = sorted(checkpoint_names(self._folder))
         replaced = [other for other in names if other.startswith(begin) and other != name]
         with suppress(Denied):  # to remove files is a right that no job needs
             kept = [other for other in names if other not in replaced][-KEPT:]
             store.open_store(self._folder).delete([other for other in names if other not in kept])
-
-    def _names(self) -> list[str]:
-        return [name for name in store.list_files(self._folder) if _NAME.fullmatch(name)]

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import torch
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from ray.train.v2.api.exceptions import TrainingFailedError
-from torch.distributed import DistError
 
 from unet.settings import RequestError
 from unet.storage.faults import StorageError, Unreachable
@@ -67,7 +65,7 @@ def may_pass(error: BaseException) -> bool:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, UserCodeException) or type(cause) is RayError:  # of a task, whose own exception is but text
         return bool(_UNREACHABLE.search(str(error)))
-    if isinstance(cause, RayError | DistError | ConnectionError | Unreachable):
+    if isinstance(cause, RayError | ConnectionError | Unreachable) or _is_of_torch(cause, "DistError"):
         return True
     return isinstance(cause, RuntimeError) and bool(_PEER_LOST.search(str(cause)))
 
@@ -109,9 +107,14 @@ def worker_fault(error: Exception) -> WorkerFault:
     return WorkerFault(f"{doing} does not fit in the memory of {memory}{where}; {remedy}", text)
 
 
+def _is_of_torch(error: BaseException, name: str) -> bool:
+    """Return whether it is an exception of PyTorch's of this name; the driver does not import PyTorch for this."""
+    return any(kind.__name__ == name and kind.__module__.startswith("torch") for kind in type(error).__mro__)
+
+
 def _memory_that_is_short(error: Exception, what: str) -> str | None:
     """Return whose memory an allocation exceeded; None if that is not what happened."""
-    if isinstance(error, torch.OutOfMemoryError) or re.search("CUDA error: out of memory|_ALLOC_FAILED", what):
+    if _is_of_torch(error, "OutOfMemoryError") or re.search("CUDA error: out of memory|_ALLOC_FAILED", what):
         return "a GPU"
     short = isinstance(error, MemoryError) or re.search(r"DefaultCPUAllocator: can't allocate|MemoryError\b", what)
     return "a machine" if short else None

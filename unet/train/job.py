@@ -1,7 +1,8 @@
 """The training job: checks the request, starts the workers, and draws the report when they are done.
 
 A run lives in OUTPUT/NAME. Everything is decided here once, in a `TrainingRun`, before any worker starts. Checkpoints
-are the run's own: Ray Train's storage is a scratch folder that nothing is read from.
+are the run's own: Ray Train's storage is a scratch folder that nothing is read from. PyTorch takes seconds to import:
+what needs it here is imported when it is called.
 """
 
 import csv
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
-import ray.train.torch
 import yaml
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -29,12 +29,7 @@ from unet.data.image import ImageError
 from unet.data.labelled_set import LabelledSet, find_labelled_set, read_pair
 from unet.data.labels import LabelSet, read_labels
 from unet.data.statistics import SetStatistics
-from unet.model.artifact import Model
-from unet.model.metrics import ConfusionMatrix
-from unet.model.predictor import Predictor
 from unet.report.check import LabelledSample, check_report
-from unet.report.comparison import SamplePrediction
-from unet.report.training import training_report
 from unet.runtime import telemetry
 from unet.runtime.session import check_shared, connect, in_job_directory
 from unet.runtime.stop import shutdown_hook
@@ -43,13 +38,7 @@ from unet.settings import ExitCode, RequestError, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError
 from unet.storage.objects import join_uri
-from unet.train.beginning import first_network
-from unet.train.checkpoint import Checkpoints
 from unet.train.faults import WorkerFault, fault_of, naming_faults, reason_of
-from unet.train.journal import Entry, read_entries
-from unet.train.learner import check_batch
-from unet.train.loop import train_worker
-from unet.train.measure import plan_run
 from unet.train.plan import is_open
 from unet.train.reference import measure_reference
 from unet.train.resume import (
@@ -59,6 +48,7 @@ from unet.train.resume import (
     Identity,
     asks_for_more,
     check_identity,
+    has_begun,
     identity_of,
     is_finished,
     kept_channels,
@@ -67,12 +57,12 @@ from unet.train.resume import (
     with_plan,
 )
 from unet.train.run import TrainingRun
-from unet.train.settings import TrainSettings
+from unet.train.settings import TrainSettings, check_batch
 from unet.train.tracker import tracking
-from unet.train.trainer import TorchConfig, Trainer, resources
+from unet.train.trainer import TorchConfig, Trainer, resources, train_worker
 
 SAMPLES = 6
-"""Images of a part that a page shows."""
+"""Images of a part that the page of a check shows."""
 
 RESTARTS = 10
 """How often workers are replaced before a run is given up; machines that were taken away with notice do not count."""
@@ -92,7 +82,7 @@ def train(settings: TrainSettings) -> int:
     store.check_writable(settings.output, "--output")
     if settings.check:
         return _check_alone(settings, folder)
-    finished, begun = is_finished(folder), Checkpoints(folder).begun()
+    finished, begun = is_finished(folder), has_begun(folder)
     if finished or begun:
         settings = with_plan(settings, planned_of(folder))
     more = (finished or begun) and asks_for_more(folder, settings)
@@ -116,7 +106,9 @@ def train(settings: TrainSettings) -> int:
             store.write(join_uri(folder, SETTINGS), yaml.safe_dump(to_mapping(run.settings), sort_keys=False).encode())
             with tracking(run.settings, folder), telemetry.running_gauge(telemetry.TRAINING, run=settings.name):
                 trainer.fit()
-                _write_report(run)
+                from unet.train.result import write_report
+
+                write_report(run)
     except TrainingFailedError as error:
         _tell_fault(error, folder)
         return ExitCode.UNEXPECTED
@@ -132,6 +124,8 @@ def _decide(settings: TrainSettings, folder: str, before: Identity | None, began
     run = _placed(run, local=connect(worker_output=True))
     _check_shared(run, begun=before is not None)
     if before is None and is_open(settings):
+        from unet.train.measure import plan_run
+
         run = plan_run(run, counted, lambda: began + 60 * (settings.fit.minutes or 0) - time.monotonic())
         check_batch(run.settings, len(run.labelled.train))
     return run
@@ -192,7 +186,10 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> t
         terminal=sys.stderr.isatty(),
         planned={} if before is None else planned_of(folder),
     )
-    if before is None:
+    fit = settings.fit
+    if before is None and (fit.init_from is not None or fit.encoder_weights is not None):
+        from unet.train.beginning import first_network
+
         first_network(run, verbose=True)  # as workers will: here it is seen that they can
     return run, statistics[0]
 
@@ -271,7 +268,7 @@ def _trainer(run: TrainingRun, scratch: str) -> Trainer:
     return Trainer(
         naming_faults(train_worker),
         train_loop_config={"run": run},
-        torch_config=TorchConfig(),
+        backend_config=TorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=run.settings.gpu,
@@ -285,38 +282,3 @@ def _trainer(run: TrainingRun, scratch: str) -> Trainer:
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
         ),
     )
-
-
-def _write_report(run: TrainingRun) -> None:
-    settings = run.settings
-    model = Model.load(join_uri(run.folder, "model"), "--name")
-    predictor = Predictor(model, precision=settings.fit.precision)
-    chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
-    samples = []
-    for pair in chosen:
-        planes, truth = read_pair(pair, run.labels, channels=run.channels)
-        image = planes.to_array()
-        prediction = predictor.predict(image)
-        samples.append(SamplePrediction(name=pair.key, image=image, truth=truth, prediction=prediction))
-    entries = read_entries(run.folder)
-    page = training_report(
-        title=settings.name,
-        facts=_facts(run, model, entries),
-        labels=run.labels,
-        history=entries,
-        confusion=ConfusionMatrix(np.array(model.scores["confusion"], np.int64)),
-        samples=samples,
-    )
-    store.write(join_uri(run.folder, PAGE), page)
-
-
-def _facts(run: TrainingRun, model: Model, entries: list[Entry]) -> dict[str, str]:
-    geometry = run.settings.geometry
-    return {
-        "Images": f"{len(run.labelled.train)} train, {len(run.labelled.val)} validation",
-        "Input": f"{geometry.kind} {geometry.size[0]} x {geometry.size[1]}",
-        "Parameters": f"{sum(p.numel() for p in model.network.parameters()):,}",
-        "Steps": f"{entries[-1]['step']} of {run.batch_size} images",
-        "Best epoch": f"{model.scores['epoch']} of {len(entries)}",
-        "Training time": f"{sum(entry['seconds'] for entry in entries) / 60:.1f} minutes",
-    }

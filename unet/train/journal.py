@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from unet.storage import store
 from unet.storage.objects import join_uri
 
@@ -23,6 +21,8 @@ class Journal:
     """Continues after the epochs of `entries`; what an earlier attempt wrote of later ones is dropped."""
 
     def __init__(self, folder: str, entries: Sequence[Entry] = ()) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # with PyTorch, which those who only read do without
+
         self._folder = folder
         self.entries = list(entries)
         self._events = tempfile.TemporaryDirectory(prefix="tensorboard-")

@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from unet.model.network import UNet, architecture, normalise, to_channels_last
+from unet.model.network import UNet, normalise, to_channels_last
 from unet.model.precision import DTYPES, bf16_speedup, fast_precision, forbid_tf32
 from unet.model.transfer import Upload
-from unet.settings import RequestError
 from unet.train.loss import LossSums, cross_entropy, dice, loss_sums, weight_of
 from unet.train.optimizer import Optimizer, ema_decay, learning_rate
 from unet.train.ranks import all_reduce_mean_, all_reduce_sum, broadcast_object, rank, world_size
-from unet.train.settings import FitSettings, TrainSettings
+from unet.train.settings import FitSettings
 
 SMALL_BATCH = 16
 """Images of a forward pass below which batch norm takes its statistics from all workers. Only GPUs can."""
@@ -163,32 +162,3 @@ class Learner:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
-
-
-def check_batch_norm(settings: TrainSettings) -> None:
-    """Raise RequestError if batch norm would see one value a channel in some forward pass: it has no variance."""
-    network, fit = architecture(settings.model), settings.fit
-    images = fit.images_per_pass
-    if not settings.gpu:  # workers on GPUs share the statistics of small batches
-        images //= settings.worker_range[1]
-    height, width = settings.geometry.size
-    encoder = network.get("encoder")
-    has_batch_norm = network["norm"] == "batch" or encoder is not None
-    if has_batch_norm and images == 1 and max(height, width) <= 1 << network["depth"]:
-        where, otherwise = (
-            (f"in {encoder}", "no --encoder") if encoder else (f"at --depth {network['depth']}", "--norm group")
-        )
-        raise RequestError(
-            f"--batch-size {fit.batch_size}: one image of {height} x {width} pixels in a worker's forward pass leaves "
-            f"batch norm one value a channel {where}; give 2 for each of --workers and --accumulate, larger images, or "
-            f"{otherwise}"
-        )
-
-
-def check_batch(settings: TrainSettings, images: int) -> None:
-    """Raise RequestError if a batch that is given, or planned, does not fit a set of so many training images."""
-    batch = settings.fit.batch_size
-    if batch is not None and batch > images:
-        raise RequestError(f"--batch-size {batch}: the set has {images} training images; give at most that")
-    if batch is not None and (settings.size or settings.crop):
-        check_batch_norm(settings)

@@ -19,6 +19,7 @@ from unet.model.metrics import ConfusionMatrix
 from unet.model.predictor import Predictor
 from unet.runtime.memory import retain_freed_memory
 from unet.settings import RequestError, to_mapping
+from unet.train.beginning import new_network
 from unet.train.examples import make_batch
 from unet.train.learner import Learner
 from unet.train.plan import Machine, SetFacts, Size, Speed, make_plan, planned_values
@@ -79,7 +80,7 @@ def measure_speed(run: TrainingRun, cores: int) -> Speed:
     making, batch = _timed(lambda: make_batch(request, run.batch_spec))
     images, masks = torch.from_numpy(batch.images), torch.from_numpy(batch.masks)
     learner = Learner(
-        run.new_network(), run.settings.fit, total_steps=1000, device=torch.device("cuda" if gpu else "cpu")
+        new_network(run), run.settings.fit, total_steps=1000, device=torch.device("cuda" if gpu else "cpu")
     )
     float(learner.train_step(images, masks))
     started, steps = time.monotonic(), 0

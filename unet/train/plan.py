@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from unet.model.network import architecture
+from unet.model.settings import architecture
 from unet.settings import RequestError
 from unet.train.settings import TrainSettings
 

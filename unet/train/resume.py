@@ -6,6 +6,7 @@ one is finished, and one that is asked for more steps has an empty one meanwhile
 
 import hashlib
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +20,9 @@ from unet.storage.objects import join_uri
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
 
-SETTINGS, IDENTITY, PAGE = "settings.yaml", "identity.json", "report/index.html"
+SETTINGS, IDENTITY, PAGE, CHECKPOINTS = "settings.yaml", "identity.json", "report/index.html", "checkpoints"
+
+_CHECKPOINT = re.compile(r"step-\d{9}-[0-9a-f]{16}\.pt")
 
 NAMES_OF_SET = {"data", "images", "masks", "val_data", "classes", "binary"}
 FREE = NAMES_OF_SET | {"output", "workers", "gpu", "checkpoint_every", "compile", "precision", "check"}
@@ -70,6 +73,16 @@ def _begun_with(folder: str) -> dict[str, Any]:
     if before["size"] is None and before["crop"] is None:
         before["size"] = OLDER["size"]
     return before
+
+
+def has_begun(folder: str) -> bool:
+    """Return whether the run in `folder` has a checkpoint. Raise StorageError."""
+    return bool(checkpoint_names(join_uri(folder, CHECKPOINTS)))
+
+
+def checkpoint_names(folder: str) -> list[str]:
+    """Return the names of the checkpoints in `folder`. Raise StorageError."""
+    return [name for name in store.list_files(folder) if _CHECKPOINT.fullmatch(name)]
 
 
 def asks_for_more(folder: str, settings: TrainSettings) -> bool:

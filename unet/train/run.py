@@ -8,7 +8,6 @@ from unet.data.channels import RGB, Channels
 from unet.data.drift import ImageStatistics
 from unet.data.labelled_set import LabelledSet
 from unet.data.labels import LabelSet
-from unet.model.network import UNet, architecture
 from unet.train.examples import BatchRequest, BatchSpec
 from unet.train.schedule import samples_of_step, share
 from unet.train.settings import TrainSettings
@@ -67,11 +66,6 @@ class TrainingRun:
         return BatchSpec(
             self.labels, settings.geometry, settings.augment, settings.fit.seed, self.largest, self.channels
         )
-
-    def new_network(self) -> UNet:
-        """Return a network of its architecture, of random weights."""
-        classes = len(self.labels.classes)
-        return UNet(classes=classes, channels=self.channels.count, **architecture(self.settings.model))
 
     def steps_of(self, epoch: int, first: int = 0) -> range:
         """Return the steps of an epoch, from step `first` on."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from unet.data.settings import AugmentSettings, DataSettings
-from unet.model.settings import ModelSettings
+from unet.model.settings import ModelSettings, architecture
 from unet.settings import Geometry, Precision, RequestError, at_least, worker_range
 
 Loss = Literal["ce", "ce+dice"]
@@ -156,3 +156,32 @@ class TrainSettings:
             return Geometry("native", self.crop)
         assert self.size is not None
         return Geometry("resize", self.size)
+
+
+def check_batch_norm(settings: TrainSettings) -> None:
+    """Raise RequestError if batch norm would see one value a channel in some forward pass: it has no variance."""
+    network, fit = architecture(settings.model), settings.fit
+    images = fit.images_per_pass
+    if not settings.gpu:  # workers on GPUs share the statistics of small batches
+        images //= settings.worker_range[1]
+    height, width = settings.geometry.size
+    encoder = network.get("encoder")
+    has_batch_norm = network["norm"] == "batch" or encoder is not None
+    if has_batch_norm and images == 1 and max(height, width) <= 1 << network["depth"]:
+        where, otherwise = (
+            (f"in {encoder}", "no --encoder") if encoder else (f"at --depth {network['depth']}", "--norm group")
+        )
+        raise RequestError(
+            f"--batch-size {fit.batch_size}: one image of {height} x {width} pixels in a worker's forward pass leaves "
+            f"batch norm one value a channel {where}; give 2 for each of --workers and --accumulate, larger images, or "
+            f"{otherwise}"
+        )
+
+
+def check_batch(settings: TrainSettings, images: int) -> None:
+    """Raise RequestError if a batch that is given, or planned, does not fit a set of so many training images."""
+    batch = settings.fit.batch_size
+    if batch is not None and batch > images:
+        raise RequestError(f"--batch-size {batch}: the set has {images} training images; give at most that")
+    if batch is not None and (settings.size or settings.crop):
+        check_batch_norm(settings)
