@@ -46,9 +46,11 @@ VALIDATING = 0.05
 START_SECONDS = 10.0
 """From the plan to the first step: the workers start."""
 
-BYTES_OF_WIDTH, BYTES_OF_CLASS, BYTES_OF_WORKER = 85, 48, 1 << 30
+BYTES_OF_WIDTH, BYTES_OF_CLASS, BYTES_OF_WORKER = 100, 48, 1 << 30
 """Memory of a step by pixel for each channel of --width in bf16, and for each class; and of a worker without a step.
-Measured were 3,060 bytes a pixel at width 32 and 11 classes, 1,880 at width 16, 9,600 at width 32 and 150 classes."""
+Measured
+were 3,720 bytes a pixel at width 32 and 11 classes, 2,100 at width 16, 10,340 at width 32 and 150 classes, and with a
+ResNet-50, whose U-Net is of width 16, 3,840: an encoder counts as much as the width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +275,7 @@ def _bytes_of(settings: TrainSettings, facts: SetFacts) -> float:
     fit, narrow = settings.fit, settings.gpu or settings.fit.precision in ("bf16", "fp16")
     images = -(-settings.fit.images_per_pass // settings.worker_range[1])
     width: int = architecture(settings.model)["width"] * (1 if narrow and fit.precision != "fp32" else 2)
+    width *= 1 if settings.model.encoder is None else 2
     of_a_pixel = BYTES_OF_WIDTH * width + BYTES_OF_CLASS * facts.classes
     return BYTES_OF_WORKER + images * math.prod(settings.geometry.size) * of_a_pixel
 
