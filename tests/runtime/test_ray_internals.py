@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from unet.runtime import ray_internals
 from unet.runtime.ray_internals import max_resources, progress_bar
@@ -24,7 +24,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_ray_train_asks_our_failure_policy_and_controller_callback() -> None:
-    fit = inspect.getsource(DataParallelTrainer.fit)
+    fit = inspect.getsource(TorchTrainer.fit)
     assert "_initialize_and_run_controller(" in fit
     assert "failure_policy=" in fit
     assert "callbacks=" in fit
@@ -33,6 +33,11 @@ def test_ray_train_asks_our_failure_policy_and_controller_callback() -> None:
     ]
     assert {"RETRY", "RAISE"} <= set(ray_internals.FailureDecision.__members__)
     assert hasattr(ray_internals.ControllerCallback, "after_controller_start")
+    assert TorchConfig().backend_cls is ray_internals.TorchBackend
+    assert list(inspect.signature(ray_internals.TorchBackend.on_start).parameters)[1:] == [
+        "worker_group",
+        "backend_config",
+    ]
 
 
 @pytest.mark.usefixtures("one_ray")

@@ -16,6 +16,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 from ray.experimental import tqdm_ray
 
 if TYPE_CHECKING:
+    from ray.train.torch.config import _TorchBackend as TorchBackend
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
@@ -29,6 +30,7 @@ __all__ = [
     "DefaultFailurePolicy",
     "FailureDecision",
     "PlacementGroupCleanerCallback",
+    "TorchBackend",
     "begun_cluster",
     "max_resources",
     "progress_bar",
@@ -59,6 +61,7 @@ _TRAIN = {
         f"{_V2}.callbacks.placement_group_callback",
         "PlacementGroupCleanerCallback",
     ),
+    "TorchBackend": ("ray.train.torch.config", "_TorchBackend"),
 }
 """What unet/train/trainer.py builds on, and where Ray Train keeps it.
 
@@ -67,6 +70,8 @@ DefaultFailurePolicy, FailureDecision: Ray Train by itself retries every failure
 PlacementGroupCleanerCallback: left out. It starts an actor that asks the dashboard once a second for the controller's
 state; where there is none, each time it prints that it failed, and training keeps 0.9 of its rate. Ray itself frees the
 resources of a driver that has died.
+TorchBackend: sets the network interface on each machine before the workers connect; without it Gloo listens where the
+machine's name points to, which on many is 127.0.1.1, and workers on several machines do not connect.
 
 Imported when asked for: Ray Train takes half a second to import, which the other jobs need not wait for."""
 

@@ -1,8 +1,7 @@
 """The training job: checks the request, starts the workers, and draws the report when they are done.
 
 A run lives in OUTPUT/NAME. Everything is decided here once, in a `TrainingRun`, before any worker starts. Checkpoints
-are the run's own: Ray Train's storage is a scratch folder that nothing is read from. PyTorch takes seconds to import:
-what needs it here is imported when it is called.
+are the run's own: Ray Train's storage is a scratch folder that nothing is read from.
 """
 
 import csv
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
+import ray.train.torch
 import yaml
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -38,9 +38,13 @@ from unet.settings import ExitCode, RequestError, to_mapping
 from unet.storage import store
 from unet.storage.faults import StorageError
 from unet.storage.objects import join_uri
+from unet.train.beginning import first_network
 from unet.train.faults import WorkerFault, fault_of, naming_faults, reason_of
+from unet.train.loop import train_worker
+from unet.train.measure import plan_run
 from unet.train.plan import is_open
 from unet.train.reference import measure_reference
+from unet.train.result import write_report
 from unet.train.resume import (
     IDENTITY,
     PAGE,
@@ -59,7 +63,7 @@ from unet.train.resume import (
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings, check_batch
 from unet.train.tracker import tracking
-from unet.train.trainer import TorchConfig, Trainer, resources, train_worker
+from unet.train.trainer import TorchConfig, Trainer, resources
 
 SAMPLES = 6
 """Images of a part that the page of a check shows."""
@@ -106,8 +110,6 @@ def train(settings: TrainSettings) -> int:
             store.write(join_uri(folder, SETTINGS), yaml.safe_dump(to_mapping(run.settings), sort_keys=False).encode())
             with tracking(run.settings, folder), telemetry.running_gauge(telemetry.TRAINING, run=settings.name):
                 trainer.fit()
-                from unet.train.result import write_report
-
                 write_report(run)
     except TrainingFailedError as error:
         _tell_fault(error, folder)
@@ -124,8 +126,6 @@ def _decide(settings: TrainSettings, folder: str, before: Identity | None, began
     run = _placed(run, local=connect(worker_output=True))
     _check_shared(run, begun=before is not None)
     if before is None and is_open(settings):
-        from unet.train.measure import plan_run
-
         run = plan_run(run, counted, lambda: began + 60 * (settings.fit.minutes or 0) - time.monotonic())
         check_batch(run.settings, len(run.labelled.train))
     return run
@@ -186,10 +186,7 @@ def _prepare(settings: TrainSettings, folder: str, before: Identity | None) -> t
         terminal=sys.stderr.isatty(),
         planned={} if before is None else planned_of(folder),
     )
-    fit = settings.fit
-    if before is None and (fit.init_from is not None or fit.encoder_weights is not None):
-        from unet.train.beginning import first_network
-
+    if before is None:
         first_network(run, verbose=True)  # as workers will: here it is seen that they can
     return run, statistics[0]
 
@@ -268,7 +265,7 @@ def _trainer(run: TrainingRun, scratch: str) -> Trainer:
     return Trainer(
         naming_faults(train_worker),
         train_loop_config={"run": run},
-        backend_config=TorchConfig(),
+        torch_config=TorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=run.settings.gpu,

@@ -13,6 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import ray
+import ray.train
 import ray.train.torch
 import torch
 
@@ -21,6 +23,7 @@ from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix, nan_to_none
 from unet.model.predictor import Predictor
 from unet.runtime import telemetry
+from unet.runtime.memory import retain_freed_memory
 from unet.settings import RequestError, to_mapping
 from unet.storage.objects import join_uri
 from unet.train.batches import BatchStream
@@ -37,17 +40,28 @@ from unet.train.run import RemainingRequests, TrainingRun
 from unet.train.validation import validate
 
 
-def train_all_steps(run: TrainingRun, stream: BatchStream, threads: int) -> None:
-    """Train as `run` says, from its latest checkpoint on, on `threads` of this machine's CPUs."""
+def train_worker(config: dict[str, TrainingRun]) -> None:
+    """Train as `config["run"]` says, from its latest checkpoint on: what Ray Train calls in each worker."""
+    run = config["run"]
+    retain_freed_memory()
+    threads = _threads()
     if not run.settings.gpu:
         torch.set_num_threads(threads)
-    device = ray.train.torch.get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # of this thread, where collective operations look for it
+    stream = BatchStream(
+        run.batch_spec, processes=run.data_cpus or threads, workers=world_size(), anywhere=run.data_cpus > 0
+    )
     with Checkpoints(run.folder) as checkpoints:
         latest = broadcast_object(checkpoints.latest() if rank() == 0 else None)  # all go on from one and the same
-        loop = TrainingLoop(run, checkpoints, latest, device)
+        loop = TrainingLoop(run, checkpoints, latest, ray.train.torch.get_device())
         loop.train(stream.batches(RemainingRequests(run, len(loop.entries), loop.learner.step, rank(), world_size())))
+
+
+def _threads() -> int:
+    """Return this worker's part of its machine's CPUs; Ray would allow one thread for each reserved CPU."""
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == here)
+    workers_here: int = ray.train.get_context().get_local_world_size()
+    return max(1, int(cpus) // workers_here)
 
 
 class TrainingLoop:

@@ -1,25 +1,18 @@
 """Ray Train as this project uses it: how workers are laid out on machines, and which failures end a run.
 
-A worker that dies is replaced and all go on from the last checkpoint. What would come again ends the run at once. The
-driver and Ray's controller import this module; PyTorch, which takes seconds to import, only the workers.
+A worker that dies is replaced and all go on from the last checkpoint. What would come again ends the run at once.
 """
 
 import math
 import os
-import socket
-from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 import psutil
 import ray
-import ray.train
-from ray.exceptions import GetTimeoutError, RayError
-from ray.train.backend import Backend, BackendConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+import ray.train.torch
+from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
-from unet.runtime.memory import retain_freed_memory
 from unet.runtime.ray_internals import (
     ELASTIC_ENVIRONMENT,
     TRAIN_ENVIRONMENT,
@@ -27,23 +20,16 @@ from unet.runtime.ray_internals import (
     DefaultFailurePolicy,
     FailureDecision,
     PlacementGroupCleanerCallback,
+    TorchBackend,
 )
 from unet.runtime.session import capacity
 from unet.runtime.stop import skip_destructors
 from unet.settings import RequestError
-from unet.train.batches import BatchStream
 from unet.train.faults import fault_of, reason_of
-from unet.train.run import TrainingRun
-
-CONNECTED = timedelta(minutes=30)
-"""For which a worker waits for the others, before it takes them for lost."""
-
-DISCONNECT_SECONDS = 30.0
-"""For which workers may part at the end, before they are ended."""
 
 
-class Trainer(DataParallelTrainer):
-    """Ray's trainer with a failure policy of its own, whose controller ends for certain."""
+class Trainer(ray.train.torch.TorchTrainer):
+    """A TorchTrainer with a failure policy of its own, whose controller ends for certain."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         elastic = isinstance(self.scaling_config.num_workers, tuple)
@@ -52,7 +38,7 @@ class Trainer(DataParallelTrainer):
         arguments["failure_policy"] = FailurePolicy(self.run_config.failure_config)  # type: ignore[arg-type]
         callbacks = [each for each in arguments["callbacks"] if not isinstance(each, PlacementGroupCleanerCallback)]
         arguments["callbacks"] = [*callbacks, _EndController()]
-        return super()._initialize_and_run_controller(**arguments)
+        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
 
 class _EndController(ControllerCallback):
@@ -60,78 +46,26 @@ class _EndController(ControllerCallback):
         skip_destructors()
 
 
-def train_worker(config: dict[str, TrainingRun]) -> None:
-    """Train as `config["run"]` says: what Ray Train calls in each worker."""
-    run = config["run"]
-    retain_freed_memory()
-    threads, workers = _threads(), ray.train.get_context().get_world_size()
-    stream = BatchStream(
-        run.batch_spec, processes=run.data_cpus or threads, workers=workers, anywhere=run.data_cpus > 0
-    )
-    from unet.train.loop import train_all_steps  # while what makes batches starts
-
-    train_all_steps(run, stream, threads)
-
-
-def _threads() -> int:
-    """Return this worker's part of its machine's CPUs; Ray would allow one thread for each reserved CPU."""
-    here = ray.get_runtime_context().get_node_id()
-    cpus = next(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == here)
-    workers_here: int = ray.train.get_context().get_local_world_size()
-    return max(1, int(cpus) // workers_here)
-
-
-class TorchConfig(BackendConfig):
-    """Workers whose PyTorch is connected, at the addresses by which Ray knows their machines."""
+class TorchConfig(ray.train.torch.TorchConfig):
+    """Workers that connect at the addresses by which Ray knows their machines: Gloo would listen at the address of the
+    machine's name, which on many is 127.0.1.1."""
 
     @property
-    def backend_cls(self) -> type[Backend]:
-        return _TorchBackend
+    def backend_cls(self) -> type[TorchBackend]:
+        return _Backend
 
 
-class _TorchBackend(Backend):
-    """Ray's own imports PyTorch wherever it is named, and lets Gloo listen at the address of the machine's name, which
-    on many is 127.0.1.1: workers on several machines then do not connect."""
-
-    share_cuda_visible_devices = True
-
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        workers = len(worker_group)
-        if workers > 1:
-            backend = "nccl" if worker_group.get_resources_per_worker().get("GPU") else "gloo"
-            meeting = worker_group.execute_single(0, _free_address)
-            numbered = range(workers)
-            ray.get([worker_group.execute_single_async(n, _connect, backend, meeting, n, workers) for n in numbered])
-
-    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        if len(worker_group) > 1:
-            with suppress(GetTimeoutError):
-                ray.get(worker_group.execute_async(_disconnect), timeout=DISCONNECT_SECONDS)
+class _Backend(TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_set_gloo_interface)
+        super().on_start(worker_group, backend_config)
 
 
-def _free_address() -> tuple[str, int]:
-    """Return this machine's address as Ray knows it, and a port that is free."""
+def _set_gloo_interface() -> None:
     address = ray.util.get_node_ip_address()
-    with socket.create_server(("", 0)) as server:
-        return address, server.getsockname()[1]
-
-
-def _connect(backend: str, meeting: tuple[str, int], rank: int, workers: int) -> None:
-    import torch.distributed as dist
-
-    here = ray.util.get_node_ip_address()
     for interface, addresses in psutil.net_if_addrs().items():
-        if any(one.address == here for one in addresses):
+        if any(one.address == address for one in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    os.environ |= {"MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
-    dist.init_process_group(backend, rank=rank, world_size=workers, timeout=CONNECTED)
-
-
-def _disconnect() -> None:
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 class FailurePolicy(DefaultFailurePolicy):
