@@ -48,9 +48,8 @@ START_SECONDS = 10.0
 
 BYTES_OF_WIDTH, BYTES_OF_CLASS, BYTES_OF_WORKER = 100, 48, 1 << 30
 """Memory of a step by pixel for each channel of --width in bf16, and for each class; and of a worker without a step.
-Measured
-were 3,720 bytes a pixel at width 32 and 11 classes, 2,100 at width 16, 10,340 at width 32 and 150 classes, and with a
-ResNet-50, whose U-Net is of width 16, 3,840: an encoder counts as much as the width."""
+Measured were 3,720 bytes a pixel at width 32 and 11 classes, 2,100 at width 16, 10,340 at width 32 and 150 classes, and
+with a ResNet-50, whose U-Net is of width 16, 3,840: an encoder counts as much as the width."""
 
 
 @dataclass(frozen=True, kw_only=True)
