@@ -230,15 +230,6 @@ def test_a_checkpoint_is_of_its_moment_however_states_grow_shrink_and_change(tmp
         assert torch.equal(checkpoints.load(name)["weights"], torch.arange(float(size)))
 
 
-def test_another_labelled_set_under_the_same_name_is_refused(
-    undisturbed: list[str], boxes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "undisturbed/run/report/index.html").unlink()
-    write_pair(boxes / "train", "900", *make_pair(900))
-    assert run(train, TrainSettings, with_output(undisturbed, tmp_path / "undisturbed")) == 2
-    assert "12 training and 5 validation images; 13 training" in capfd.readouterr().err
-
-
 @pytest.mark.slow
 def test_sigterm_ends_a_run_within_two_seconds_and_it_goes_on(
     undisturbed: list[str], tmp_path: Path, same_ray: dict[str, str]

@@ -16,7 +16,6 @@ from tests.report.html_page import assert_alone
 from unet.command_line import run
 from unet.data.image import encode_image
 from unet.model.artifact import Model
-from unet.model.predictor import Predictor
 from unet.train.job import train
 from unet.train.journal import read_entries
 from unet.train.settings import TrainSettings
@@ -87,18 +86,13 @@ def test_a_run_leaves_what_the_contract_says(job: Job, folder: Path, capfd: pyte
     assert read_entries(str(folder)) == entries
 
 
-def test_native_geometry_trains_on_crops_and_validates_whole_images(job: Job, folder: Path, boxes: Path) -> None:
-    write_pair(boxes / "val", "odd", *make_pair(7, (33, 61)))
-    assert job(size=None, crop="24 24", epochs=1) == 0
-    model = Model.load(str(folder / "model"), "--model")
-    assert model.geometry.kind == "native"
-    assert np.sum(model.scores["confusion"]) == 5 * 40 * 56 + 33 * 61
-    image, _ = make_pair(8, (50, 45))
-    assert Predictor(model).predict(image).shape == (50, 45)
-
-
-def test_a_finished_run_says_so_refuses_other_settings_and_may_be_started_from(
-    job: Job, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_finished_run_says_so_refuses_other_settings_and_sets_and_may_be_started_from(
+    job: Job,
+    folder: Path,
+    boxes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert job(epochs=1) == 0
     assert job(epochs=1) == 0
@@ -110,6 +104,10 @@ def test_a_finished_run_says_so_refuses_other_settings_and_may_be_started_from(
     shutil.move(tmp_path / "checkpoints", folder / "checkpoints")
     assert job(epochs=1, lr=0.5) == 2
     assert "lr 0.008 -> 0.5" in capfd.readouterr().err
+    (folder / "report/index.html").unlink()
+    write_pair(boxes / "train", "900", *make_pair(900))
+    assert job(epochs=1) == 2
+    assert "12 training and 5 validation images; 13 training" in capfd.readouterr().err
 
     assert job(name="next", init_from=folder / "model", width=16) == 2
     assert "none of its weights fit" in capfd.readouterr().err

@@ -93,7 +93,7 @@ def digest_with_window(run: TrainingRun) -> str:
 
 
 @pytest.mark.usefixtures("one_ray")
-@pytest.mark.parametrize("unfinished", [False, True])
+@pytest.mark.parametrize("unfinished", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_more_epochs_continue_a_run_of_an_earlier_version(
     left: Path, unfinished: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
