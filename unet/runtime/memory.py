@@ -1,7 +1,7 @@
-"""How a process that computes with tensors treats the memory it has freed.
+"""How a process treats the memory it has freed.
 
-By default glibc returns large blocks to the kernel as they are freed, and every step faults its activations in anew.
-Retained, they are there for the next step; and huge pages are fewer to fault.
+One that computes with tensors retains it: by default glibc returns large blocks to the kernel as they are freed, and
+every step faults its activations in anew. Retained, they are there for the next; and huge pages are fewer to fault.
 """
 
 import ctypes
@@ -29,3 +29,13 @@ def retain_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
             mallopt(parameter, value)
+
+
+def share_freed_memory() -> None:
+    """Let what one thread of this process has freed serve the others: by default each has an arena, which keeps it.
+
+    For threads that have not used memory yet.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 1)

@@ -16,7 +16,6 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import yaml
@@ -28,6 +27,7 @@ from unet.report.drift import describe_drift
 from unet.report.segmentation import describe_endings
 from unet.runtime import telemetry
 from unet.runtime.background import repeat
+from unet.runtime.memory import share_freed_memory
 from unet.runtime.pool import TaskQueue, WorkerPool, connect_workers
 from unet.runtime.session import check_shared, join_cluster
 from unet.runtime.stop import shutdown_hook, time_limit
@@ -63,7 +63,7 @@ def segment(settings: SegmentSettings) -> int:
         RequestError: the settings cannot be right; before a worker starts.
         StorageError: before the run began, or of the driver's own temporary files.
     """
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what was freed, by thread
+    share_freed_memory()
     model, spec = _prepare(settings)
     if settings.dry_run:
         return dry_run(model, replace(spec, forced_since=_forced_since(spec)))

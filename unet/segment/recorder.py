@@ -95,7 +95,7 @@ class Recorder:
         self._part = self._object_parts.new_name(spec.fence)
         self._objects: list[pa.Table] = []
         self._object_bytes = 0
-        self._ledger_rows: list[dict[str, Any]] = []
+        self._ledger_rows: list[pa.Table] = []
         self._report_rows: list[pa.Table] = []
         self._last_flush = time.monotonic()
         self._closed = False
@@ -155,11 +155,11 @@ class Recorder:
                 self._add_report(pa.Table.from_pylist(rows, schema=REPORT_SCHEMA))
             if len(self._curve) > 2 * CURVE_POINTS:
                 self._curve = self._curve[::2]
-            kept = (outcome.status == "done" or outcome.permanent for _, outcome in outcomes)
-            self._ledger_rows += compress(rows, kept)
+            kept = compress(rows, (outcome.status == "done" or outcome.permanent for _, outcome in outcomes))
+            self._ledger_rows.append(pa.Table.from_pylist(list(kept), schema=GIVEN_COLUMNS))
             least, most = PART_SECONDS
             due = time.monotonic() - self._last_flush > min(most, max(least, PART_SHARE * self.seconds))
-            if due or len(self._ledger_rows) > PART_ROWS or self._object_bytes > OBJECT_BYTES:
+            if due or sum(map(len, self._ledger_rows)) > PART_ROWS or self._object_bytes > OBJECT_BYTES:
                 self.flush_ledger()
 
     def flush_ledger(self) -> None:
@@ -167,9 +167,8 @@ class Recorder:
         with self._lock:
             if self._objects:  # before the ledger says that they are there
                 self._object_parts.write(self._part, self._objects, self.guard)
-            if self._ledger_rows:
-                rows = pa.Table.from_pylist(self._ledger_rows, schema=GIVEN_COLUMNS)
-                self.spec.ledger.append(rows, self.spec.fence, self.guard)
+            if any(map(len, self._ledger_rows)):
+                self.spec.ledger.append(pa.concat_tables(self._ledger_rows), self.spec.fence, self.guard)
             self._objects, self._object_bytes = [], 0
             self._part = self._object_parts.new_name(self.spec.fence)
             self._ledger_rows, self._last_flush = [], time.monotonic()
