@@ -97,9 +97,9 @@ class Learner:
         """Return what `loss_of` needs of logits, NCHW, and masks."""
         return loss_sums(logits.to(self._dtype), masks, self.class_weights, with_dice=self.settings.loss == "ce+dice")
 
-    def loss_of(self, sums: LossSums) -> Tensor:
-        """Return the configured loss, scalar."""
-        return cross_entropy(sums) + dice(sums) if self.settings.loss == "ce+dice" else cross_entropy(sums)
+    def loss_of(self, sums: LossSums, parts: int = 1) -> Tensor:
+        """Return the configured loss, scalar; of one of the `parts` of a batch its share."""
+        return cross_entropy(sums) + dice(sums) / parts if self.settings.loss == "ce+dice" else cross_entropy(sums)
 
     def is_finite(self) -> bool:
         """Return whether every weight is finite."""
@@ -140,9 +140,7 @@ class Learner:
         own = self.sums_of(logits, masks)
         totals = [total.requires_grad_() for total in all_reduce_sum(own)]
         sums = LossSums(*totals)._replace(weight=weight.to(own.weight))
-        loss = cross_entropy(sums)
-        if self.settings.loss == "ce+dice":
-            loss = loss + dice(sums) / self.settings.accumulate
+        loss = self.loss_of(sums, self.settings.accumulate)
         derivatives = torch.autograd.grad(loss, totals, materialize_grads=True)
         # Ranks' gradients are averaged; they should be added.
         pairs = [
