@@ -20,15 +20,16 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's mallopt, from malloc.h."""
 
 
+_mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda _, __: 0)  # only glibc has it
+
+
 def retain_freed_memory() -> None:
     """Do the same in this process, if it was not begun with `RETAINING`, for threads that have not used memory yet."""
     if RETAINING.items() <= os.environ.items():
         return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
-            mallopt(parameter, value)
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)):
+        _mallopt(parameter, value)
 
 
 def share_freed_memory() -> None:
@@ -36,6 +37,4 @@ def share_freed_memory() -> None:
 
     For threads that have not used memory yet.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 1)
+    _mallopt(M_ARENA_MAX, 1)
