@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.busy import busy_loops
 from tests.benchmarks.crops import crops
-from unet.data.augment import augment
+from unet.data.augment import draw_view
 from unet.data.labelled_set import find_labelled_set, read_pair
 from unet.data.labels import IGNORE, read_labels
 from unet.data.settings import AugmentSettings, DataSettings
@@ -69,7 +69,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         picture, truth = read_pair(self.pairs[index], self.labels)
         view = Geometry("resize", SIZE)
         rng = np.random.default_rng(int(torch.randint(1 << 40, ())))
-        image, mask = augment(picture, truth, geometry=view, settings=AugmentSettings(), rng=rng)
+        image, mask = draw_view(truth.shape, geometry=view, settings=AugmentSettings(), rng=rng).render(picture, truth)
         return torch.tensor(image), torch.tensor(mask)
 
 

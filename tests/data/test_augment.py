@@ -1,12 +1,15 @@
 """A mask moves with its image, and nothing but labels and `IGNORE` comes out."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw
 
 from unet.data import augment as augmentation
-from unet.data.augment import augment, draw_view
+from unet.data.augment import draw_view
 from unet.data.image import Array
 from unet.data.labels import IGNORE, INVALID
 from unet.data.planes import Planes
@@ -14,7 +17,16 @@ from unet.data.settings import AugmentSettings
 from unet.settings import Geometry
 
 STRONG = AugmentSettings(scale=(0.5, 2.0), vertical_flip=0.5, warp=0.8, rotate=15.0, elastic=0.03)
-STILL = AugmentSettings(scale=(1, 1), flip=0, warp=0, brightness=0, contrast=0, saturation=0)
+SAME_COLOURS: dict[str, Any] = dict.fromkeys(("brightness", "contrast", "saturation", "gamma", "white_balance"), 0.0)
+STILL = AugmentSettings(scale=(1, 1), flip=0, warp=0, **SAME_COLOURS)
+
+
+def augment(
+    image: Array, mask: Array, *, geometry: Geometry, settings: AugmentSettings, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Return image and mask of a random view of a small source."""
+    view = draw_view((mask.shape[0], mask.shape[1]), geometry=geometry, settings=settings, rng=rng)
+    return view.render(Planes.of(image), mask)
 
 
 def shapes(size: tuple[int, int]) -> tuple[Array, Array]:
@@ -39,9 +51,7 @@ def inside(mask: Array) -> npt.NDArray[np.bool_]:
 @pytest.mark.parametrize("geometry", [Geometry("resize", (64, 80)), Geometry("native", (72, 64))])
 def test_a_mask_stays_on_its_image_through_a_thousand_views(geometry: Geometry) -> None:
     image, mask = shapes((120, 160))
-    settings = AugmentSettings(
-        **{**vars(STRONG), "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "vertical_flip": 0.5}
-    )
+    settings = replace(STRONG, **SAME_COLOURS)
     seen_classes = set()
     for seed in range(1000):
         view, truth = augment(image, mask, geometry=geometry, settings=settings, rng=np.random.default_rng(seed))
@@ -109,6 +119,25 @@ def test_jitter_changes_colours_and_no_label() -> None:
     )
     assert (view != image).any()
     assert (truth == mask).all()
+
+
+def test_other_light_is_a_power_of_the_samples_and_a_factor_of_each_channel() -> None:
+    ramp = np.repeat(np.arange(20, 200, dtype=np.uint8)[None, :, None], 3, axis=2)
+    mask = np.zeros((1, 180), np.uint8)
+    light = replace(STILL, gamma=0.4, white_balance=0.1)
+    geometry = Geometry("native", (1, 180))
+    drawn = set()
+    for seed in range(50):
+        view = draw_view((1, 180), geometry=geometry, settings=light, rng=np.random.default_rng(seed))
+        colors = view.colors
+        assert max(abs(np.log(colors.gamma)) / 0.4, *abs(np.log(colors.balance)) / 0.1) <= 1
+        shown, _ = view.render(Planes.of(ramp), mask)
+        expected = (255 * (ramp / 255) ** colors.gamma).round() * colors.balance
+        assert abs(shown - expected.clip(0, 255)).max() <= 1
+        grey, _ = view.render(Planes.of(ramp[..., :1]), mask)  # of one band there is no balance
+        assert abs(grey - 255 * (ramp[..., :1] / 255) ** colors.gamma).max() <= 1
+        drawn.add(colors)
+    assert len(drawn) == 50
 
 
 @pytest.mark.parametrize("geometry", [Geometry("resize", (48, 40)), Geometry("native", (48, 40))])

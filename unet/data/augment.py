@@ -9,6 +9,7 @@ drawn from the size of the source alone, and rendered from the pixels that it de
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,19 @@ Points = npt.NDArray[np.float64]
 """[rows, columns, xy]."""
 
 
+class Colors(NamedTuple):
+    """How colours are changed."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    """Factors of the three."""
+    gamma: float
+    """Exponent of the samples, as shares of white."""
+    balance: tuple[float, float, float]
+    """Factors of red, green and blue."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What is shown of a source, drawn from its size alone: before a pixel of it is decoded."""
@@ -58,8 +72,7 @@ class View:
     """Where the corners of the mesh point to in the unwarped view [pixels]; None for no warp."""
     flips: tuple[bool, bool]
     """Whether it is mirrored left and right, top and bottom."""
-    color: tuple[float, float, float]
-    """Factors of brightness, contrast and saturation."""
+    colors: Colors
 
     @property
     def region(self) -> Region:
@@ -74,7 +87,7 @@ class View:
 
     def render(self, image: Planes, mask: Array) -> tuple[Array, Array]:
         """Return image, HWC, and mask of the view. `image` and `mask` are those of its region."""
-        planes = tuple(_change_colors(self._flip(self._image_of(plane)), *self.color) for plane in image.images)
+        planes = tuple(_change_colors(self._flip(self._image_of(plane)), self.colors) for plane in image.images)
         return join_planes(planes), np.asarray(self._flip(self._mask_of(Image.fromarray(mask))))
 
     def _image_of(self, part: Image.Image) -> Image.Image:
@@ -117,23 +130,6 @@ class View:
         return view
 
 
-def augment(
-    image: Planes | Array,
-    mask: Array,
-    *,
-    geometry: Geometry,
-    settings: AugmentSettings,
-    rng: np.random.Generator,
-) -> tuple[Array, Array]:
-    """Return image and mask of a random view of a whole source, as `draw_view` draws it."""
-    view = draw_view((mask.shape[0], mask.shape[1]), geometry=geometry, settings=settings, rng=rng)
-    left, top, right, bottom = view.region
-    source = image if isinstance(image, Planes) else Planes.of(image)
-    if view.region != (0, 0, *source.size[::-1]):
-        source, mask = source.crop(view.region), mask[top:bottom, left:right]
-    return view.render(source, mask)
-
-
 def draw_view(source: Size, *, geometry: Geometry, settings: AugmentSettings, rng: np.random.Generator) -> View:
     """Return a random view, of `geometry.size`, of a source.
 
@@ -144,8 +140,10 @@ def draw_view(source: Size, *, geometry: Geometry, settings: AugmentSettings, rn
     flips = rng.random() < settings.flip, rng.random() < settings.vertical_flip
     strengths = (settings.brightness, settings.contrast, settings.saturation)
     brightness, contrast, saturation = (1 + rng.uniform(-1, 1, 3) * strengths).tolist()
-    color = brightness, contrast, saturation
-    return View(source=source, size=geometry.size, box=box, corners=corners, flips=flips, color=color)
+    exponents = rng.uniform(-1, 1, 4) * (settings.gamma, *[settings.white_balance] * 3)
+    gamma, red, green, blue = np.exp(exponents).tolist()
+    colors = Colors(brightness, contrast, saturation, gamma, (red, green, blue))
+    return View(source=source, size=geometry.size, box=box, corners=corners, flips=flips, colors=colors)
 
 
 def _draw_box(source: Size, view: Size, settings: AugmentSettings, rng: np.random.Generator) -> Box:
@@ -214,14 +212,17 @@ def _warp(source: Image.Image, corners: Points, size: Size, resampling: Image.Re
     return source.transform((size[1], size[0]), Image.Transform.MESH, mesh, resampling, fillcolor=fill)
 
 
-def _change_colors(image: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
-    """Change brightness, contrast (about the mean colour) and saturation by one linear map of RGB; of a band in gray
-    its gain and offset."""
+def _change_colors(image: Image.Image, colors: Colors) -> Image.Image:
+    """Change gamma, then brightness, contrast (about the mean colour), saturation and white balance by one linear map
+    of RGB; of a band in gray its gain and offset."""
+    brightness, contrast, saturation, gamma, balance = colors
+    if gamma != 1:
+        image = image.point([round(255 * (sample / 255) ** gamma) for sample in range(256)] * len(image.getbands()))
     mean = np.asarray(image.resize((1, 1), Image.Resampling.BOX)).reshape(-1, 1)
     if image.mode == "L":
         gain, offset = contrast * brightness, (1 - contrast) * brightness * float(mean[0, 0])
         return image.point([min(255, max(0, round(gain * sample + offset))) for sample in range(256)])
     grey = np.tile([0.299, 0.587, 0.114], (3, 1))  # luma, ITU-R BT.601
-    colors = brightness * (saturation * np.eye(3) + (1 - saturation) * grey)
-    affine = np.hstack([contrast * colors, (1 - contrast) * colors @ mean])
+    rgb = brightness * np.diag(balance) @ (saturation * np.eye(3) + (1 - saturation) * grey)
+    affine = np.hstack([contrast * rgb, (1 - contrast) * rgb @ mean])
     return image.convert("RGB", tuple(affine.ravel().tolist()))

@@ -146,12 +146,16 @@ class AugmentSettings:
     """Contrast is multiplied by 1 +- this."""
     saturation: float = 0.2
     """Saturation is multiplied by 1 +- this."""
+    gamma: float = 0.4
+    """Samples, as shares of white, are raised to the power of e ** +- this: other light."""
+    white_balance: float = 0.1
+    """Red, green and blue are each multiplied by e ** +- this: light of another colour."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high:
             raise RequestError(f"--scale {low} {high}: LOW must be above 0 and at most HIGH")
-        for name in ("flip", "vertical_flip", "warp", "brightness", "contrast", "saturation"):
+        for name in ("flip", "vertical_flip", "warp", "brightness", "contrast", "saturation", "gamma", "white_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RequestError(f"--{name.replace('_', '-')} {getattr(self, name)} must lie in 0..1")
         if not 0 <= self.elastic <= 0.1 or not 0 <= self.rotate <= 180:

@@ -37,9 +37,11 @@ OLDER = {
     "warmup_steps": 20,
     "ema": 0.98,
     "lr": 4e-3,
-    "block": "plain",
 }
 """What version 0.1 had in place of a plan and of defaults that have changed since, where nothing was given."""
+
+YOUNGER = {"block": "plain", "gamma": 0.0, "white_balance": 0.0}
+"""What runs did that began before there were these settings, whose defaults are other."""
 
 
 def is_finished(folder: str) -> bool:
@@ -51,11 +53,10 @@ def is_finished(folder: str) -> bool:
 
 def planned_of(folder: str) -> dict[str, Any]:
     """Return the settings that were left open when the run in `folder` began, as they were planned then."""
-    identity = read_identity(folder)
-    if "planned" in identity:
-        return dict(identity["planned"])
-    before = _begun_with(folder)
-    return {name: value for name, value in OLDER.items() if before[name] == value}
+    identity, before = read_identity(folder), _begun_with(folder)
+    absent = {name: value for name, value in YOUNGER.items() if name not in _settings_of(folder)}
+    older = {name: value for name, value in OLDER.items() if before[name] == value}
+    return {**absent, **identity.get("planned", older)}
 
 
 def with_plan(settings: TrainSettings, planned: dict[str, Any]) -> TrainSettings:
@@ -66,10 +67,13 @@ def with_plan(settings: TrainSettings, planned: dict[str, Any]) -> TrainSettings
     return with_values(settings, {name: value for name, value in planned.items() if name not in given})
 
 
+def _settings_of(folder: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(store.read(join_uri(folder, SETTINGS))))
+
+
 def _begun_with(folder: str) -> dict[str, Any]:
     # What an older version did not know yet was at its default. What this one does not know has no effect on it.
-    file = yaml.safe_load(store.read(join_uri(folder, SETTINGS)))
-    before: dict[str, Any] = to_mapping(TrainSettings()) | {"block": OLDER["block"]} | file
+    before: dict[str, Any] = to_mapping(TrainSettings()) | YOUNGER | _settings_of(folder)
     if before["size"] is None and before["crop"] is None:
         before["size"] = OLDER["size"]
     return before
