@@ -20,7 +20,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of glibc's mallopt, from malloc.h."""
 
 
-_mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda _, __: 0)  # only glibc has it
+_libc = ctypes.CDLL(None)
+_mallopt = getattr(_libc, "mallopt", lambda _, __: 0)  # only glibc has these two
+_malloc_trim = getattr(_libc, "malloc_trim", lambda _: 0)
 
 
 def retain_freed_memory() -> None:
@@ -38,3 +40,8 @@ def share_freed_memory() -> None:
     For threads that have not used memory yet.
     """
     _mallopt(M_ARENA_MAX, 1)
+
+
+def return_freed_memory() -> None:
+    """Return to the kernel what this process has freed between what it still uses."""
+    _malloc_trim(0)

@@ -49,8 +49,9 @@ from unet.storage import store
 from unet.storage.faults import StorageError, Unreachable, Vanished
 from unet.storage.objects import join_uri
 
-MAX_WAITING = 4_000
-"""Objects that are listed before the first of them is done: they wait in the driver's memory."""
+MAX_WAITING, FEW = 4_000, 500
+"""Objects that are listed before the first of them is done, as they wait in the driver's memory, and how many more are
+added to them at a time."""
 
 PROGRESS_SECONDS = 5.0
 """Seconds between two lines about the progress."""
@@ -158,7 +159,8 @@ def _list(listing: Listing, recorder: Recorder, queue: TaskQueue) -> None:
         for rows in listing.tables():
             todo = pc.equal(rows["status"], TODO)
             recorder.add_listed(rows.filter(pc.invert(todo)))
-            queue.put(items_of(rows.filter(todo)))
+            for few in rows.filter(todo).to_batches(max_chunksize=FEW):
+                queue.put(items_of(few))
     except BaseException as error:  # raised where tasks are taken
         queue.close(error)
     else:

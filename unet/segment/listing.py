@@ -263,7 +263,7 @@ class Listing:
         return next(filter(None, map(self.output.key_error, files)), None)
 
 
-def items_of(rows: pa.Table) -> list[Item]:
+def items_of(rows: pa.Table | pa.RecordBatch) -> list[Item]:
     """Return the objects of rows TODO."""
     return list(map(Item, *(rows[field.name].to_pylist() for field in fields(Item))))
 

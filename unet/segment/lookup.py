@@ -23,11 +23,15 @@ from unet.storage.faults import StorageError, Unreachable
 from unet.storage.objects import LISTED, NOT_UNICODE, split_uri
 from unet.storage.store import Store
 
-BATCH_KEYS, BATCH_SECONDS, RANGE_SECONDS = 8_000, 0.2, 2.0
-"""Keys that are looked up together, at most, and seconds for which the first of them waits for more: of a new input,
-where workers may wait for it, and of a range."""
+Together = tuple[int, float]
+"""Keys that are looked up together, at most, and seconds for which the first of them waits for more."""
 
-PAGES_A_SECOND, MAX_WORKERS = 600, 64
+TOGETHER: Together = (2_000, 0.2)
+"""Of an input that is listed from one end to the other: workers may wait for them."""
+
+TOGETHER_IN_RANGE: Together = (8_000, 2.0)
+
+PAGES_A_SECOND, MAX_WORKERS = 400, 64
 """Pages that would come if only the server took time, more than are looked up, and requests at a time, at most."""
 
 EXPRESS = ("--x-s3", "--xa-s3")
@@ -124,7 +128,7 @@ class Lookup:
         cursor, last = LedgerCursor(self.ledger.rows(begin, end, contents)), None
         for _ in cursor.before(begin):
             pass
-        for page in self._batches(pages, RANGE_SECONDS if is_range else BATCH_SECONDS):
+        for page in self._batches(pages, TOGETHER_IN_RANGE if is_range else TOGETHER):
             chosen = self.select(page)
             selected, others = page.filter(chosen), page.filter(pc.invert(chosen))
             keys = page["key"].filter(pc.not_equal(page["storage_class"], NOT_UNICODE))
@@ -145,8 +149,9 @@ class Lookup:
         for known in cursor.before(end):
             yield Found(known)
 
-    def _batches(self, pages: Iterable[pa.Table], seconds: float) -> Iterator[pa.Table]:
-        """Yield pages that follow each other in order as one, of about BATCH_KEYS or of so many seconds."""
+    def _batches(self, pages: Iterable[pa.Table], together: Together) -> Iterator[pa.Table]:
+        """Yield pages that follow each other in order as one."""
+        most, seconds = together
         waiting, since = list[pa.Table](), time.monotonic()
         asked = since
         for page in pages:
@@ -157,7 +162,7 @@ class Lookup:
                 waiting = []
             since = since if waiting else asked
             waiting.append(page)
-            if sum(map(len, waiting)) >= BATCH_KEYS or now - since > seconds:
+            if sum(map(len, waiting)) >= most or now - since > seconds:
                 yield pa.concat_tables(waiting).combine_chunks()
                 waiting = []
             asked = time.monotonic()

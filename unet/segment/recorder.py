@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from unet.data.drift import Drift, ImageStatistics, channel_names
 from unet.data.labels import LabelSet
 from unet.report.segmentation import LOST, segmentation_report
+from unet.runtime.memory import return_freed_memory
 from unet.segment.catalogue import CATALOGUE, shares_to_struct
 from unet.segment.compaction import compact
 from unet.segment.item import Item, Outcome
@@ -42,7 +43,7 @@ PART_SECONDS, PART_SHARE, PART_ROWS, OBJECT_BYTES = (1.0, 3.0), 0.02, 50_000, 1 
 PART_SECONDS, or when there are PART_ROWS rows, or OBJECT_BYTES of objects: a kill loses little, and a long run writes
 parts less often."""
 
-ROW_GROUP = 10_000
+ROW_GROUP = 4_000
 """Rows of a row group of the report. The Parquet writer keeps some kilobytes of each until it is closed."""
 
 MAX_TABLES = 64
@@ -172,6 +173,7 @@ class Recorder:
             self._objects, self._object_bytes = [], 0
             self._part = self._object_parts.new_name(self.spec.fence)
             self._ledger_rows, self._last_flush = [], time.monotonic()
+        return_freed_memory()
 
     def finish(self, *, complete: bool) -> dict[str, Any]:
         """Write the report and return the summary. `complete`: all was listed and settled."""
