@@ -122,7 +122,7 @@ def test_a_server_that_knows_no_place_to_begin_is_listed_from_one_end_to_the_oth
 def test_with_latency_more_ranges_are_listed_at_a_time(tmp_path: Path) -> None:
     lookup = Lookup(None, lambda page: page)  # type: ignore[arg-type]
     lookup._page_seconds = 0.1
-    assert lookup._wanted() == 60
+    assert lookup._wanted() == 40
     lookup._page_seconds = 0.001
     assert lookup._wanted() == 2
     assert LocalStore(str(tmp_path)).list("a", "b") is not None

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 
@@ -158,8 +159,10 @@ class Segmenter:
         with self._has_decoded:
             self._has_decoded.wait_for(lambda: self._decoded)
             first = self._input_size(self._decoded[0])
-            batch = [work for work in self._decoded if self._input_size(work) == first][: self.batch_size]
-            self._decoded = [work for work in self._decoded if work not in batch]
+            alike = (work for work in self._decoded if self._input_size(work) == first)
+            batch = list(islice(alike, self.batch_size))
+            for work in batch:
+                self._decoded.remove(work)
             return batch
 
     def _input_size(self, work: _Work) -> tuple[int, int]:
