@@ -31,6 +31,7 @@ from unet.data.image import Array
 from unet.data.planes import decode_image
 from unet.model.artifact import Model
 from unet.model.predictor import Prediction, Predictor
+from unet.runtime.pool import REPLY_SECONDS
 from unet.segment import job as segmentation
 from unet.segment.item import Item, Outcome
 from unet.segment.job import segment
@@ -43,6 +44,9 @@ from unet.segment.worker import SegmentWorker
 from unet.storage.store import open_store
 
 LEASE_SECONDS = 2.0
+
+UNRECORDED_SECONDS = REPLY_SECONDS + PART_SECONDS[0] + 0.5
+"""A row waits for its worker's reply, then for the next part of the ledger, and a moment for its turn with each."""
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +123,7 @@ def kill_and_go_on(bench: Bench, proxy: Proxy, tmp_path: Path, victim: str, mask
     late = [
         path
         for (verb, path), moment in zip(proxy.requests[before:], proxy.times[before:], strict=True)
-        if verb == "PUT" and moment > killed - 2 * PART_SECONDS[0] and path.endswith(".png.png")
+        if verb == "PUT" and moment > killed - UNRECORDED_SECONDS and path.endswith(".png.png")
     ]
     if code == 0:  # a run whose raylet is killed late may still come to its end
         assert victim != "driver"

@@ -114,6 +114,15 @@ def test_what_a_task_raises_ends_the_run() -> None:
         results_of(WorkerPool(Squares, (), (1, 2), gpu=False), queue_of(1, 2, -1))
 
 
+def test_what_is_finished_is_told_beside_what_is_raised() -> None:
+    worker, told, tasks = Squares(), dict[int, Any](), [(0, 1), (1, 2), (2, -1)]
+    while len(told) < 3:
+        told |= dict(worker.exchange(tasks, None))
+        tasks = []
+    assert (told[0], told[1]) == (1, 4)
+    assert isinstance(told[2], ValueError)
+
+
 @pytest.mark.usefixtures("free_again")
 def test_workers_that_cannot_start_end_the_run() -> None:
     with pytest.raises(ray.exceptions.RayActorError, match="cannot start"):

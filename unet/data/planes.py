@@ -50,11 +50,6 @@ class Planes:
         """Height and width."""
         return self.images[0].height, self.images[0].width
 
-    @property
-    def is_colour(self) -> bool:
-        """Whether it is RGB."""
-        return self.images[0].mode == "RGB"
-
     def crop(self, region: Region) -> "Planes":
         """Return a rectangle."""
         no_data = None if self.no_data is None else self.no_data.crop(region)

@@ -141,8 +141,8 @@ class Worker:
         raise NotImplementedError
 
     def exchange(self, tasks: Sequence[tuple[int, Any]], message: Any) -> list[tuple[int, Any]]:
-        """Begin numbered tasks; return results that are finished, soon or after REPLY_SECONDS. `message`: of the
-        driver, composed after it had the last reply."""
+        """Begin numbered tasks; return results that are finished, or what was raised in their place, soon or after
+        REPLY_SECONDS. `message`: of the driver, composed after it had the last reply."""
         for number, task in tasks:
             self.submit(task).add_done_callback(partial(self._note, number))
         self._held += len(tasks)
@@ -155,7 +155,8 @@ class Worker:
             except Empty:
                 break
             self._held -= 1
-            results.append((number, future.result()))
+            # As a value: Ray prints a fault that nobody asks for, as where several workers meet it.
+            results.append((number, future.exception() or future.result()))
         return results
 
     def _note(self, number: int, future: "Future[Any]") -> None:
@@ -211,6 +212,8 @@ class WorkerPool:
         """Exchanges that go on; a member has one, or is idle."""
         self._suspects: deque[list[_Task]] = deque()
         """Tasks that were lost with a worker, in groups of which each is given to a worker by itself."""
+        self._faults: list[BaseException] = []
+        """What tasks have raised: the first of it ends the run, once what came with it has been yielded."""
         self._number = self._failed_starts = 0
         self._stopped, self._drained = threading.Event(), threading.Event()
 
@@ -232,6 +235,8 @@ class WorkerPool:
                     continue
                 ready, _ = ray.wait(list(self._calls), timeout=IDLE_SECONDS)
                 yield [result for call in ready for result in self._results(call, self._calls.pop(call))]
+                if self._faults:
+                    raise self._faults[0]
         finally:
             self.kill()
 
@@ -298,7 +303,9 @@ class WorkerPool:
             member.rate = (member.rate + len(finished) / max(1e-3, time.monotonic() - member.since)) / 2
         member.replied, member.since = True, time.monotonic()
         self._failed_starts = 0
-        return [(member.held.pop(number).content, result) for number, result in finished]
+        self._faults += [result for _, result in finished if isinstance(result, BaseException)]
+        settled = [(number, result) for number, result in finished if not isinstance(result, BaseException)]
+        return [(member.held.pop(number).content, result) for number, result in settled]
 
     def _remove(self, member: _Member) -> None:
         self._members.remove(member)

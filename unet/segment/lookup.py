@@ -23,13 +23,9 @@ from unet.storage.faults import StorageError, Unreachable
 from unet.storage.objects import LISTED, NOT_UNICODE, split_uri
 from unet.storage.store import Store
 
-Together = tuple[int, float]
-"""Keys that are looked up together, at most, and seconds for which the first of them waits for more."""
-
-TOGETHER: Together = (2_000, 0.2)
-"""Of an input that is listed from one end to the other: workers may wait for them."""
-
-TOGETHER_IN_RANGE: Together = (8_000, 2.0)
+TOGETHER, TOGETHER_IN_RANGE = (2_000, 0.2), (8_000, 2.0)
+"""Keys that are looked up together, at most, and seconds for which the first of them waits for more: of an input that
+is listed from one end to the other, where workers may wait for it, and of a range."""
 
 PAGES_A_SECOND, MAX_WORKERS = 400, 64
 """Pages that would come if only the server took time, more than are looked up, and requests at a time, at most."""
@@ -149,7 +145,7 @@ class Lookup:
         for known in cursor.before(end):
             yield Found(known)
 
-    def _batches(self, pages: Iterable[pa.Table], together: Together) -> Iterator[pa.Table]:
+    def _batches(self, pages: Iterable[pa.Table], together: tuple[int, float]) -> Iterator[pa.Table]:
         """Yield pages that follow each other in order as one."""
         most, seconds = together
         waiting, since = list[pa.Table](), time.monotonic()
