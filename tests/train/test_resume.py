@@ -101,6 +101,18 @@ def test_a_run_of_a_version_that_planned_nothing_goes_on_with_its_defaults(tmp_p
     assert not asks_for_more(folder, again)
 
 
+def test_a_run_that_is_older_than_a_setting_goes_on_without_it(tmp_path: Path) -> None:
+    command = TrainSettings(name="run", fit=FitSettings(minutes=30))
+    folder = begin_planned(tmp_path, command, PLAN)
+    file = tmp_path / "settings.yaml"
+    known = yaml.safe_load(file.read_text())
+    del known["gamma"], known["white_balance"]
+    file.write_text(yaml.safe_dump(known))
+    again = with_plan(command, planned_of(folder))
+    assert (again.augment.gamma, again.augment.white_balance, again.fit.epochs) == (0, 0, 12)
+    assert not asks_for_more(folder, again)
+
+
 def test_a_run_is_finished_once_it_has_a_page_with_something_in_it(tmp_path: Path) -> None:
     page = tmp_path / "report/index.html"
     assert not is_finished(str(tmp_path))
