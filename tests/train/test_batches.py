@@ -129,6 +129,26 @@ def test_the_process_that_makes_batches_outlives_pauses_of_training(
     assert len(set(Path(sample.processes).read_text().split())) == 1
 
 
+def test_few_batches_are_made_until_the_first_are_used(
+    requests: list[BatchRequest], spec: BatchSpec, tmp_path: Path
+) -> None:
+    sample = SignedSample(0, 0)
+    sample.processes = str(tmp_path / "processes")
+    request = BatchRequest(requests[0].pairs[:1] * 32, (sample,) * 32)  # a chunk by itself
+
+    def made() -> float:
+        return len(Path(sample.processes).read_text().split()) / each
+
+    batches = BatchStream(spec, processes=2).batches([request] * 40)
+    next(batches)
+    make_batch(request, spec)
+    each = Path(sample.processes).read_text().split().count(str(os.getpid()))
+    time.sleep(3)
+    assert made() < 20
+    assert len(list(batches)) == 39
+    assert made() == 41
+
+
 def test_batches_may_be_left_unfinished(requests: list[BatchRequest], spec: BatchSpec) -> None:
     assert len(list(islice(BatchStream(spec, processes=2).batches(requests), 2))) == 2
 

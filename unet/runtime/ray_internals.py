@@ -17,6 +17,7 @@ from ray.experimental import tqdm_ray
 
 if TYPE_CHECKING:
     from ray.train.torch.config import _TorchBackend as TorchBackend
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.failure_handling import FailureDecision
@@ -27,6 +28,7 @@ __all__ = [
     "LOCAL_ENVIRONMENT",
     "TRAIN_ENVIRONMENT",
     "ControllerCallback",
+    "DatasetsCallback",
     "DefaultFailurePolicy",
     "FailureDecision",
     "PlacementGroupCleanerCallback",
@@ -55,6 +57,7 @@ that asks it before then waits for as many workers as there were: by default for
 _V2 = "ray.train.v2._internal"
 _TRAIN = {
     "ControllerCallback": (f"{_V2}.execution.callback", "ControllerCallback"),
+    "DatasetsCallback": (f"{_V2}.callbacks.datasets", "DatasetsCallback"),
     "DefaultFailurePolicy": (f"{_V2}.execution.failure_handling.default", "DefaultFailurePolicy"),
     "FailureDecision": (f"{_V2}.execution.failure_handling", "FailureDecision"),
     "PlacementGroupCleanerCallback": (
@@ -70,6 +73,8 @@ DefaultFailurePolicy, FailureDecision: Ray Train by itself retries every failure
 PlacementGroupCleanerCallback: left out. It starts an actor that asks the dashboard once a second for the controller's
 state; where there is none, each time it prints that it failed, and training keeps 0.9 of its rate. Ray itself frees the
 resources of a driver that has died.
+DatasetsCallback: left out. It starts an actor for the data sets that a trainer is given, of which there are none here:
+a second and a half of a processor while the workers start.
 TorchBackend: sets the network interface on each machine before the workers connect; without it Gloo listens where the
 machine's name points to, which on many is 127.0.1.1, and workers on several machines do not connect.
 

@@ -32,6 +32,10 @@ AHEAD_BYTES = 256 << 20
 AHEAD_CHUNKS = 64
 """Of chunks that hold them, at most: Ray keeps a few kB of each."""
 
+FIRST_SHARE = 16
+"""This part of them before any is used, and as much more as is: the first step, which takes three times as long as any
+other, does not share its processors with the making of batches that wait."""
+
 STORE_SHARE = 8
 """They are no more than this part of the object store, shared by all workers: Ray copies a chunk twice."""
 
@@ -122,7 +126,12 @@ class _BatchActor:
     def admit(self, begin: int, end: int) -> None:
         """Wait until bytes `begin` to `end` of the stream may be under way: the next of all, or few enough."""
         with self._changed:
-            self._changed.wait_for(lambda: end - self._used <= self._limit or begin <= self._used)
+            self._changed.wait_for(lambda: begin <= self._used or end <= _admitted(self._used, self._limit))
+
+
+def _admitted(used: int, limit: int) -> int:
+    """Return up to which byte of the stream chunks may be under way, of which `used` were taken."""
+    return used + min(limit, limit // FIRST_SHARE + used)
 
 
 class _CutChunks:

@@ -17,6 +17,7 @@ from unet.runtime.ray_internals import (
     ELASTIC_ENVIRONMENT,
     TRAIN_ENVIRONMENT,
     ControllerCallback,
+    DatasetsCallback,
     DefaultFailurePolicy,
     FailureDecision,
     PlacementGroupCleanerCallback,
@@ -36,7 +37,8 @@ class Trainer(ray.train.torch.TorchTrainer):
         for name, value in (TRAIN_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})).items():
             os.environ.setdefault(name, value)
         arguments["failure_policy"] = FailurePolicy(self.run_config.failure_config)  # type: ignore[arg-type]
-        callbacks = [each for each in arguments["callbacks"] if not isinstance(each, PlacementGroupCleanerCallback)]
+        left_out = PlacementGroupCleanerCallback, DatasetsCallback
+        callbacks = [each for each in arguments["callbacks"] if not isinstance(each, left_out)]
         arguments["callbacks"] = [*callbacks, _EndController()]
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
