@@ -3,6 +3,9 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
@@ -13,6 +16,8 @@ from tests.conftest import ROOT
 from unet.runtime.ray_internals import FailureDecision
 from unet.settings import RequestError
 from unet.train.faults import WorkerFault
+from unet.train.job import _trainer
+from unet.train.settings import TrainSettings
 from unet.train.trainer import FailurePolicy, resources
 
 Machines = Callable[..., None]
@@ -94,6 +99,21 @@ def test_workers_that_are_lost_while_they_meet_meet_again_but_not_for_ever() -> 
     decisions = [policy.make_decision(lost) for _ in range(3)]
     assert decisions == [FailureDecision.RETRY, FailureDecision.RETRY, FailureDecision.RAISE]
     assert policy.make_decision(ControllerError(ValueError("a fault of the controller"))) == FailureDecision.RAISE
+
+
+def test_threads_of_a_worker_that_wait_leave_their_processor_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: Any = SimpleNamespace(settings=TrainSettings(), reserved={"CPU": 1.0})
+
+    def environment() -> Any:
+        config: Any = _trainer(run, str(tmp_path)).run_config
+        return config.worker_runtime_env
+
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert environment() == {"env_vars": {"GOMP_SPINCOUNT": "10000"}}
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environment() == {"env_vars": {"GOMP_SPINCOUNT": "7"}}
 
 
 def test_what_makes_batches_starts_without_pytorch() -> None:

@@ -63,7 +63,7 @@ from unet.train.resume import (
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings, check_batch
 from unet.train.tracker import tracking
-from unet.train.trainer import TorchConfig, Trainer, resources
+from unet.train.trainer import TorchConfig, Trainer, resources, worker_environment
 
 SAMPLES = 6
 """Images of a part that the page of a check shows."""
@@ -277,5 +277,6 @@ def _trainer(run: TrainingRun, scratch: str) -> Trainer:
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),  # type: ignore[call-arg]
+            worker_runtime_env=worker_environment(),
         ),
     )

@@ -25,6 +25,7 @@ from unet.train.learner import Learner
 from unet.train.plan import Machine, SetFacts, Size, Speed, make_plan, planned_values
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
+from unet.train.trainer import worker_environment
 from unet.train.validation import validate
 
 MEASURED_SECONDS, MEASURED_STEPS = 3.0, 3
@@ -136,7 +137,10 @@ def _memory_of_share(cpus: float) -> float:
 def _ask_worker(run: TrainingRun, function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what `function` returns in a process that has what a worker has, and ends, for it retains memory."""
     task = ray.remote(max_calls=1)(function).options(
-        num_cpus=run.reserved["CPU"], num_gpus=run.reserved.get("GPU", 0), max_retries=0
+        num_cpus=run.reserved["CPU"],
+        num_gpus=run.reserved.get("GPU", 0),
+        max_retries=0,
+        runtime_env=worker_environment(),
     )
     try:
         return ray.get(task.remote(*arguments))
