@@ -152,10 +152,7 @@ def _window_of(band: Counter[float]) -> Window:
 
 
 def statistics_table(
-    labelled: LabelledSet,
-    labels: LabelSet,
-    statistics: tuple[SetStatistics, SetStatistics],
-    channels: Channels = RGB,
+    labelled: LabelledSet, labels: LabelSet, statistics: tuple[SetStatistics, SetStatistics], channels: Channels = RGB
 ) -> str:
     """Return the table of what the check counted, as it is printed, with a column for each part that there is."""
     found = zip(("train", "val"), (labelled.train, labelled.val), statistics, strict=True)

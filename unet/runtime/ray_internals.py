@@ -56,15 +56,12 @@ that asks it before then waits for as many workers as there were: by default for
 
 _V2 = "ray.train.v2._internal"
 _TRAIN = {
-    "ControllerCallback": (f"{_V2}.execution.callback", "ControllerCallback"),
-    "DatasetsCallback": (f"{_V2}.callbacks.datasets", "DatasetsCallback"),
-    "DefaultFailurePolicy": (f"{_V2}.execution.failure_handling.default", "DefaultFailurePolicy"),
-    "FailureDecision": (f"{_V2}.execution.failure_handling", "FailureDecision"),
-    "PlacementGroupCleanerCallback": (
-        f"{_V2}.callbacks.placement_group_callback",
-        "PlacementGroupCleanerCallback",
-    ),
-    "TorchBackend": ("ray.train.torch.config", "_TorchBackend"),
+    "ControllerCallback": f"{_V2}.execution.callback.ControllerCallback",
+    "DatasetsCallback": f"{_V2}.callbacks.datasets.DatasetsCallback",
+    "DefaultFailurePolicy": f"{_V2}.execution.failure_handling.default.DefaultFailurePolicy",
+    "FailureDecision": f"{_V2}.execution.failure_handling.FailureDecision",
+    "PlacementGroupCleanerCallback": f"{_V2}.callbacks.placement_group_callback.PlacementGroupCleanerCallback",
+    "TorchBackend": "ray.train.torch.config._TorchBackend",
 }
 """What unet/train/trainer.py builds on, and where Ray Train keeps it.
 
@@ -84,7 +81,7 @@ Imported when asked for: Ray Train takes half a second to import, which the othe
 def __getattr__(name: str) -> Any:
     if name not in _TRAIN:
         raise AttributeError(name)
-    module, private = _TRAIN[name]
+    module, _, private = _TRAIN[name].rpartition(".")
     return getattr(importlib.import_module(module), private)
 
 

@@ -84,12 +84,7 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        uri: str,
-        *,
-        classes: Sequence[str] = (),
-        profile: str | None = None,
-        retry_seconds: float = RETRY_SECONDS,
+        self, uri: str, *, classes: Sequence[str] = (), profile: str | None = None, retry_seconds: float = RETRY_SECONDS
     ) -> None:
         self.uri, self.classes, self._lock = uri, list(classes), threading.Lock()
         self.store = open_store(uri, profile=profile, retry_seconds=retry_seconds)

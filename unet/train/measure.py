@@ -136,14 +136,10 @@ def _memory_of_share(cpus: float) -> float:
 
 def _ask_worker(run: TrainingRun, function: Callable[..., Any], *arguments: Any) -> Any:
     """Return what `function` returns in a process that has what a worker has, and ends, for it retains memory."""
-    task = ray.remote(max_calls=1)(function).options(
-        num_cpus=run.reserved["CPU"],
-        num_gpus=run.reserved.get("GPU", 0),
-        max_retries=0,
-        runtime_env=worker_environment(),
-    )
+    cpus, gpus = run.reserved["CPU"], run.reserved.get("GPU", 0)
+    worker = ray.remote(max_calls=1, max_retries=0, num_cpus=cpus, num_gpus=gpus, runtime_env=worker_environment())
     try:
-        return ray.get(task.remote(*arguments))
+        return ray.get(worker(function).remote(*arguments))
     except RayTaskError as error:
         if isinstance(error.cause, RequestError | ImageError):
             raise RequestError(str(error.cause)) from None
