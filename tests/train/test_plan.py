@@ -2,13 +2,32 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.kinds import write_set
+from unet.data.channels import RGB
+from unet.data.labelled_set import find_labelled_set
+from unet.data.labels import read_labels
+from unet.data.settings import DataSettings
 from unet.model.settings import ModelSettings, architecture
 from unet.settings import RequestError
-from unet.train.plan import ENOUGH_STEPS, MOST_STEPS, START_SECONDS, Machine, Plan, SetFacts, Size, Speed, make_plan
+from unet.train.measure import kept_at
+from unet.train.plan import (
+    ENOUGH_STEPS,
+    MOST_STEPS,
+    START_SECONDS,
+    Kept,
+    Machine,
+    Plan,
+    SetFacts,
+    Size,
+    Speed,
+    make_plan,
+)
 from unet.train.settings import FitSettings, TrainSettings
 
 SMALL_GPU, LARGE_GPU = Machine(memory=6e9, cores=8, gpu=True), Machine(memory=70e9, cores=8, gpu=True)
@@ -24,6 +43,7 @@ def plan(
     *,
     classes: int = 11,
     kept: float = 0.8,
+    images_kept: float = 0.95,
     machine: Machine = LAPTOP,
     validation: float = 12.0,
     settings: dict[str, Any] | None = None,
@@ -36,7 +56,9 @@ def plan(
         return Speed(0.1 + pixels * SECONDS_OF_A_PIXEL * architecture(measured.model)["width"] / 32, validation)
 
     given = TrainSettings(**(settings or {}), fit=FitSettings(**fit))
-    facts = SetFacts(sizes=Counter({size: images}), images=images, classes=classes, kept_at=lambda _: kept)
+    facts = SetFacts(
+        sizes=Counter({size: images}), images=images, classes=classes, kept_at=lambda _: Kept(kept, images_kept)
+    )
     return make_plan(given, facts, machine, speed, lambda: 60 * (given.fit.minutes or 0))
 
 
@@ -119,6 +141,23 @@ def test_less_time_makes_batches_smaller_then_crops_then_the_network() -> None:
     assert shapes[-1] == (4, 128, 16)
 
 
+def test_little_time_makes_images_smaller_where_they_and_their_masks_bear_it() -> None:
+    def shapes(**what: Any) -> list[tuple[Any, ...]]:
+        made = (plan(minutes=minutes, validation=1.0, **what).settings for minutes in (30, 10, 4, 1))
+        return [(each.crop, each.size, each.fit.batch_size, each.model.width) for each in made]
+
+    half, third = (176, 240), (112, 144)
+    streets = [((320, 320), None, 8, 32), (None, half, 8, 32), (None, half, 8, 32), (None, third, 8, 32)]
+    assert shapes(kept=0.92) == streets
+    textures = shapes(kept=0.92, images_kept=0.8)
+    assert textures == shapes(kept=0.8)
+    assert all(size is None for _, size, *_ in textures)
+    given = shapes(kept=0.92, settings={"crop": (128, 128)})
+    assert {crop for crop, *_ in given} == {(128, 128)}
+    long = plan(kept=0.92, minutes=600, machine=Machine(memory=3e9, cores=2)).settings
+    assert (long.crop, long.fit.batch_size) == ((256, 256), 4)  # memory alone makes none of them smaller
+
+
 def test_no_time_at_all_is_refused_with_what_would_do() -> None:
     with pytest.raises(RequestError, match=r"--minutes 0\.1: a step takes .* give at least 1, or smaller images"):
         plan(minutes=0.1)
@@ -157,3 +196,11 @@ def test_minutes_and_max_steps_are_two_lengths() -> None:
         FitSettings(minutes=3, max_steps=4)
     with pytest.raises(RequestError, match="--minutes 0"):
         replace(FitSettings(), minutes=0)
+
+
+def test_what_masks_keep_when_they_are_resized_is_asked_of_their_classes_alone(tmp_path: Path) -> None:
+    write_set("street", tmp_path)
+    labelled = find_labelled_set(DataSettings(data=str(tmp_path), classes="camvid"))
+    run: Any = SimpleNamespace(labelled=labelled, labels=read_labels("camvid"), channels=RGB)
+    assert kept_at(run, (192, 256)) == (1, 1)
+    assert 0.5 < kept_at(run, (96, 128)).masks < 0.98

@@ -6,23 +6,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from unet.data.image import ImageError, resize_mask
+from unet.data.image import Array, ImageError, preprocess_image, resize_mask
 from unet.data.labelled_set import read_pair
+from unet.data.labels import IGNORE
 from unet.data.statistics import SetStatistics
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
 from unet.model.predictor import Predictor
 from unet.runtime.memory import retain_freed_memory
-from unet.settings import RequestError, to_mapping
+from unet.settings import Geometry, RequestError, to_mapping
 from unet.train.beginning import new_network
 from unet.train.examples import make_batch
 from unet.train.learner import Learner
-from unet.train.plan import Machine, SetFacts, Size, Speed, make_plan, planned_values
+from unet.train.plan import Kept, Machine, SetFacts, Size, Speed, make_plan, planned_values
 from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
 from unet.train.trainer import worker_environment
@@ -37,8 +39,8 @@ VALIDATED = 4
 EPOCH_SECONDS = 1.0
 """Of checkpoints, model folder and journal at the end of an epoch."""
 
-RESIZED, RESIZED_PIXELS = 16, 1 << 26
-"""Masks that are resized and back, at most; larger images are not resized: they are scenes, and not views of one."""
+RESIZED, RESIZED_PIXELS, LOOKED_AT = 16, 1 << 26, 1024
+"""Pairs that are resized and back, at most; larger images are not resized: they are scenes, and not views of one."""
 
 MEMORY_SHARE = 0.6
 """Part of the free memory that is planned with."""
@@ -106,20 +108,34 @@ def _validation(run: TrainingRun, learner: Learner, workers: int, cores: int) ->
     return each * len(requests) / len(few) + EPOCH_SECONDS
 
 
-def kept_at(run: TrainingRun, size: Size) -> float:
-    """Return the mean IoU of masks of the training part that are resized and back, with themselves; 0 where the images
-    are larger than `RESIZED_PIXELS`."""
+def kept_at(run: TrainingRun, size: Size) -> Kept:
+    """Return what the training part keeps when it is resized and back; nothing where images are larger than
+    `RESIZED_PIXELS`. Of images the middle is looked at, up to `LOOKED_AT` pixels a side."""
     pairs = run.labelled.train
-    matrix = ConfusionMatrix.empty(len(run.labels.classes))
+    matrix, shares = ConfusionMatrix.empty(len(run.labels.classes)), list[float]()
     for pair in pairs[:: -(-len(pairs) // RESIZED)]:
         try:
-            _, mask = read_pair(pair, run.labels, channels=run.channels)
+            image, mask = read_pair(pair, run.labels, channels=run.channels)
         except ImageError as error:  # of one that the check did not read
             raise RequestError(str(error)) from None
         if mask.size > RESIZED_PIXELS:
-            return 0.0
-        matrix.add(mask, resize_mask(resize_mask(mask, size), (mask.shape[0], mask.shape[1])))
-    return matrix.mean_iou
+            return Kept(0, 0)
+        resized = resize_mask(resize_mask(mask, size), (mask.shape[0], mask.shape[1]))
+        matrix.add(np.where(resized == IGNORE, IGNORE, mask), resized)
+        shares.append(_variance_kept(image.to_array(), size))
+    return Kept(matrix.mean_iou, float(np.mean(shares)))
+
+
+def _variance_kept(image: Array, size: Size) -> float:
+    """Return the share of an image's variance that is left where it is resized to `size` and back."""
+    height, width = image.shape[:2]
+    top, left = (max(0, length - LOOKED_AT) // 2 for length in (height, width))
+    middle = image[top : top + LOOKED_AT, left : left + LOOKED_AT]
+    whole = middle.shape[0], middle.shape[1]
+    small = max(1, whole[0] * size[0] // height), max(1, whole[1] * size[1] // width)
+    back = preprocess_image(preprocess_image(middle, Geometry("resize", small)), Geometry("resize", whole))
+    lost = np.square(back.astype(np.float32) - middle).mean()
+    return float(1 - lost / max(1e-6, middle.var(axis=(0, 1)).mean()))
 
 
 def gpu_memory() -> float:
