@@ -152,6 +152,7 @@ def test_little_time_makes_images_smaller_where_they_and_their_masks_bear_it() -
     textures = shapes(kept=0.92, images_kept=0.8)
     assert textures == shapes(kept=0.8)
     assert all(size is None for _, size, *_ in textures)
+    assert all(size is None for _, size, *_ in shapes(size=(320, 400), kept=0.92))  # a crop shows all of them
     given = shapes(kept=0.92, settings={"crop": (128, 128)})
     assert {crop for crop, *_ in given} == {(128, 128)}
     long = plan(kept=0.92, minutes=600, machine=Machine(memory=3e9, cores=2)).settings

@@ -36,8 +36,9 @@ KEPT_MASKS, KEPT_MASKS_HURRIED, KEPT_IMAGES = 0.98, 0.88, 0.92
 the variance of images: that of textures is in what resizing takes away."""
 
 HURRIED = 0.4, 0.16
-"""Shares of a crop's pixels that whole images are resized to where time is short. 40 images of CamVid, in 4 minutes on
-two cores, have a mean IoU of 0.57 so, 0.47 by small crops at native scale, and 0.54 at 128x128."""
+"""Shares of a crop's pixels that images of more than a crop are resized to where time is short. 40 images of CamVid, in
+4 minutes on two cores, have a mean IoU of 0.57 so, 0.47 by small crops at native scale, and 0.54 at 128x128. Smaller
+images, of which a crop shows all, learned as much or more at their own scale in smaller crops."""
 
 ENOUGH_STEPS, ENOUGH_RESIZED, LEAST_STEPS = 400, 150, 20
 """Steps for which images, else batches and crops, then the network are made smaller; of images made smaller so, which
@@ -161,9 +162,10 @@ def _options(
     width, divisor = architecture(network)["width"], 1 << architecture(network)["depth"]
     smaller = list[Size]()
     if not (settings.size or settings.crop):
-        if math.prod(facts.median) > MANY * pixels:
+        if (crops := math.prod(facts.median) / pixels) > MANY:
             settings = replace(settings, size=_resized(facts, pixels, divisor, KEPT_MASKS))
-        found = [_resized(facts, share * pixels, divisor, KEPT_MASKS_HURRIED) for share in HURRIED if hurried]
+        shares = HURRIED if hurried and crops > WHOLE else ()
+        found = [_resized(facts, share * pixels, divisor, KEPT_MASKS_HURRIED) for share in shares]
         smaller = [size for size in found if size is not None]
     most = _with_shapes(settings, facts, machine, pixels, MOST_IMAGES).fit.batch_size or 1
     if smaller:
@@ -207,11 +209,9 @@ def _crop(median: Size, pixels: int, divisor: int) -> Size:
 
 
 def _resized(facts: SetFacts, pixels: float, divisor: int, kept: float) -> Size | None:
-    """Return the size of about `pixels` that whole images are resized to; None if it is not much smaller, or would take
-    what they show. `kept`: what their masks have to keep."""
+    """Return the size of about `pixels` that whole images are resized to; None if that would take what they show.
+    `kept`: what their masks have to keep."""
     height, width = facts.median
-    if height * width <= WHOLE * pixels:
-        return None
     factor = math.sqrt(pixels / (height * width))
     size = _rounded(factor * height, divisor), _rounded(factor * width, divisor)
     found = facts.kept_at(size)
