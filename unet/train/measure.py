@@ -40,7 +40,8 @@ EPOCH_SECONDS = 1.0
 """Of checkpoints, model folder and journal at the end of an epoch."""
 
 RESIZED, RESIZED_PIXELS, LOOKED_AT = 16, 1 << 26, 1024
-"""Pairs that are resized and back, at most; larger images are not resized: they are scenes, and not views of one."""
+"""Pairs that are resized and back, at most; larger images are not resized: they are scenes, and not views of one; and
+pixels a side of the middle of an image, of which the variance is looked at."""
 
 MEMORY_SHARE = 0.6
 """Part of the free memory that is planned with."""

@@ -139,12 +139,11 @@ def make_plan(
         speed = measure(chosen)
         work = _work_of(chosen)
         time = (seconds_left() - START_SECONDS - speed.validation) / speed.step * work
-        less = [option for option in _options(settings, facts, machine, hurried=True) if _work_of(option) < work]
-        options = [(chosen, ENOUGH_STEPS)]
-        options += [(each, ENOUGH_STEPS if each.size == chosen.size else ENOUGH_RESIZED) for each in less]
-        enough = [option for option, steps in options if time >= steps * _work_of(option)]
-        if (faster := [*enough, options[-1][0]][0]) != chosen:
-            chosen = faster
+        if time < ENOUGH_STEPS * work:
+            less = [option for option in _options(settings, facts, machine, hurried=True) if _work_of(option) < work]
+            steps = [ENOUGH_STEPS if option.size == chosen.size else ENOUGH_RESIZED for option in less]
+            enough = [each for each, of_it in zip(less, steps, strict=True) if time >= of_it * _work_of(each)]
+            chosen = [*enough, (less or [chosen])[-1]][0]
             speed = measure(chosen)
         chosen = _with_time(chosen, speed, seconds_left() - START_SECONDS)
     chosen = _with_length(chosen, facts.images, machine)
