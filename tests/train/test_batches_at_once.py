@@ -19,7 +19,7 @@ from unet.train.batches import CHUNK_IMAGES, BatchStream
 from unet.train.examples import BatchRequest, BatchSpec
 from unet.train.schedule import Sample
 
-PROCESSES, CHUNKS = 16, 200
+PROCESSES, CHUNKS = 16, 600
 
 
 class SlowSample(Sample):
