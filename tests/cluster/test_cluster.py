@@ -113,7 +113,9 @@ def test_an_elastic_run_goes_on_with_the_worker_that_is_left(cluster: Cluster, b
     before = set(raylets(cluster.folder))
     assert cluster.ray(*member).returncode == 0
     (second,) = set(raylets(cluster.folder)) - before
+    deadline = time.monotonic() + 60
     while "4.0 CPU" not in cluster.ray("status", f"--address={cluster.address}").stdout:  # the head knows of it later
+        assert time.monotonic() < deadline
         time.sleep(0.5)
     flags = {"workers": "1:2", "steps_per_epoch": 60, "batch_size": 5}
     arguments = training_flags(f"{bucket}/boxes", f"{bucket}/runs", classes=cluster.folder / "classes.csv", **flags)
