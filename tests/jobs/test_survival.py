@@ -31,7 +31,7 @@ from unet.data.image import Array
 from unet.data.planes import decode_image
 from unet.model.artifact import Model
 from unet.model.predictor import Prediction, Predictor
-from unet.runtime.pool import REPLY_SECONDS
+from unet.runtime.pool import HELD_SECONDS, REPLY_SECONDS
 from unet.segment import job as segmentation
 from unet.segment.item import Item, Outcome
 from unet.segment.job import segment
@@ -162,13 +162,14 @@ def test_promise_06_after_a_kill_of_the_driver_the_same_command_goes_on(
 def test_promise_06_twenty_random_kills(on_s3: Bench, proxy: Proxy, tmp_path: Path, number: int) -> None:
     rng = random.Random(number)
     save_model(on_s3.model, width=16)
-    fill(on_s3.images, [f"{i:03}.png" for i in range(200)])
+    fill(on_s3.images, [f"{i:03}.png" for i in range(400)])
     victim = ("driver", "worker", "raylet")[number % 3]
-    late = kill_and_go_on(on_s3, proxy, tmp_path, victim, rng.randrange(1, 180), rng.uniform(0, 0.5))
+    late = kill_and_go_on(on_s3, proxy, tmp_path, victim, rng.randrange(1, 360), rng.uniform(0, 0.5))
     again = {path: count for path, count in image_gets(proxy).items() if count > 1}
-    print(f"{len(again)} images were read again, {late} masks were written late")
+    held = max(2 * 24, HELD_SECONDS * late / UNRECORDED_SECONDS)  # by two workers: as they had written until then
+    print(f"{len(again)} images were read again, {late} masks were written late, and {held:.0f} may have been held")
     assert max(again.values(), default=1) <= 3
-    assert len(again) <= late + 2 * 24  # what two workers hold
+    assert len(again) <= late + held
 
 
 @pytest.mark.slow
