@@ -125,7 +125,7 @@ def write_coco(folder: Path, where: dict[str, tuple[str, str]], count: int = 4) 
         },
         {
             "train": ("annotations/instances_Train.json", "images/Train"),
-            "val": ("annotations/instances_val.json", "images/val"),
+            "val": ("annotations/instances_Validation.json", "images/Validation"),
         },
         {"train": ("annotations/instances_default.json", "images/default")},
         {"train": ("annotations/instances_default.json", "images")},
@@ -139,6 +139,20 @@ def test_sets_of_coco_are_found_as_they_are_exported(tmp_path: Path, where: dict
     check_labelled_set(labelled, labels, 99, print)
     mask = read_pair(next(pair for pair in labelled.train + labelled.val if pair.key.endswith("0")), labels)[1]
     assert (mask == 2).sum() == 400
+
+
+def test_a_test_part_of_coco_is_not_trained_on_and_two_files_for_one_part_are_refused(tmp_path: Path) -> None:
+    parts = {part: (f"annotations/instances_{part}.json", f"images/{part}") for part in ("Test", "Train", "Validation")}
+    write_coco(tmp_path, parts)
+    given = DataSettings(data=str(tmp_path), classes=str(tmp_path / parts["Train"][0]))
+    found = find_labelled_set(given)
+    assert [{pair.image.split("/")[-2] for pair in part} for part in (found.train, found.val)] == [
+        {"Train"},
+        {"Validation"},
+    ]
+    write_coco(tmp_path, {"more": ("annotations/instances_Train2.json", "images/Train2")})
+    with pytest.raises(RequestError, match=r"annotations: instances_Train.json and instances_Train2.json both are a tr"):
+        find_labelled_set(given)
 
 
 def test_any_coco_file_may_be_named_with_its_images(tmp_path: Path) -> None:

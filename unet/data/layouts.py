@@ -181,9 +181,14 @@ def _coco_parts(folder: str) -> Parts:
         for part, images in found.items()
         if store.exists(join_uri(images, COCO_OF_ROBOFLOW))
     }
-    annotations = join_uri(folder, "annotations")
+    annotations, claimed = join_uri(folder, "annotations"), dict[str, str]()
     for name in store.list_files(annotations) if not parts and store.exists(annotations) else ():
-        if (match := INSTANCES.fullmatch(name)) and (part := "val" if "val" in match[1] else "train") not in parts:
+        if (match := INSTANCES.fullmatch(name)) and "test" not in match[1].lower():
+            part = "val" if "val" in match[1].lower() else "train"
+            if (other := claimed.setdefault(part, name)) != name:
+                raise RequestError(
+                    f"{annotations}: {other} and {name} both are a {part} part; name one with --masks, and its --images"
+                )
             folders = (join_uri(folder, images) for images in (match[1], f"images/{match[1]}", "images"))
             images = next(filter(store.exists, folders), folder)
             parts[part] = partial(pairs_of_coco, images, join_uri(annotations, name))
