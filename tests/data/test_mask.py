@@ -4,9 +4,11 @@ import io
 import tracemalloc
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from PIL import Image
 
 from unet.data import image
@@ -99,3 +101,18 @@ def test_a_mask_in_the_alpha_channel_is_refused() -> None:
         decode_mask(encode_image(pixels), read_labels("binary"))
     pixels[5:9, 3:7, :3] = 255
     assert decode_mask(encode_image(pixels), read_labels("binary")).sum() == 16
+
+
+@pytest.mark.parametrize(("bands", "suffix"), [(2, "png"), (3, "png"), (4, "png"), (3, "tif")])
+def test_colours_of_16_bits_are_refused_since_their_high_byte_is_no_label(bands: int, suffix: str) -> None:
+    """[128, 0, 0] in uint16 has the high bytes of black."""
+    samples = np.zeros((20, 30, bands), np.uint16)
+    samples[5:9, 3:7, 0] = 128
+    samples[..., 3:] = 65535
+    file = io.BytesIO(imagecodecs.png_encode(samples))
+    if suffix == "tif":
+        tifffile.imwrite(file := io.BytesIO(), samples, photometric="rgb")
+    with pytest.raises(ImageError, match="has colours of 16 bits"):
+        decode_mask(file.getvalue(), read_labels("voc"))
+    gray = imagecodecs.png_encode(samples[..., 0] // 128)
+    assert decode_mask(gray, read_labels("binary")).sum() == 16

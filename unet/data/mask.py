@@ -14,6 +14,7 @@ from PIL import Image
 
 from unet.data.image import MAX_PIXELS, Array, ImageError, bands, decoding_errors, open_picture
 from unet.data.labels import IGNORE, INVALID, LabelSet, built_in_labels
+from unet.data.png import is_deep_colour
 from unet.data.region import decode_region
 from unet.data.shapes import Drawing, ShapeError, read_labelme
 from unet.data.tiff import Region, TiffPicture
@@ -48,6 +49,8 @@ def open_mask(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image
         raise ImageError(f"{picture.other}; a mask is an index, palette or RGB image")
     if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "F"):
         raise ImageError(f"has mode {picture.mode}; a mask is an index, palette or RGB image")
+    if picture.is_deep_colour if isinstance(picture, TiffPicture) else is_deep_colour(picture, or_alpha=True):
+        raise ImageError("has colours of 16 bits, of which labels have 8; save it with 8, or its index as gray")
     return picture
 
 

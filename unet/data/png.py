@@ -29,11 +29,11 @@ def without_damaged_chunks(file: IO[bytes]) -> bytes | None:
     return b"".join(kept) if damaged else None
 
 
-def is_deep_colour(picture: Image.Image) -> bool:
+def is_deep_colour(picture: Image.Image, *, or_alpha: bool = False) -> bool:
     """Return whether an opened image, its pixels not decoded, is a PNG in colours of 16 bits, of which Pillow gives the
-    high byte."""
+    high byte; `or_alpha`: or in gray of as many with alpha, of which it does too."""
     tiles = picture.tile if isinstance(picture, PngImagePlugin.PngImageFile) else []
-    return bool(tiles) and tiles[0].args in ("RGB;16B", "RGBA;16B")
+    return bool(tiles) and tiles[0].args in ("RGB;16B", "RGBA;16B", *["LA;16B"] * or_alpha)
 
 
 def sixteen_bit_samples(picture: Image.Image) -> npt.NDArray[Any]:
