@@ -253,6 +253,7 @@ def one_color(boxes: Path) -> None:
         (None, {"colour": "3"}, ["--colour", "--help"]),
         (None, {"gpu": True}, ["--gpu", "no GPU", "leave the flag out"]),
         (None, {"batch_size": 99}, ["--batch-size 99", "12 training images"]),
+        (None, {"workers": 13, "batch_size": None}, ["--workers times --accumulate 13", "12 training images"]),
         (twice, {}, ["classes.csv", "index 0"]),
         (one_color, {}, ["classes.csv", "colour"]),
         (None, {"class_weights": "/no/such.csv"}, ["--class-weights /no/such.csv"]),

@@ -1,5 +1,6 @@
 """What is left open is planned: from the set, the machine and the time alone."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,18 @@ def test_little_time_makes_images_smaller_where_they_and_their_masks_bear_it() -
 def test_no_time_at_all_is_refused_with_what_would_do() -> None:
     with pytest.raises(RequestError, match=r"--minutes 0\.1: a step takes .* give at least 1, or smaller images"):
         plan(minutes=0.1)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"epochs": 50}, {"epochs": 3}, {"steps_per_epoch": 300}, {"steps_per_epoch": 7}]
+)
+def test_the_time_that_is_asked_for_is_enough(given: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="give at least ") as refused:
+        plan(minutes=0.3, **given)
+    enough = int(re.findall(r"give at least (\d+)", str(refused.value))[0])
+    assert plan(minutes=enough, **given).settings.fit.epochs
+    with pytest.raises(RequestError):
+        plan(minutes=enough - 1.1, **given)
 
 
 def test_little_memory_makes_batches_and_crops_smaller() -> None:

@@ -138,10 +138,11 @@ def make_plan(
     if settings.fit.minutes is not None:
         speed = measure(chosen)
         work = _work_of(chosen)
-        time = (seconds_left() - START_SECONDS - speed.validation) / speed.step * work
-        if time < ENOUGH_STEPS * work:
+        time = (seconds_left() - START_SECONDS - (settings.fit.epochs or 1) * speed.validation) / speed.step * work
+        native, resized = (max(enough, settings.fit.steps_per_epoch or 0) for enough in (ENOUGH_STEPS, ENOUGH_RESIZED))
+        if time < native * work:
             less = [option for option in _options(settings, facts, machine, hurried=True) if _work_of(option) < work]
-            steps = [ENOUGH_STEPS if option.size == chosen.size else ENOUGH_RESIZED for option in less]
+            steps = [native if option.size == chosen.size else resized for option in less]
             enough = [each for each, of_it in zip(less, steps, strict=True) if time >= of_it * _work_of(each)]
             chosen = [*enough, (less or [chosen])[-1]][0]
             speed = measure(chosen)
@@ -239,8 +240,9 @@ def _with_time(settings: TrainSettings, speed: Speed, seconds: float) -> TrainSe
     if steps is None:
         steps = int((seconds - epochs * speed.validation) / speed.step) // max(1, epochs)
     if epochs * steps < LEAST_STEPS:
-        least = START_SECONDS + (epochs or 1) * speed.validation + LEAST_STEPS * speed.step
-        more = (fit.minutes or 0) + (least - seconds) / 60
+        each = fit.steps_per_epoch or -(-LEAST_STEPS // max(1, epochs))
+        passes = -(-LEAST_STEPS // each) if fit.steps_per_epoch else max(1, epochs)
+        more = (fit.minutes or 0) + (passes * (speed.validation + each * speed.step) - seconds) / 60
         raise RequestError(
             f"--minutes {fit.minutes:g}: a step takes {speed.step:.2f} s here, and a validation {speed.validation:.1f} "
             f"s, which leaves {max(0, epochs * steps)} steps; give at least {math.ceil(more)}, or smaller images"
@@ -263,11 +265,8 @@ def _lines(
 ) -> Iterator[str]:
     fit, geometry, width = planned.fit, planned.geometry, architecture(planned.model)["width"]
     height, breadth = facts.median
-    has = (
-        f"a GPU of {machine.memory / 1e9:.0f} GB"
-        if machine.gpu
-        else f"{machine.cores} cores, {_gigabytes(machine.memory)}"
-    )
+    memory = _gigabytes(machine.memory)
+    has = f"a GPU of {memory}" if machine.gpu else f"{machine.cores} cores, {memory}"
     yield f"plan: {facts.images} training images of {height} x {breadth} in the median, {facts.classes} classes; {has}"
     how = "crops of {} x {} at native scale" if geometry.kind == "native" else "whole images, resized to {} x {}"
     kept = " (given)" if given.size or given.crop else ""

@@ -181,7 +181,8 @@ def check_batch_norm(settings: TrainSettings) -> None:
 def check_batch(settings: TrainSettings, images: int) -> None:
     """Raise RequestError if a batch that is given, or planned, does not fit a set of so many training images."""
     batch = settings.fit.batch_size
-    if batch is not None and batch > images:
-        raise RequestError(f"--batch-size {batch}: the set has {images} training images; give at most that")
+    if (least := batch or settings.fit.accumulate * settings.worker_range[1]) > images:
+        flag = "--batch-size" if batch else "--workers times --accumulate"
+        raise RequestError(f"{flag} {least}: the set has {images} training images; give at most that")
     if batch is not None and (settings.size or settings.crop):
         check_batch_norm(settings)
