@@ -1,6 +1,9 @@
 """Which faults end a training run, and what is said of each."""
 
+import os
 import pickle
+import signal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from unet.settings import RequestError
 from unet.storage.faults import Denied, Full, Unreachable
 from unet.train.faults import WorkerFault, fault_of, may_pass, naming_faults, worker_fault
 from unet.train.loss import LossSums
+from unet.train.measure import ask_worker
 
 
 def raised(error: Exception) -> Exception:
@@ -134,3 +138,29 @@ def test_a_fault_of_a_task_is_named_as_it_was_raised_there() -> None:
     assert may_pass(of_task(Unreachable("s3://b/k", "no answer")))
     assert isinstance(fault_of(ControllerError(of_task(ValueError("of an older torch")))), WorkerFault)
     assert fault_of(ControllerError(RayActorError())) is None
+
+
+@pytest.mark.usefixtures("one_ray")
+@pytest.mark.parametrize(
+    ("error", "kind", "line"),
+    [
+        (RequestError("masks/3.png: holds the value 9"), RequestError, "masks/3.png: holds the value 9"),
+        (ImageError("a.png: is cut off"), RequestError, "a.png: is cut off"),
+        (Unreachable("s3://b/k", "no answer"), Unreachable, "s3://b/k: no answer"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate"), WorkerFault, "does not fit in the memory of a machine"),
+        (None, WorkerFault, "worker died"),
+    ],
+    ids=str,
+)
+def test_what_ends_the_measuring_of_a_plan_is_one_line(error: Exception | None, kind: type, line: str) -> None:
+    def measured() -> None:
+        if error is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            raise error
+
+    run: Any = SimpleNamespace(reserved={"CPU": 1})
+    with pytest.raises(kind) as caught:
+        ask_worker(run, measured)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)

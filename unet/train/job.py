@@ -95,10 +95,8 @@ def train(settings: TrainSettings) -> int:
         return 0
     if finished and not begun:
         raise RequestError(f"--name {settings.name}: has no checkpoint left to go on from; take another")
-    run = _decide(settings, folder, read_identity(folder) if begun else None, began)
-    if in_job_directory(settings.output):
-        print(f"warning: --output {settings.output} is in a folder that Ray removes after the job; give s3://...")
     try:
+        run = _decide(settings, folder, read_identity(folder) if begun else None, began)
         with (
             tempfile.TemporaryDirectory(prefix="unet-train-") as scratch,
             shutdown_hook(partial(shutil.rmtree, scratch, ignore_errors=True)),
@@ -111,7 +109,7 @@ def train(settings: TrainSettings) -> int:
             with tracking(run.settings, folder), telemetry.running_gauge(telemetry.TRAINING, run=settings.name):
                 trainer.fit()
                 write_report(run)
-    except TrainingFailedError as error:
+    except (TrainingFailedError, WorkerFault) as error:
         _tell_fault(error, folder)
         return ExitCode.UNEXPECTED
     print(f"model:  {folder}/model\nreport: {folder}/{PAGE}")
@@ -124,6 +122,8 @@ def _decide(settings: TrainSettings, folder: str, before: Identity | None, began
     if before is not None:
         check_identity(run, before)
     run = _placed(run, local=connect(worker_output=True))
+    if in_job_directory(settings.output):
+        print(f"warning: --output {settings.output} is in a folder that Ray removes after the job; give s3://...")
     _check_shared(run, begun=before is not None)
     if before is None and is_open(settings):
         run = plan_run(run, counted, lambda: began + 60 * (settings.fit.minutes or 0) - time.monotonic())
@@ -139,9 +139,13 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     )
 
 
-def _tell_fault(error: TrainingFailedError, folder: str) -> None:
+def _tell_fault(error: TrainingFailedError | WorkerFault, folder: str) -> None:
     """Print why a run ended, in one line; what is behind it goes to a file of the run."""
-    fault = fault_of(error) or WorkerFault(f"given up: {reason_of(error)}; the same command goes on", str(error))
+    fault = (
+        error
+        if isinstance(error, WorkerFault)
+        else fault_of(error) or WorkerFault(f"given up: {reason_of(error)}; the same command goes on", str(error))
+    )
     line = f"error: {fault}"
     if isinstance(fault, WorkerFault):
         file = join_uri(folder, TRACEBACK)

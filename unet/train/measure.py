@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 
 from unet.data.image import Array, ImageError, preprocess_image, resize_mask
 from unet.data.labelled_set import read_pair
@@ -21,8 +21,10 @@ from unet.model.metrics import ConfusionMatrix
 from unet.model.predictor import Predictor
 from unet.runtime.memory import retain_freed_memory
 from unet.settings import Geometry, RequestError, to_mapping
+from unet.storage.faults import StorageError
 from unet.train.beginning import new_network
 from unet.train.examples import make_batch
+from unet.train.faults import worker_fault
 from unet.train.learner import Learner
 from unet.train.plan import Kept, Machine, SetFacts, Size, Speed, make_plan, planned_values
 from unet.train.run import TrainingRun
@@ -55,11 +57,11 @@ def plan_run(run: TrainingRun, counted: SetStatistics, seconds_left: Callable[[]
     """
 
     def measure(settings: TrainSettings) -> Speed:
-        return Speed(*_ask_worker(run, measure_speed, replace(run, settings=settings), cores))
+        return Speed(*ask_worker(run, measure_speed, replace(run, settings=settings), cores))
 
     gpu = run.settings.gpu
     cores = run.data_cpus if gpu else max(1, int(run.reserved["CPU"]))
-    memory = _ask_worker(run, gpu_memory) if gpu else _memory_of_share(run.reserved["CPU"])
+    memory = ask_worker(run, gpu_memory) if gpu else _memory_of_share(run.reserved["CPU"])
     facts = SetFacts(
         sizes=counted.sizes,
         images=len(run.labelled.train),
@@ -151,16 +153,21 @@ def _memory_of_share(cpus: float) -> float:
     return min(shares, default=psutil.virtual_memory().available)
 
 
-def _ask_worker(run: TrainingRun, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what `function` returns in a process that has what a worker has, and ends, for it retains memory."""
+def ask_worker(run: TrainingRun, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `function` returns in a process that has what a worker has, and ends, for it retains memory.
+
+    Raises:
+        RequestError, StorageError, WorkerFault: what ended it.
+    """
     cpus, gpus = run.reserved["CPU"], run.reserved.get("GPU", 0)
     worker = ray.remote(max_calls=1, max_retries=0, num_cpus=cpus, num_gpus=gpus, runtime_env=worker_environment())
     try:
         return ray.get(worker(function).remote(*arguments))
-    except RayTaskError as error:
-        if isinstance(error.cause, RequestError | ImageError):
-            raise RequestError(str(error.cause)) from None
-        raise
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, RequestError | ImageError):
+            raise RequestError(str(cause)) from None
+        raise cause if isinstance(cause, StorageError) else worker_fault(error) from None
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
