@@ -300,6 +300,23 @@ def test_a_share_of_damaged_pairs_may_be_left_out(boxes: Path, tmp_path: Path) -
     assert all(name in " ".join(lines) for name in ("images/003.png", "masks/005.png"))
 
 
+def test_a_sample_is_of_both_parts(boxes: Path) -> None:
+    labels, labelled = read_labels("camvid"), find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    uneven = LabelledSet((*labelled.train, *labelled.val[1:]), labelled.val[:1])
+    for limit in (1, 4):
+        train, val = check_labelled_set(uneven, labels, limit, print)
+        assert (train.sizes.total(), val.sizes.total()) == (limit, 1)
+
+
+def test_a_part_of_which_nothing_is_whole_is_refused(boxes: Path) -> None:
+    damage(boxes, "images/003.png")
+    labels, labelled = read_labels("camvid"), find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))
+    broken, *whole = sorted(labelled.train, key=lambda pair: pair.key != "003")
+    one = LabelledSet(tuple(whole), (broken,))
+    with pytest.raises(RequestError, match="all 1 validation pairs are damaged"):
+        apply_check(one, check_labelled_set(one, labels, 99, print, skip_damaged=0.5))
+
+
 def test_a_label_that_is_unknown_is_no_damage(boxes: Path) -> None:
     (boxes / "train" / "masks" / "003.png").write_bytes(encode_image(np.full((40, 56), 99, np.uint8)))
     labelled = find_labelled_set(DataSettings(data=str(boxes), classes="camvid"))

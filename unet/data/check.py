@@ -16,7 +16,7 @@ from unet.data.channels import RGB, Channels, kind_of
 from unet.data.image import DamagedError, ImageError
 from unet.data.labelled_set import LabelledSet, choose_bands, orient
 from unet.data.labels import IGNORE, LabelSet
-from unet.data.layouts import summarize
+from unet.data.layouts import Pair, summarize
 from unet.data.mask import is_read_by_colors
 from unet.data.open_pair import OpenPair, UndecidedOrientationError, open_pairs, pixels_of
 from unet.data.prefetch import prefetch
@@ -32,7 +32,10 @@ DECODERS = 16
 DECODED_PIXELS = 1 << 27
 """Pixels of these pairs, at most; a larger pair is decoded alone. Pillow takes up to four bytes for each."""
 
-CACHE_FORMAT = 3
+LEAST_OF_PART = 16
+"""Pairs of a part that are looked at, however few of the set it has; of a small sample fewer."""
+
+CACHE_FORMAT = 4
 """Of what the check leaves for the next one."""
 
 LOG_INTERVAL = 5.0
@@ -84,7 +87,7 @@ def check_labelled_set(
     skip_damaged: float = 0.0,
     channels: Channels = RGB,
 ) -> tuple[SetStatistics, SetStatistics]:
-    """Read every pair, or a random sample of `limit`, and return the statistics of training and validation part.
+    """Read every pair, or a random sample of about `limit`, and return the statistics of training and validation part.
 
     Of all pairs, which then are read, a share of `skip_damaged` may be damaged.
 
@@ -114,11 +117,14 @@ def apply_check(labelled: LabelledSet, statistics: tuple[SetStatistics, SetStati
     """Return the set without its damaged pairs, and with the orientation of masks where EXIF turns their images.
 
     Raises:
-        RequestError: the check has not found how they lie.
+        RequestError: nothing is left of a part, or the check has not found how masks lie.
     """
     damaged = statistics[0].damaged | statistics[1].damaged
-    parts = ((pair for pair in part if pair.image not in damaged) for part in (labelled.train, labelled.val))
-    labelled = LabelledSet(*map(tuple, parts))
+    parts = [tuple(pair for pair in part if pair.image not in damaged) for part in (labelled.train, labelled.val)]
+    for name, before, left in zip(("training", "validation"), (labelled.train, labelled.val), parts, strict=True):
+        if before and not left:
+            raise RequestError(f"all {len(before)} {name} pairs are damaged; mend them, or give others")
+    labelled = LabelledSet(*parts)
     turned = statistics[0].turned + statistics[1].turned
     found: list[MaskOrientation] = [lie for lie in ("displayed", "stored") if turned[lie]]
     if turned["auto"] and len(found) != 1:
@@ -138,9 +144,12 @@ def _count_pairs(
     channels: Channels,
     log: Callable[[str], None],
 ) -> tuple[SetStatistics, SetStatistics]:
-    numbered = [(pair, 0) for pair in labelled.train] + [(pair, 1) for pair in labelled.val]
-    if len(numbered) > limit and not skip_damaged:
-        numbered = random.Random(0).sample(numbered, limit)
+    numbered = list[tuple[Pair, int]]()
+    for part, pairs in enumerate((labelled.train, labelled.val)):
+        share = round(limit * len(pairs) / len(labelled.train + labelled.val))
+        if (count := max(share, 1, min(LEAST_OF_PART, limit // 8))) < len(pairs) and not skip_damaged:
+            pairs = random.Random(0).sample(pairs, count)
+        numbered += [(pair, part) for pair in pairs]
     train, val = (SetStatistics(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
     faults = []
     logged = time.monotonic()

@@ -51,7 +51,7 @@ class SetSettings:
     """Share of the pairs that may be damaged, and are then left out: files that are no image, or not a whole one. The
     check reads every pair for it."""
     check_limit: int = 5000
-    """How many pairs are read in full before anything starts; of a larger set, a random sample of that many."""
+    """How many pairs are read in full before anything starts; of a larger set, a random sample of about that many."""
 
     def __post_init__(self) -> None:
         if (self.images is None) != (self.masks is None):
