@@ -146,6 +146,25 @@ def test_what_is_not_scored_is_not_read(job: Job, model: str, boxes: Path) -> No
     assert job(model=model, part="val")["images"] == 5
 
 
+@pytest.mark.parametrize(
+    ("trained", "said"),
+    [
+        ({"val_fraction": 0.1}, "--val-fraction 0.3: the model was trained on some of that; give 0.1"),
+        ({"val_data": "/other", "val_fraction": 0.3}, "trained on all of it; give --val-data /other, or --part all"),
+    ],
+)
+def test_a_set_without_parts_is_not_split_otherwise_than_it_was_for_training(
+    trained: dict[str, Any], said: str, boxes: Path, model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Else the score would be of images that the model has seen."""
+    whole, loaded = str(boxes / "train"), Model.load(model)
+    for data, code in ((whole, 2), ("/another", 0)):
+        replace(loaded, training={"data": data, "masks": None} | trained).save(model)
+        given = {"data": whole, "model": model, "output": tmp_path / "scores", "val_fraction": 0.3}
+        assert run(evaluate, EvaluateSettings, flags_of(given)) == code
+    assert said in capfd.readouterr().err
+
+
 def test_by_default_the_images_are_scored_that_training_validates_on(job: Job, model: str, boxes: Path) -> None:
     labelled = find_labelled_set(DataSettings(data=str(boxes), classes="of the model"))
     assert job(model=model, part="val")["images"] == len(labelled.val)

@@ -4,9 +4,10 @@ Whatever is wrong with a file is said in one line that names the file and the re
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from unet.data.channels import MAX_CHANNELS, RGB, Channels
 from unet.data.image import Array, DamagedError, ImageError, open_image
@@ -30,17 +31,21 @@ class LabelledSet:
     val: tuple[Pair, ...]
 
 
-def find_labelled_set(settings: SetSettings, folder: str | None = None) -> LabelledSet:
-    """Return the set that `settings` names; `folder` stands in for --data.
+def find_labelled_set(
+    settings: SetSettings, folder: str | None = None, trained: Mapping[str, Any] | None = None
+) -> LabelledSet:
+    """Return the set that `settings` names; `folder` stands in for --data. `trained`: settings that a model was trained
+    by, of which it must not be split otherwise.
 
     Raises:
-        RequestError: no such folder, no known layout, no images, unpaired files, or nothing to validate on.
+        RequestError: no such folder, no known layout, no images, unpaired files, nothing to validate on, or the model
+            was trained on it.
     """
     parts = _find_parts(settings, folder)
     train, val = parts["train"](), parts["val"]() if "val" in parts else ()
     if shared := {pair.image for pair in val} & {pair.image for pair in train}:
         raise RequestError(f"--val-data {settings.val_data}: {min(shared)} is a training image too; give another set")
-    labelled = LabelledSet(train, val) if val else _split(train, settings.val_fraction)
+    labelled = LabelledSet(train, val) if val else _split(train, settings, trained)
     return orient(labelled, settings.mask_orientation)
 
 
@@ -52,16 +57,16 @@ def orient(labelled: LabelledSet, lies: MaskOrientation) -> LabelledSet:
     return LabelledSet(*(tuple(replace(pair, mask_orientation=lies) for pair in part) for part in parts))
 
 
-def find_part(settings: SetSettings, part: Part) -> LabelledSet:
+def find_part(settings: SetSettings, part: Part, trained: Mapping[str, Any] | None = None) -> LabelledSet:
     """Return a part of the set that `settings` names, and nothing of the other, which may be faulty. all: both parts,
-    or a set without parts as it is.
+    or a set without parts as it is. `trained`: as for `find_labelled_set`.
 
     Raises:
         RequestError: as `find_labelled_set`, of the part alone.
     """
     parts = _find_parts(settings)
     if part != "all" and "val" not in parts:
-        whole = _split(parts["train"](), settings.val_fraction)
+        whole = _split(parts["train"](), settings, trained)
         whole = LabelledSet(whole.train, ()) if part == "train" else LabelledSet((), whole.val)
         return orient(whole, settings.mask_orientation)
     found = {name: find() if part in (name, "all") else () for name, find in parts.items()}
@@ -131,7 +136,14 @@ def read_mask(uri: str, labels: LabelSet) -> Array:
         return to_classes(open_mask(store.open_file(uri)), labels)
 
 
-def _split(pairs: tuple[Pair, ...], fraction: float) -> LabelledSet:
+def _split(pairs: tuple[Pair, ...], settings: SetSettings, trained: Mapping[str, Any] | None) -> LabelledSet:
+    fraction = settings.val_fraction
+    if trained and all(trained.get(name) == getattr(settings, name) for name in ("data", "masks")):
+        if (elsewhere := trained.get("val_data")) is not None:
+            raise RequestError(f"--data: the model was trained on all of it; give --val-data {elsewhere}, or --part all")
+        if (before := trained.get("val_fraction", fraction)) != fraction:
+            raise RequestError(f"--val-fraction {fraction}: the model was trained on some of that; give {before}")
+
     def is_val(pair: Pair) -> bool:
         return int.from_bytes(hashlib.sha256(pair.key.encode()).digest()[:8]) < fraction * 2**64
 

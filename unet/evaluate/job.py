@@ -95,9 +95,9 @@ def evaluate(settings: EvaluateSettings) -> int:
             check_int8(given.int8, flag=f"{flag} {getattr(settings, flag[2:])}")
     labels = _labels(settings, model, other)
     store.check_writable(settings.output, "--output")
-    pairs, channels = _pairs(settings, labels, None if model is None else model.channels)
-    if other is not None and other.channels != channels:
-        _pairs(settings, labels, other.channels)  # whether its bands are there
+    pairs, channels = _pairs(settings, labels, model)
+    if other is not None and (other.channels, other.training) != (channels, model and model.training):
+        _pairs(settings, labels, other)  # whether its bands are there, and it was trained on others
     written = {} if settings.predictions is None else _written_masks(settings.predictions, settings.data, pairs)
     evaluation = Evaluation(settings, labels, model, written, channels)
     began = time.monotonic()
@@ -136,11 +136,10 @@ def _labels(settings: EvaluateSettings, model: Model | None, other: Model | None
     return labels.with_ignored_as_classes() if settings.data.score_ignore else labels
 
 
-def _pairs(
-    settings: EvaluateSettings, labels: LabelSet, channels: Channels | None
-) -> tuple[tuple[Pair, ...], Channels]:
+def _pairs(settings: EvaluateSettings, labels: LabelSet, model: Model | None) -> tuple[tuple[Pair, ...], Channels]:
     """Return what is scored, checked; and the channels of a model, or those that suit the images."""
-    checked = check(find_part(settings.data, settings.part), labels, settings.data, print, channels)
+    found = find_part(settings.data, settings.part, model and model.training)
+    checked = check(found, labels, settings.data, print, model and model.channels)
     print(checked.table)
     return (*checked.labelled.train, *checked.labelled.val), checked.channels
 
