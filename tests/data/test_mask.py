@@ -114,5 +114,5 @@ def test_colours_of_16_bits_are_refused_since_their_high_byte_is_no_label(bands:
         tifffile.imwrite(file := io.BytesIO(), samples, photometric="rgb")
     with pytest.raises(ImageError, match="has colours of 16 bits"):
         decode_mask(file.getvalue(), read_labels("voc"))
-    gray = imagecodecs.png_encode(samples[..., 0] // 128)
+    gray = bytes(imagecodecs.png_encode(samples[..., 0] // 128))
     assert decode_mask(gray, read_labels("binary")).sum() == 16

@@ -151,7 +151,7 @@ def test_a_test_part_of_coco_is_not_trained_on_and_two_files_for_one_part_are_re
         {"Validation"},
     ]
     write_coco(tmp_path, {"more": ("annotations/instances_Train2.json", "images/Train2")})
-    with pytest.raises(RequestError, match=r"annotations: instances_Train.json and instances_Train2.json both are a tr"):
+    with pytest.raises(RequestError, match=r"annotations: instances_Train.json and instances_Train2.json both are"):
         find_labelled_set(given)
 
 

@@ -165,9 +165,7 @@ def test_no_time_at_all_is_refused_with_what_would_do() -> None:
         plan(minutes=0.1)
 
 
-@pytest.mark.parametrize(
-    "given", [{}, {"epochs": 50}, {"epochs": 3}, {"steps_per_epoch": 300}, {"steps_per_epoch": 7}]
-)
+@pytest.mark.parametrize("given", [{}, {"epochs": 50}, {"epochs": 3}, {"steps_per_epoch": 300}, {"steps_per_epoch": 7}])
 def test_the_time_that_is_asked_for_is_enough(given: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="give at least ") as refused:
         plan(minutes=0.3, **given)

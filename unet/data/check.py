@@ -146,10 +146,10 @@ def _count_pairs(
 ) -> tuple[SetStatistics, SetStatistics]:
     numbered = list[tuple[Pair, int]]()
     for part, pairs in enumerate((labelled.train, labelled.val)):
-        share = round(limit * len(pairs) / len(labelled.train + labelled.val))
-        if (count := max(share, 1, min(LEAST_OF_PART, limit // 8))) < len(pairs) and not skip_damaged:
-            pairs = random.Random(0).sample(pairs, count)
-        numbered += [(pair, part) for pair in pairs]
+        fair = round(limit * len(pairs) / len(labelled.train + labelled.val))
+        wanted = len(pairs) if skip_damaged else max(fair, 1, min(LEAST_OF_PART, limit // 8))
+        chosen = pairs if wanted >= len(pairs) else random.Random(0).sample(pairs, wanted)
+        numbered += [(pair, part) for pair in chosen]
     train, val = (SetStatistics(np.zeros(len(labels.classes), np.int64)) for _ in range(2))
     faults = []
     logged = time.monotonic()

@@ -130,6 +130,14 @@ def read_pair(pair: Pair, labels: LabelSet, *, channels: Channels = RGB) -> tupl
     return open_pair(pair).decode(labels, channels=channels)
 
 
+def read_checked_pair(pair: Pair, labels: LabelSet, channels: Channels) -> tuple[Planes, Array]:
+    """Return what `read_pair` does. Raise RequestError: the check has not read it, or it was replaced since."""
+    try:
+        return read_pair(pair, labels, channels=channels)
+    except ImageError as error:
+        raise RequestError(str(error)) from None
+
+
 def read_mask(uri: str, labels: LabelSet) -> Array:
     """Return the class indices, HW uint8, of a mask file. Raise ImageError as `read_pair`."""
     with naming(uri):
@@ -139,8 +147,8 @@ def read_mask(uri: str, labels: LabelSet) -> Array:
 def _split(pairs: tuple[Pair, ...], settings: SetSettings, trained: Mapping[str, Any] | None) -> LabelledSet:
     fraction = settings.val_fraction
     if trained and all(trained.get(name) == getattr(settings, name) for name in ("data", "masks")):
-        if (elsewhere := trained.get("val_data")) is not None:
-            raise RequestError(f"--data: the model was trained on all of it; give --val-data {elsewhere}, or --part all")
+        if (other := trained.get("val_data")) is not None:
+            raise RequestError(f"--data: the model was trained on all of it; give --val-data {other}, or --part all")
         if (before := trained.get("val_fraction", fraction)) != fraction:
             raise RequestError(f"--val-fraction {fraction}: the model was trained on some of that; give {before}")
 

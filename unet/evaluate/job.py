@@ -71,10 +71,8 @@ class Evaluation:
         """Return what scores pairs in this process."""
         settings, predictor = self.settings, None
         if self.model is not None:
-            device = "cuda" if gpu else "cpu"
-            predictor = Predictor(
-                self.model, device=device, precision=settings.precision, tile=settings.tile, tta=settings.tta
-            )
+            device, precision = "cuda" if gpu else "cpu", settings.precision if gpu == settings.gpu else "auto"
+            predictor = Predictor(self.model, device=device, precision=precision, tile=settings.tile, tta=settings.tta)
         return Scorer(self.labels, predictor, self.written, channels=self.channels, batch_size=settings.batch_size)
 
 
@@ -138,8 +136,8 @@ def _labels(settings: EvaluateSettings, model: Model | None, other: Model | None
 
 def _pairs(settings: EvaluateSettings, labels: LabelSet, model: Model | None) -> tuple[tuple[Pair, ...], Channels]:
     """Return what is scored, checked; and the channels of a model, or those that suit the images."""
-    found = find_part(settings.data, settings.part, model and model.training)
-    checked = check(found, labels, settings.data, print, model and model.channels)
+    found = find_part(settings.data, settings.part, None if model is None else model.training)
+    checked = check(found, labels, settings.data, print, None if model is None else model.channels)
     print(checked.table)
     return (*checked.labelled.train, *checked.labelled.val), checked.channels
 
@@ -264,8 +262,20 @@ def _against(evaluation: Evaluation, other: Model, scored: Scored, old: Scored) 
 
 
 def _write(evaluation: Evaluation, scored: Scored, scores: dict[str, Any]) -> None:
-    """Write all that an evaluation leaves, scores.json last."""
+    """Write all that an evaluation leaves: the page last, for which images are predicted again, here."""
     settings, labels = evaluation.settings, evaluation.labels
+    table = pa.Table.from_pylist([asdict(image) for image in scored.images])
+    for index, name in enumerate(labels.names):
+        table = table.append_column(f"iou.{name}", pa.array(scored.iou[:, index], from_pandas=True))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    files = {
+        IMAGES: buffer.getvalue(),
+        SETTINGS: yaml.safe_dump(to_mapping(settings), sort_keys=False).encode(),
+        SCORES: json.dumps(nan_to_none(scores), indent=1).encode(),
+    }
+    for name, data in files.items():
+        store.write(join_uri(settings.output, name), data)
     ranked = sorted((image.miou, place) for place, image in enumerate(scored.images) if image.pixels)
     worst, others = ranked[:SHOWN], ranked[SHOWN:][::-1]
     scorer = evaluation.scorer(gpu=False)
@@ -276,22 +286,10 @@ def _write(evaluation: Evaluation, scored: Scored, scores: dict[str, Any]) -> No
         confusion=ConfusionMatrix(scored.counts),
         against=scores.get("against"),
         images=scored.images,
-        worst=[_sample_prediction(scorer, scored.pairs[place]) for _, place in worst],
-        best=[_sample_prediction(scorer, scored.pairs[place]) for _, place in others[:SHOWN]],
+        worst=(_sample_prediction(scorer, scored.pairs[place]) for _, place in worst),
+        best=(_sample_prediction(scorer, scored.pairs[place]) for _, place in others[:SHOWN]),
     )
-    table = pa.Table.from_pylist([asdict(image) for image in scored.images])
-    for index, name in enumerate(labels.names):
-        table = table.append_column(f"iou.{name}", pa.array(scored.iou[:, index], from_pandas=True))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    files = {
-        "index.html": page,
-        IMAGES: buffer.getvalue(),
-        SETTINGS: yaml.safe_dump(to_mapping(settings), sort_keys=False).encode(),
-        SCORES: json.dumps(nan_to_none(scores), indent=1).encode(),
-    }
-    for name, data in files.items():
-        store.write(join_uri(settings.output, name), data)
+    store.write(join_uri(settings.output, "index.html"), page)
 
 
 def _sample_prediction(scorer: Scorer, pair: Pair) -> SamplePrediction:

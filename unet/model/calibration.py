@@ -48,7 +48,8 @@ def prepare_int8(settings: ExportSettings) -> int:
     model = Model.load(settings.model)
     store.check_writable(settings.model, "--model")
     labels = model.labels_of_set(settings.data)
-    checked = check(find_labelled_set(settings.data, trained=model.training), labels, settings.data, print, model.channels)
+    found = find_labelled_set(settings.data, trained=model.training)
+    checked = check(found, labels, settings.data, print, model.channels)
     print(checked.table)
     train, val = checked.labelled.train, checked.labelled.val
     try:

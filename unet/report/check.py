@@ -1,6 +1,6 @@
 """The page of a check: what was counted in a labelled set, the shares of its classes, and samples with their masks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ def check_report(
     facts: Mapping[str, str],
     labels: LabelSet,
     statistics: tuple[SetStatistics, SetStatistics],
-    samples: Sequence[LabelledSample],
+    samples: Iterable[LabelledSample],
 ) -> bytes:
     """Return the page as HTML. `facts` are shown as they are, label and value."""
     pixels = sum(int(part.pixels.sum()) for part in statistics)

@@ -3,7 +3,7 @@
 The image is a JPEG, the other three are indexed PNGs, `PANEL_SIDE` pixels a side at most; the page enlarges them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,26 +56,20 @@ class SamplePrediction:
     """HW uint8 class indices."""
 
 
-def sample_figures(group: str, samples: Sequence[SamplePrediction], labels: LabelSet, limit: int) -> str:
+def sample_figures(group: str, samples: Iterable[SamplePrediction], labels: LabelSet, limit: int) -> str:
     """Return figures of as many samples as fit `limit` characters, each with its scores; empty without samples.
 
-    `group` is the name of this list of samples among those of the page.
+    `group` is the name of this list of samples among those of the page. Of `samples` one is held at a time.
     """
-    noted = ((draw_panels(sample, labels), _scores(sample, labels)) for sample in samples)
-    return panel_figures(group, noted, len(samples), limit)
+    return panel_figures(group, ((draw_panels(sample, labels), _scores(sample, labels)) for sample in samples), limit)
 
 
-def panel_figures(
-    group: str, samples: Iterable[tuple[Panels, str]], count: int, limit: int, titles: Titles = Titles()
-) -> str:
-    """Return figures as `sample_figures`, of `count` samples that are drawn already, each with a note."""
-    if not count:
-        return ""
-    figures = (_figure(f"{group}-{i}", *sample, titles, opened=not i) for i, sample in enumerate(samples))
+def panel_figures(group: str, samples: Iterable[tuple[Panels, str]], limit: int, titles: Titles = Titles()) -> str:
+    """Return figures as `sample_figures`, of samples that are drawn already, each with a note."""
+    figures = [_figure(f"{group}-{i}", *sample, titles, opened=not i) for i, sample in enumerate(samples)]
     parts = list(take_up_to(limit, figures))
-    left_out = count - len(parts)
-    note = f"<p>{left_out} more are left out, to keep the page small.</p>" if left_out else ""
-    return "\n".join((*parts, note))
+    left_out = len(figures) - len(parts)
+    return "\n".join([*parts, *[f"<p>{left_out} more are left out, to keep the page small.</p>"] * bool(left_out)])
 
 
 def draw_panels(sample: SamplePrediction, labels: LabelSet) -> Panels:

@@ -5,7 +5,7 @@ classes, it stays below 5 MB.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ def evaluation_report(
     labels: LabelSet,
     confusion: ConfusionMatrix,
     images: Sequence[ImageScore],
-    worst: Sequence[SamplePrediction],
-    best: Sequence[SamplePrediction],
+    worst: Iterable[SamplePrediction],
+    best: Iterable[SamplePrediction],
     against: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Return the page as HTML.

@@ -60,7 +60,7 @@ def preview_report(
     }
     done = [row for row in rows if row["status"] == "done" and row["share"] is not None]
     noted = ((drawn, f"{format_percent(share)} of the pixels change") for drawn, share in panels)
-    figures = panel_figures("changed", noted, len(panels), MAX_PICTURES, PANELS)
+    figures = panel_figures("changed", noted, MAX_PICTURES, PANELS)
     others = [row for row in rows if row["status"] != "done"]
     sections = {
         "Classes": _class_section(labels, confusion, summary),

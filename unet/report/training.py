@@ -4,7 +4,7 @@ A value that is None or NaN shows as n/a or a gap.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def training_report(
     labels: LabelSet,
     history: Sequence[EpochMetrics],
     confusion: ConfusionMatrix,
-    samples: Sequence[SamplePrediction],
+    samples: Iterable[SamplePrediction],
 ) -> bytes:
     """Return the page as HTML.
 

@@ -25,8 +25,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from unet.data.channels import describe
 from unet.data.check import check
-from unet.data.image import ImageError
-from unet.data.labelled_set import LabelledSet, find_labelled_set, read_pair
+from unet.data.labelled_set import LabelledSet, find_labelled_set, read_checked_pair
 from unet.data.labels import LabelSet, read_labels
 from unet.data.statistics import SetStatistics
 from unet.report.check import LabelledSample, check_report
@@ -213,14 +212,10 @@ def _check_alone(settings: TrainSettings, folder: str) -> int:
     found, labels = _find_set(settings)
     checked = check(found, labels, settings.data, print)
     print(checked.table)
-    samples = []
-    for part in (checked.labelled.train, checked.labelled.val):
-        for pair in part[:: max(1, len(part) // SAMPLES)][:SAMPLES]:
-            try:
-                image, mask = read_pair(pair, labels, channels=checked.channels)
-            except ImageError as error:  # of one that the check did not read
-                raise RequestError(str(error)) from None
-            samples.append(LabelledSample(name=pair.key, image=image.to_array(), mask=mask))
+    parts = checked.labelled.train, checked.labelled.val
+    chosen = [pair for part in parts for pair in part[:: max(1, len(part) // SAMPLES)][:SAMPLES]]
+    read = ((pair.key, *read_checked_pair(pair, labels, checked.channels)) for pair in chosen)
+    samples = (LabelledSample(name=name, image=image.to_array(), mask=mask) for name, image, mask in read)
     facts = {
         "Labelled set": settings.data.folder or "the generated sample set",
         "Label set": settings.data.labels,

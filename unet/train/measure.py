@@ -13,7 +13,7 @@ import torch
 from ray.exceptions import RayError
 
 from unet.data.image import Array, ImageError, preprocess_image, resize_mask
-from unet.data.labelled_set import read_pair
+from unet.data.labelled_set import read_checked_pair
 from unet.data.labels import IGNORE
 from unet.data.statistics import SetStatistics
 from unet.model.artifact import Model
@@ -117,10 +117,7 @@ def kept_at(run: TrainingRun, size: Size) -> Kept:
     pairs = run.labelled.train
     matrix, shares = ConfusionMatrix.empty(len(run.labels.classes)), list[float]()
     for pair in pairs[:: -(-len(pairs) // RESIZED)]:
-        try:
-            image, mask = read_pair(pair, run.labels, channels=run.channels)
-        except ImageError as error:  # of one that the check did not read
-            raise RequestError(str(error)) from None
+        image, mask = read_checked_pair(pair, run.labels, run.channels)
         if mask.size > RESIZED_PIXELS:
             return Kept(0, 0)
         resized = resize_mask(resize_mask(mask, size), (mask.shape[0], mask.shape[1]))

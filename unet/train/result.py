@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from unet.data.labelled_set import read_pair
+from unet.data.labelled_set import read_checked_pair
+from unet.data.layouts import Pair
 from unet.model.artifact import Model
 from unet.model.metrics import ConfusionMatrix
 from unet.model.predictor import Predictor
@@ -22,14 +23,8 @@ def write_report(run: TrainingRun) -> None:
     """Write the page of a run whose model is the best that it found."""
     settings = run.settings
     model = Model.load(join_uri(run.folder, "model"), "--name")
-    predictor = Predictor(model, precision=settings.fit.precision)
+    predictor = Predictor(model)
     chosen = run.labelled.val[:: max(1, len(run.labelled.val) // SAMPLES)][:SAMPLES]
-    samples = []
-    for pair in chosen:
-        planes, truth = read_pair(pair, run.labels, channels=run.channels)
-        image = planes.to_array()
-        prediction = predictor.predict(image)
-        samples.append(SamplePrediction(name=pair.key, image=image, truth=truth, prediction=prediction))
     entries = read_entries(run.folder)
     page = training_report(
         title=settings.name,
@@ -37,9 +32,15 @@ def write_report(run: TrainingRun) -> None:
         labels=run.labels,
         history=entries,
         confusion=ConfusionMatrix(np.array(model.scores["confusion"], np.int64)),
-        samples=samples,
+        samples=(_sample(run, pair, predictor) for pair in chosen),
     )
     store.write(join_uri(run.folder, PAGE), page)
+
+
+def _sample(run: TrainingRun, pair: Pair, predictor: Predictor) -> SamplePrediction:
+    planes, truth = read_checked_pair(pair, run.labels, run.channels)
+    image = planes.to_array()
+    return SamplePrediction(name=pair.key, image=image, truth=truth, prediction=predictor.predict(image))
 
 
 def _facts(run: TrainingRun, model: Model, entries: list[Entry]) -> dict[str, str]:
