@@ -8,7 +8,10 @@ from threading import Event
 from typing import Any
 from unittest.mock import Mock
 
+import boto3
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -20,8 +23,10 @@ from unet.data.image import Array, encode_image
 from unet.segment import verdict
 from unet.segment.item import Item
 from unet.segment.job import _prepare, segment
+from unet.segment.ledger import Ledger
 from unet.segment.segmenter import Segmenter
 from unet.segment.settings import SegmentSettings
+from unet.storage.objects import join_uri, split_uri
 from unet.storage.store import open_store
 
 
@@ -346,6 +351,63 @@ def test_force_goes_on_where_it_was_interrupted(bench: Bench, monkeypatch: pytes
     assert set(bench.statuses(force=True).values()) == {"done"}  # the one before came to its end
     assert set(bench.statuses(force=True).values()) == {"done"}
     assert set(bench.statuses().values()) == {"unchanged"}
+
+
+def test_force_ends_where_all_was_tried(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where objects were lost, or --limit was just enough: the next --force segments all of them again."""
+    open_store(bench.images).put("broken.png", b"broken")
+    assert end(bench, capsys, force=True)[0] == 3
+    for _ in range(2):
+        counts = Counter(bench.statuses(force=True, limit=11).values())
+        assert counts == {"done": 10, "failed": 1}
+
+
+def test_prune_without_the_right_to_delete_masks_is_refused_and_costs_one_row(
+    bench: Bench, proxy: Proxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if bench.images.startswith("/"):
+        pytest.skip("a folder has no requests")
+    bench.run()
+    open_store(bench.images).delete([f"{number}.png" for number in range(5)])
+    proxy.add(verb="POST", path="*delete*", action="denied")
+    proxy.add(verb="DELETE", action="denied")
+    code, said = end(bench, capsys, prune=True, max_delete="100%")
+    assert (code, "--prune: " in said, "leave --prune out" in said) == (2, True, True), said
+    rows = [row for table in Ledger(join_uri(bench.masks, "_segment/ledger")).rows() for row in table.to_pylist()]
+    assert Counter(row["status"] for row in rows) == {"done": 9, "failed": 1}
+    proxy.rules.clear()
+    assert end(bench, capsys, prune=True, max_delete="100%") == (0, "")
+    assert len(bench.all_masks()) == 5
+
+
+def test_promise_34_an_archived_object_that_no_listing_calls_so_is_its_row(
+    bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As of a manifest without storage classes, or in the archive tiers of S3's intelligent tiering."""
+    if bench.images.startswith("/"):
+        pytest.skip("a folder archives nothing")
+    bucket, prefix = split_uri(bench.images)
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], region_name="us-east-1")
+    for number in range(verdict.MAX_SHARED_FAULTS + 4):
+        client.put_object(Bucket=bucket, Key=f"{prefix}/0-{number:02}.png", Body=b"x", StorageClass="GLACIER")
+    listed = [item for page in open_store(bench.images).list() for item in page]
+    rows = [{"key": item.key, "size": item.size, "etag": item.etag} for item in listed]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "all.parquet")
+    assert end(bench, capsys, manifest=tmp_path / "all.parquet", max_failed="100%") == (0, "")
+    assert len(bench.all_masks()) == 10
+
+
+def test_promise_33_an_object_of_a_manifest_that_is_denied_is_its_row(
+    bench: Bench, proxy: Proxy, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if bench.images.startswith("/"):
+        pytest.skip("a folder has no requests")
+    manifest = tmp_path / "keys.csv"
+    manifest.write_text("key\n" + "".join(f"{number}.png\n" for number in range(10)))
+    for verb in ("HEAD", "GET"):
+        proxy.add(verb=verb, path="*/images/1.png*", action="denied")
+    assert end(bench, capsys, manifest=manifest, max_failed="1") == (0, "")
+    assert len(bench.all_masks()) == 9
 
 
 def test_the_output_is_listed_once_to_verify_it(bench: Bench, proxy: Proxy) -> None:

@@ -2,12 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.jobs.bench import Bench, fill, save_model
 from unet.runtime import telemetry
 from unet.segment.item import Item, Outcome
-from unet.segment.job import record_metrics
+from unet.segment.job import _prepare, record_metrics
+from unet.segment.lease import acquire
+from unet.segment.run_spec import LEASE_KEY
+from unet.segment.worker import SegmentWorker
+from unet.settings import RequestError
 
 
 def test_a_chunk_counts_its_objects_its_bytes_and_the_mean_seconds_of_each_stage(
@@ -27,3 +35,18 @@ def test_arrow_allocates_by_malloc_in_the_driver() -> None:
     environment = {"PATH": ""}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout == "system\n"
+
+
+@pytest.mark.parametrize(("missing", "flag"), [("input", "--input"), ("output", "--output")])
+def test_a_machine_that_joins_late_and_sees_no_local_folder_is_named(tmp_path: Path, missing: str, flag: str) -> None:
+    """Its objects are neither deleted, nor has another run taken the output over."""
+    bench = Bench(str(tmp_path))
+    save_model(bench.model)
+    fill(bench.images, ["a.png"])
+    model, spec = _prepare(bench.settings())
+    acquire(bench.masks, LEASE_KEY, run=spec.run, lifetime=60, fence=1)
+    assert SegmentWorker(spec, model).exchange([], 60.0) == []
+    changed: Any = {missing: str(tmp_path / "unseen")}
+    elsewhere = replace(spec, settings=replace(spec.settings, **changed))
+    with pytest.raises(RequestError, match=rf"^{flag} .*unseen.*: machine .* does not see this; give s3://"):
+        SegmentWorker(elsewhere, model).exchange([(0, Item("a.png", "", 1))], 60.0)

@@ -22,7 +22,7 @@ from unet.segment.manifest import Manifest
 from unet.segment.settings import SegmentSettings
 from unet.settings import RequestError
 from unet.storage import store
-from unet.storage.objects import split_uri
+from unet.storage.objects import LISTED, split_uri
 from unet.storage.store import Store, open_store
 
 KEYS = ["a.png", "b/ö +%.png", "c.png"]
@@ -212,3 +212,19 @@ def test_an_inventory_of_ten_million_rows_is_read_at_200_000_a_second(tmp_path: 
     rate = listed / (time.monotonic() - began)
     print(f"{rate:,.0f} rows/s")
     assert listed == rows
+
+
+@pytest.mark.slow
+def test_keys_of_more_than_2_gib_are_pages_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "k" * 1_000_000
+    keys = [pa.array([f"{long}{place}.png" for place in range(first, first + 750)]) for first in (0, 750, 1500)]
+    tables = [pa.table([some, *(pa.nulls(750, field.type) for field in list(LISTED)[1:])], LISTED) for some in keys]
+    monkeypatch.setattr(Manifest, "_tables", lambda self: iter(tables))
+    seen = set[str]()
+
+    def note(key: str) -> bool:
+        seen.add(key[-8:])
+        return False
+
+    assert not list(Manifest("", "s3://b").pages(open_store("s3://b"), note))
+    assert len(seen) == 2250

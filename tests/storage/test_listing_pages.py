@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from unittest.mock import patch
 
 import pytest
 
@@ -108,3 +109,13 @@ def test_an_archived_object_that_has_been_restored_is_read(s3: str, monkeypatch:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         (page,) = open_store("s3://b/images").list()
     assert [item.storage_class for item in page] == ["GLACIER", "GLACIER", "STANDARD", "STANDARD"]
+
+
+@pytest.mark.parametrize(("ongoing", "kind"), [("true", "GLACIER"), ("false", "STANDARD")])
+def test_an_archived_object_of_a_manifest_that_has_been_restored_is_read(ongoing: str, kind: str) -> None:
+    answer = {"ContentLength": 1, "ETag": '"e"', "StorageClass": "GLACIER"}
+    answer["Restore"] = f'ongoing-request="{ongoing}", expiry-date="Fri, 24 Dec 2027 00:00:00 GMT"'
+    images = open_store("s3://b/images")
+    with patch.object(type(images), "_client") as client:
+        client.head_object.return_value = answer
+        assert images.head("a.png").storage_class == kind

@@ -243,6 +243,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "set/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "set/circle").symlink_to(tmp_path / "set")
     (tmp_path / "set/broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "set/itself").symlink_to(tmp_path / "set/itself")
     assert keys(open_store(str(tmp_path / "set"))) == ["link/a"]
 
 

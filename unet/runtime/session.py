@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -86,10 +87,21 @@ def _check_on_every_node(nodes: list[dict[str, Any]], local: Mapping[str, str]) 
     ]
     for node, missing in zip(nodes, ray.get(tasks), strict=True):
         for flag in missing:
-            raise RequestError(
-                f"{flag} {local[flag]}: machine {node['NodeManagerAddress']} of the cluster does not see this; "
-                "give s3://bucket/prefix, or a folder that all machines share"
-            )
+            raise _unseen(flag, local[flag], node["NodeManagerAddress"])
+
+
+def check_seen_here(paths: Mapping[str, str]) -> None:
+    """Raise RequestError, naming the flag, if one of the `paths` is local and not seen by this machine, which may have
+    joined after `check_shared`."""
+    for flag in _missing({flag: path for flag, path in paths.items() if "://" not in path}):
+        raise _unseen(flag, paths[flag], socket.gethostname())
+
+
+def _unseen(flag: str, path: str, machine: str) -> RequestError:
+    return RequestError(
+        f"{flag} {path}: machine {machine} of the cluster does not see this; give s3://bucket/prefix, or a folder that "
+        "all machines share"
+    )
 
 
 def in_job_directory(path: str) -> bool:

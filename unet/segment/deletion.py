@@ -7,6 +7,8 @@ import pyarrow as pa
 
 from unet.segment.listing import Listing
 from unet.segment.run_spec import RunSpec
+from unet.settings import RequestError
+from unet.storage.faults import BadCredentials, Denied
 from unet.storage.objects import Guard
 
 BATCH = 1000
@@ -33,15 +35,24 @@ def refusal(spec: RunSpec, listing: Listing) -> str | None:
 
 def delete_masks(spec: RunSpec, keys: Iterable[str], guard: Guard) -> int:
     """Delete all that was written for the images `keys`, and record it; return how many these are. `guard` is called
-    before each write."""
+    before each write.
+
+    Raises:
+        RequestError: it is not allowed. Of one image at most, which goes alone, that is then recorded as begun.
+    """
     output, remaining, count = spec.output_store, iter(keys), 0
-    while batch := list(islice(remaining, BATCH)):
+    while batch := list(islice(remaining, BATCH if count else 1)):
         # First, so that a kill between the two leaves no mask recorded that is not there.
         _record(
             spec, batch, {"status": "failed", "error": "is being deleted", "mask_etag": "", "input": spec.input}, guard
         )
         guard()
-        output.delete(key for image in batch for key in spec.output_keys(image) if not output.key_error(key))
+        try:
+            output.delete(key for image in batch for key in spec.output_keys(image) if not output.key_error(key))
+        except BadCredentials:
+            raise
+        except Denied as error:
+            raise RequestError(f"--prune: {error}; allow to delete from --output, or leave --prune out") from None
         _record(spec, batch, {"status": "removed"}, guard)
         count += len(batch)
     return count

@@ -76,6 +76,7 @@ class Listing:
         self.foreign: str | None = None
         self.complete = not (self.settings.manifest or self.settings.include or self.settings.exclude)
         self.limit_left = self.settings.limit if self.settings.limit is not None else -1
+        self._over_limit = False
         self._has_patterns = bool(self.settings.include or self.settings.exclude)
         self._selects = selection(self.settings.include, self.settings.exclude)
         self._missing = list[pa.Array]()
@@ -115,7 +116,7 @@ class Listing:
             if len(found.page):
                 self.listed += len(found.page)
                 yield self._classify(found.page, known)
-            if self.limit_left == 0:
+            if self._over_limit:
                 self.complete = False
                 return
         self.ended = True
@@ -245,6 +246,7 @@ class Listing:
         if reason == FAILED_BEFORE and not self.settings.retry_failed:
             return FAILED_BEFORE, "as in an earlier run; --retry-failed"
         if self.limit_left == 0:
+            self._over_limit = True
             return "skipped", f"over --limit {self.settings.limit}"
         self.limit_left -= 1
         return TODO, "retried" if reason == FAILED_BEFORE else reason

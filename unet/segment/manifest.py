@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 
 from unet.settings import RequestError
 from unet.storage import store
-from unet.storage.faults import Unreachable, Vanished
+from unet.storage.faults import BadCredentials, Denied, Unreachable, Vanished
 from unet.storage.objects import LISTED, ObjectInfo, is_access_point, split_uri, to_table
 from unet.storage.store import Store
 
@@ -49,6 +48,9 @@ NAMES = {
 }
 """Columns by what an inventory calls them, in lower case: in its list, in CSV, or in Parquet and ORC."""
 
+WIDE = pa.schema([(field.name, pa.large_string() if field.type == pa.string() else field.type) for field in LISTED])
+"""LISTED for all objects at once, whose keys may have more than 2 GiB together."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -65,11 +67,11 @@ class Manifest:
             RequestError: as `check`.
         """
         tables = [LISTED.empty_table(), *self._tables()]
-        rows = pa.concat_tables(tables).combine_chunks()
+        rows = pa.concat_tables(tables).cast(WIDE).combine_chunks()
         order = pc.sort_indices(rows["key"]).to_numpy()
         keys = rows["key"].take(pa.array(order))
         for start in range(0, len(rows), PAGE_SIZE):
-            page = rows.take(pa.array(order[start : start + PAGE_SIZE]))
+            page = rows.take(pa.array(order[start : start + PAGE_SIZE])).cast(LISTED)
             before = keys[start - 1].as_py() if start else None
             yield from self._page(page, before, images, matches)
 
@@ -208,10 +210,14 @@ def head_objects(keys: list[str], images: Store) -> list[ObjectInfo]:
     """Return what a listing would show of the objects with these keys; size -1 where there is none."""
 
     def head(key: str) -> ObjectInfo:
-        with suppress(Vanished):
-            if images.key_error(key) is None:
-                return images.head(key)
-        return ObjectInfo(key, -1, "")
+        try:
+            return images.head(key) if images.key_error(key) is None else ObjectInfo(key, -1, "")
+        except Vanished:
+            return ObjectInfo(key, -1, "")
+        except BadCredentials:
+            raise
+        except Denied:
+            return ObjectInfo(key, 1, "")  # whose worker meets that again, and makes a row of it
 
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         return list(pool.map(head, keys))

@@ -25,7 +25,17 @@ from unet.segment.item import Item, Outcome
 from unet.segment.lease import LeaseLost
 from unet.segment.run_spec import RunSpec
 from unet.segment.writer import Source, Writer
-from unet.storage.faults import BadCredentials, Changed, Damaged, Denied, Full, NoSuchFolder, StorageError, Vanished
+from unet.storage.faults import (
+    Archived,
+    BadCredentials,
+    Changed,
+    Damaged,
+    Denied,
+    Full,
+    NoSuchFolder,
+    StorageError,
+    Vanished,
+)
 from unet.storage.objects import Guard, no_guard
 
 IO_THREADS = 16
@@ -198,7 +208,7 @@ def failure(error: Exception) -> Outcome:
         return Outcome("failed", str(error), permanent=True)
     if isinstance(error, StorageError):
         fault = "denied" if isinstance(error, Denied | NoSuchFolder) else "unreachable"
-        own = isinstance(error, Damaged | Changed | Vanished)
+        own = isinstance(error, Archived | Changed | Damaged | Vanished)
         return Outcome("failed", str(error), fault=None if own else fault)
     text = " ".join(str(error).split())
     return Outcome("failed", text if isinstance(error, MemoryError) and text else f"{type(error).__name__}: {text}")

@@ -8,10 +8,12 @@ from typing import Any
 from unet.model.artifact import Model
 from unet.runtime.memory import retain_freed_memory
 from unet.runtime.pool import Worker
+from unet.runtime.session import check_seen_here
 from unet.segment.item import Item, Outcome
 from unet.segment.lease import LeaseLost, boot_time, is_holder
 from unet.segment.run_spec import LEASE_KEY, RunSpec
 from unet.segment.segmenter import Segmenter
+from unet.storage.objects import join_uri
 
 WRITE_SECONDS = 15.0
 """Seconds that a write may take: it is begun only if the lease is valid for longer, or than a quarter of its lifetime
@@ -24,7 +26,7 @@ class SegmentWorker(Worker):
     def __init__(self, spec: RunSpec, model: Model) -> None:
         super().__init__()
         retain_freed_memory()
-        self._guard = LeaseGuard(spec)
+        self._spec, self._guard = spec, LeaseGuard(spec)
         device = "cuda" if spec.settings.gpu else "cpu"
         self._segmenter = Segmenter(spec, model, device=device, guard=self._guard)
 
@@ -33,6 +35,9 @@ class SegmentWorker(Worker):
 
     def exchange(self, tasks: Sequence[tuple[int, Any]], message: float | None) -> list[tuple[int, Any]]:
         """As `Worker.exchange`; `message`: seconds for which the driver holds the lease."""
+        if self._guard.replied is None:
+            settings = self._spec.settings
+            check_seen_here({"--input": settings.input, "--output": join_uri(settings.output, LEASE_KEY)})
         self._guard.extend(message)
         try:
             return super().exchange(tasks, message)

@@ -2,6 +2,7 @@
 
 StorageError
 ├── Vanished, Changed         the object is gone, or is no longer the one that was asked for
+├── Archived                  it has to be restored before it can be read
 ├── Denied
 │   └── BadCredentials        every other request will be refused as well
 │       └── MissingPackage    no request can be signed without a package that is not installed
@@ -30,6 +31,10 @@ class Vanished(StorageError):  # noqa: N818
 
 class Changed(StorageError):  # noqa: N818
     """The object is no longer the one with the etag that was asked for."""
+
+
+class Archived(StorageError):  # noqa: N818
+    """The object is in an archive, and has to be restored before it can be read."""
 
 
 class Denied(StorageError):  # noqa: N818

@@ -161,8 +161,8 @@ class LocalStore:
         with translate_errors(join_uri(self.uri, prefix)), suppress(FileNotFoundError, NotADirectoryError):
             status = os.stat(path)
             with os.scandir(path) as entries:
-                names = [entry.name + "/" * entry.is_dir() for entry in entries if entry.is_dir() or entry.is_file()]
-            return (status.st_dev, status.st_ino), sorted(names)  # with its slash, a folder sorts where its keys do
+                names = sorted(filter(None, map(_name_of, entries)))
+            return (status.st_dev, status.st_ino), names  # with its slash, a folder sorts where its keys do
         return None
 
     def _replace(self, key: str, write: Callable[[BinaryIO], object]) -> str:
@@ -203,6 +203,16 @@ class LocalStore:
         if not stat.S_ISREG(status.st_mode):
             raise Vanished(join_uri(self.uri, key), "is no file")
         return ObjectInfo(key, status.st_size, f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}")
+
+
+def _name_of(entry: "os.DirEntry[str]") -> str | None:
+    """Return the name of a file, or of a folder with a slash; None for what is neither, as a link to itself."""
+    try:
+        return entry.name + "/" if entry.is_dir() else entry.name if entry.is_file() else None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return None
 
 
 def _may_follow(key: str, after: str) -> bool:

@@ -110,7 +110,7 @@ class S3Store:
                     self._client.get_object(**self._object(key), Range="bytes=0-0")["Body"].close()
                 raise
             etag = response["ETag"].strip('"')
-            return ObjectInfo(key, response["ContentLength"], etag, response.get("StorageClass", "STANDARD"))
+            return ObjectInfo(key, response["ContentLength"], etag, _class_of(response) or "STANDARD")
 
         return self._retry(self._uri(key), request)
 
@@ -310,9 +310,10 @@ class S3Store:
 
 
 def _class_of(item: Mapping[str, Any]) -> str:
-    """Return the storage class of an entry of a listing; of an archived object that has been restored, as if it had
-    never been."""
-    restored = item.get("RestoreStatus", {}).get("RestoreExpiryDate") is not None
+    """Return the storage class of an entry of a listing, or a response; of an archived object that has been restored,
+    as if it had never been."""
+    told = item.get("RestoreStatus", {}).get("RestoreExpiryDate")
+    restored = told or 'ongoing-request="false"' in item.get("Restore", "")
     return "STANDARD" if restored else item.get("StorageClass", "")
 
 

@@ -103,7 +103,7 @@ def fault_from_code(uri: str, status: int, error: Mapping[str, Any]) -> faults.S
         return faults.Changed(uri, "is no longer what was listed")
     reason = f"{' '.join(str(error.get('Message', '')).split())} ({code})".lstrip()
     if code == "InvalidObjectState":  # status 403, though it means that the object is archived
-        return faults.StorageError(uri, reason)
+        return faults.Archived(uri, f"is archived; restore it first: {reason}")
     if code in BAD_CREDENTIALS:
         return faults.BadCredentials(uri, reason)
     if code in TRANSIENT or status == 429 or status >= 500:
