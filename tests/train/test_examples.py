@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import tifffile
 from tests.conftest import make_pair, write_pair
 from unet.data.channels import Channels
 from unet.data.image import ImageError, encode_image
-from unet.data.labels import read_labels
+from unet.data.labels import IGNORE, read_labels
 from unet.data.layouts import Pair
 from unet.data.settings import AugmentSettings
 from unet.settings import Geometry
@@ -87,6 +88,32 @@ def test_a_batch_is_the_same_with_and_without_a_cache(
     assert examples._cache == {}
     assert (kept.images == anew.images).all()
     assert (kept.masks == anew.masks).all()
+
+
+def test_half_of_the_classes_of_its_partner_lie_over_an_image(boxes: Path) -> None:
+    """However a batch is cut into chunks."""
+    pairs = pairs_of(boxes, 6)
+    samples = tuple(Sample(0, row) for row in range(6))
+    follows = tuple(zip((*pairs[1:], pairs[0]), (*samples[1:], Sample(1, 0)), strict=True))
+    request = BatchRequest(pairs, samples, follows)
+    plain, partners = (
+        make_batch(each, spec(boxes))
+        for each in (BatchRequest(pairs, samples), BatchRequest(*map(tuple, zip(*follows, strict=True))))
+    )
+    never, always = (replace(spec(boxes), augment=AugmentSettings(class_mix=share)) for share in (0.0, 1.0))
+    assert (make_batch(request, never).images == plain.images).all()
+    mixed = make_batch(request, always)
+    for place in range(6):
+        classes = set(np.unique(partners.masks[place])) - {IGNORE}
+        laid = mixed.masks[place] != plain.masks[place]
+        assert set(np.unique(mixed.masks[place][laid])) <= classes
+        over = (mixed.images[place] != plain.images[place]).any(-1)
+        assert (mixed.images[place][over] == partners.images[place][over]).all()
+        (one,) = set(np.unique(partners.masks[place][over])) - {IGNORE}  # of two
+        assert (mixed.masks[place] == one)[partners.masks[place] == one].all()
+    parts = [make_batch(request.part(first, first + 4), always) for first in (0, 4)]
+    assert (np.concatenate([part.images for part in parts]) == mixed.images).all()
+    assert (np.concatenate([part.masks for part in parts]) == mixed.masks).all()
 
 
 def test_of_a_large_tiff_only_the_tiles_that_are_shown_are_read(

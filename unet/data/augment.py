@@ -130,6 +130,15 @@ class View:
         return view
 
 
+def mix_classes(view: tuple[Array, Array], other: tuple[Array, Array], rng: np.random.Generator) -> tuple[Array, Array]:
+    """Return image and mask of a view, with the pixels of half of the classes of another laid over it (ClassMix, Olsson
+    et al., 2021)."""
+    (image, mask), (over, labels) = view, other
+    classes = rng.permutation(np.flatnonzero(np.bincount(labels.ravel(), minlength=IGNORE + 1)[:IGNORE]))
+    laid = np.isin(labels, classes[: max(1, len(classes) // 2)])
+    return np.where(laid[..., None], over, image), np.where(laid, labels, mask)
+
+
 def draw_view(source: Size, *, geometry: Geometry, settings: AugmentSettings, rng: np.random.Generator) -> View:
     """Return a random view, of `geometry.size`, of a source.
 

@@ -155,7 +155,7 @@ def cut_chunks(requests: Iterable[BatchRequest], spec: BatchSpec) -> Iterator[li
     for request in requests:
         most = max(1, len(request.pairs) * CHUNK_BYTES // max(1, spec.bytes_of(request)))
         for first in range(0, len(request.pairs), most):
-            part = BatchRequest(request.pairs[first : first + most], request.samples[first : first + most])
+            part = request.part(first, first + most)
             if chunk and (size + spec.bytes_of(part) > CHUNK_BYTES or images + len(part.pairs) > CHUNK_IMAGES):
                 yield chunk
                 chunk, size, images = [], 0, 0

@@ -4,11 +4,13 @@ images: NHWC uint8; masks: NHW uint8 class indices.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
-from unet.data.augment import draw_view
+from unet.data.augment import draw_view, mix_classes
 from unet.data.channels import RGB, Channels
 from unet.data.image import Array, ImageError, preprocess_image, preprocess_mask
 from unet.data.labels import LabelSet
@@ -21,6 +23,9 @@ from unet.train.schedule import Sample
 
 CACHE_BYTES = 384 << 20
 """Decoded pairs that a process which makes batches keeps, at most."""
+
+MIXING = 1
+"""Ends the seed of what is drawn for mixing, beside what is drawn for the view."""
 
 _cache: dict[Pair, DecodedPair] = {}
 """The decoded pairs of this process. A process works for one run, hence for one label set and channels. The first ones
@@ -51,6 +56,12 @@ class BatchRequest:
 
     pairs: tuple[Pair, ...]
     samples: tuple[Sample, ...] = ()
+    partners: tuple[tuple[Pair, Sample], ...] = ()
+    """What each of `samples` may be mixed with, if anything."""
+
+    def part(self, first: int, last: int) -> "BatchRequest":
+        """Return the request of a part of it."""
+        return BatchRequest(self.pairs[first:last], self.samples[first:last], self.partners[first:last])
 
 
 @dataclass(frozen=True)
@@ -71,21 +82,38 @@ def make_batch(request: BatchRequest, spec: BatchSpec) -> Batch:
     Raises:
         ImageError: names the file.
     """
-    kept = [_cache.get(pair) for pair in request.pairs]
-    opened = open_pairs([pair for pair, source in zip(request.pairs, kept, strict=True) if source is None])
-    views, holes = [], list[Bools | None]()
-    for place, source in enumerate(kept):
-        pair = source or _keep(next(opened), spec)
-        if request.samples:
-            rng = np.random.default_rng((spec.seed, *request.samples[place]))
-            view = draw_view(pair.size, geometry=spec.geometry, settings=spec.augment, rng=rng)
-            views.append(view.render(*pair.decode(spec.labels, channels=spec.channels, region=view.region)))
-        else:
-            image, mask = pair.decode(spec.labels, channels=spec.channels)
-            views.append((preprocess_image(image.to_array(), spec.geometry), preprocess_mask(mask, spec.geometry)))
-            no_data = None if image.no_data is None else np.asarray(image.no_data)
-            holes.append(None if no_data is None else preprocess_mask(no_data, spec.geometry) > 0)
+    views, holes = list[tuple[Array, Array]](), list[Bools | None]()
+    if request.samples:
+        views = _training_views(request, spec)
+    for pair in _read(request.pairs, spec) if not request.samples else ():
+        image, mask = pair.decode(spec.labels, channels=spec.channels)
+        views.append((preprocess_image(image.to_array(), spec.geometry), preprocess_mask(mask, spec.geometry)))
+        no_data = None if image.no_data is None else np.asarray(image.no_data)
+        holes.append(None if no_data is None else preprocess_mask(no_data, spec.geometry) > 0)
     return Batch(np.stack([image for image, _ in views]), np.stack([mask for _, mask in views]), tuple(holes))
+
+
+def _training_views(request: BatchRequest, spec: BatchSpec) -> list[tuple[Array, Array]]:
+    """Return a view, image and mask, of each sample, mixed with that of its partner as often as the spec says."""
+    own = list(zip(request.pairs, request.samples, strict=True))
+    mixing = [np.random.default_rng((spec.seed, *sample, MIXING)) for sample in request.samples]
+    mixes = [bool(request.partners) and rng.random() < spec.augment.class_mix for rng in mixing]
+    shown = list(dict.fromkeys([*own, *compress(request.partners, mixes)]))
+    views = dict[tuple[Pair, Sample], tuple[Array, Array]]()
+    for item, pair in zip(shown, _read([pair for pair, _ in shown], spec), strict=True):
+        rng = np.random.default_rng((spec.seed, *item[1]))
+        view = draw_view(pair.size, geometry=spec.geometry, settings=spec.augment, rng=rng)
+        views[item] = view.render(*pair.decode(spec.labels, channels=spec.channels, region=view.region))
+    return [
+        mix_classes(views[item], views[request.partners[place]], mixing[place]) if mixes[place] else views[item]
+        for place, item in enumerate(own)
+    ]
+
+
+def _read(pairs: Sequence[Pair], spec: BatchSpec) -> Iterator[OpenPair | DecodedPair]:
+    kept = [_cache.get(pair) for pair in pairs]
+    opened = open_pairs([pair for pair, source in zip(pairs, kept, strict=True) if source is None])
+    return (source or _keep(next(opened), spec) for source in kept)
 
 
 def _keep(opened: OpenPair | ImageError, spec: BatchSpec) -> OpenPair | DecodedPair:

@@ -40,7 +40,7 @@ OLDER = {
 }
 """What version 0.1 had in place of a plan and of defaults that have changed since, where nothing was given."""
 
-YOUNGER = {"block": "plain", "gamma": 0.0, "white_balance": 0.0}
+YOUNGER = {"block": "plain", "gamma": 0.0, "white_balance": 0.0, "class_mix": 0.0}
 """What runs did that began before there were these settings, whose defaults are other."""
 
 
@@ -112,7 +112,7 @@ def read_identity(folder: str) -> Identity:
 
 def identity_of(run: TrainingRun) -> Identity:
     """Return what the run trains on: the number of pairs, a digest of their keys and labels, the channels, the
-    images of damaged pairs, which are left out, and the settings that were planned."""
+    images of damaged pairs, which are left out, the settings that were planned, and whose command it is."""
     return {
         "train": len(run.labelled.train),
         "val": len(run.labelled.val),
@@ -120,6 +120,7 @@ def identity_of(run: TrainingRun) -> Identity:
         "channels": run.channels.to_json(),
         "left_out": list(run.left_out),
         "planned": run.planned,
+        "driver": run.driver,
     }
 
 

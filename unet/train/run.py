@@ -1,7 +1,9 @@
 """A training run as the driver has decided it, the same for every worker: its settings, its set, and its steps."""
 
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from unet.data.channels import RGB, Channels
@@ -36,6 +38,8 @@ class TrainingRun:
 
     reserved: dict[str, float] = field(default_factory=dict)
     """What each worker reserves of its machine, for Ray."""
+    driver: str = field(default_factory=partial(secrets.token_hex, 8))
+    """Of the command that trains: where another has begun since in the same folder, this one ends."""
     planned: dict[str, Any] = field(default_factory=dict)
     """Of its settings, by name, what was left open and is planned."""
 
@@ -81,11 +85,15 @@ class TrainingRun:
     def training_request(self, step: int, rank: int, world: int) -> BatchRequest:
         """Return a rank's part of the batch of a step."""
         pairs, settings = self.labelled.train, self.settings.fit
-        samples = samples_of_step(step, seed=settings.seed, rows=len(pairs), batch=self.batch_size)
+        drawn = {"seed": settings.seed, "rows": len(pairs), "batch": self.batch_size}
+        samples = [*samples_of_step(step, **drawn), samples_of_step(step + 1, **drawn)[0]]
         size = settings.images_per_pass  # of a forward pass, of which each rank has its share
-        passes = [samples[first : first + size] for first in range(0, len(samples), size)]
-        own = [sample for part in passes for sample in share(part, rank, world)]
-        return BatchRequest(tuple(pairs[sample.row] for sample in own), tuple(own))
+        passes = [range(first, first + size) for first in range(0, self.batch_size, size)]
+        own = [place for part in passes for place in share(part, rank, world)]
+        partners = tuple((pairs[samples[place + 1].row], samples[place + 1]) for place in own)
+        return BatchRequest(
+            tuple(pairs[samples[place].row] for place in own), tuple(samples[place] for place in own), partners
+        )
 
 
 @dataclass(frozen=True)
