@@ -1,5 +1,6 @@
 """The loop of a worker, alone in this process: what a death costs, and what validation counts."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ray.train.v2.api.exceptions import WorkerGroupError
 from safetensors.torch import save
 
 from unet.data.image import Array
@@ -20,7 +22,9 @@ from unet.model.settings import ModelSettings
 from unet.settings import Geometry, RequestError
 from unet.train.checkpoint import Checkpoints
 from unet.train.examples import Batch, make_batch
+from unet.train.faults import Superseded, fault_of
 from unet.train.loop import TrainingLoop
+from unet.train.resume import identity_of
 from unet.train.run import RemainingRequests, TrainingRun
 from unet.train.settings import FitSettings, TrainSettings
 from unet.train.validation import validate
@@ -72,6 +76,26 @@ def test_of_the_checkpoints_before_and_after_a_validation_the_later_is_left(run:
     names = sorted(path.name for path in Path(run.folder, "checkpoints").iterdir())
     assert [int(name[5:14]) for name in names] == [4, 6]
     assert len(checkpoints.load(names[-1])["entries"]) == 2
+
+
+def test_a_run_ends_at_its_next_checkpoint_where_another_command_has_begun_to_train(run: TrainingRun) -> None:
+    """Neither writes over what the other has written since, nor goes on from it."""
+    identity = Path(run.folder, "identity.json")
+    identity.parent.mkdir()
+    identity.write_text(json.dumps(identity_of(run)))
+    with Checkpoints(run.folder, run.driver) as checkpoints:
+        loop = TrainingLoop(run, checkpoints, None, torch.device("cpu"))
+        loop.train(batches(run, loop))
+    left = sorted(path.name for path in identity.parent.rglob("*"))
+    identity.write_text(json.dumps(identity_of(replace(run, driver="another"))))
+    with (
+        pytest.raises(Superseded, match="another command has begun to train here"),
+        Checkpoints(run.folder, run.driver) as checkpoints,
+    ):
+        loop = TrainingLoop(run, checkpoints, None, torch.device("cpu"))
+        loop.train(batches(run, loop))
+    assert sorted(path.name for path in identity.parent.rglob("*")) == left
+    assert isinstance(fault_of(WorkerGroupError("", {0: Superseded("a")})), Superseded)
 
 
 class SmallMemory(Predictor):

@@ -310,8 +310,7 @@ class S3Store:
 
 
 def _class_of(item: Mapping[str, Any]) -> str:
-    """Return the storage class of an entry of a listing, or a response; of an archived object that has been restored,
-    as if it had never been."""
+    """Return the storage class in a listing or a response; of a restored object as if it had never been archived."""
     told = item.get("RestoreStatus", {}).get("RestoreExpiryDate")
     restored = told or 'ongoing-request="false"' in item.get("Restore", "")
     return "STANDARD" if restored else item.get("StorageClass", "")

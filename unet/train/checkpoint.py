@@ -17,7 +17,8 @@ import torch
 from unet.storage import store
 from unet.storage.faults import Damaged, Denied, StorageError, Vanished
 from unet.storage.objects import join_uri
-from unet.train.resume import CHECKPOINTS, checkpoint_names
+from unet.train.faults import Superseded
+from unet.train.resume import CHECKPOINTS, checkpoint_names, read_identity
 
 KEPT = 2
 
@@ -25,10 +26,11 @@ State = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of the run in `folder`. As a context it waits at the end for what is being written."""
+    """The checkpoints of the run in `folder`. As a context it waits at the end for what is being written. `driver`: the
+    one whose run it has to be still when one is saved."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = join_uri(folder, CHECKPOINTS)
+    def __init__(self, folder: str, driver: str | None = None) -> None:
+        self._run, self._driver, self._folder = folder, driver, join_uri(folder, CHECKPOINTS)
         self._pool = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
@@ -47,8 +49,13 @@ class Checkpoints:
 
         Raises:
             StorageError: the one before could not be written.
+            Superseded: the run is another driver's by now.
         """
         self._wait()
+        if self._driver is not None and read_identity(self._run).get("driver") != self._driver:
+            raise Superseded(
+                f"{self._run}: another command has begun to train here since, and goes on; give each run a --name"
+            )
         torch.serialization.set_crc32_options(False)  # the digest is check enough, and training waits for this
         file = io.BytesIO()
         torch.save(state, file)

@@ -45,6 +45,10 @@ class WorkerFault(Exception):  # noqa: N818
         return str(self.args[0])
 
 
+class Superseded(RequestError):  # noqa: N818
+    """Another command has begun to train in the same folder."""
+
+
 def naming_faults(worker: Worker) -> Worker:
     """Return `worker`, raising what ends it as a WorkerFault, unless it may pass or says by itself what to do."""
 

@@ -38,7 +38,7 @@ from unet.storage import store
 from unet.storage.faults import StorageError
 from unet.storage.objects import join_uri
 from unet.train.beginning import first_network
-from unet.train.faults import WorkerFault, fault_of, naming_faults, reason_of
+from unet.train.faults import Superseded, WorkerFault, fault_of, naming_faults, reason_of
 from unet.train.loop import train_worker
 from unet.train.measure import plan_run
 from unet.train.plan import is_open
@@ -109,8 +109,7 @@ def train(settings: TrainSettings) -> int:
                 trainer.fit()
                 write_report(run)
     except (TrainingFailedError, WorkerFault) as error:
-        _tell_fault(error, folder)
-        return ExitCode.UNEXPECTED
+        return _tell_fault(error, folder)
     print(f"model:  {folder}/model\nreport: {folder}/{PAGE}")
     return 0
 
@@ -138,8 +137,8 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     )
 
 
-def _tell_fault(error: TrainingFailedError | WorkerFault, folder: str) -> None:
-    """Print why a run ended, in one line; what is behind it goes to a file of the run."""
+def _tell_fault(error: TrainingFailedError | WorkerFault, folder: str) -> ExitCode:
+    """Print why a run ended, in one line, and return its exit code; what is behind it goes to a file of the run."""
     fault = (
         error
         if isinstance(error, WorkerFault)
@@ -154,6 +153,7 @@ def _tell_fault(error: TrainingFailedError | WorkerFault, folder: str) -> None:
         except StorageError:
             print(fault.traceback, file=sys.stderr)
     print(line, file=sys.stderr)
+    return ExitCode.BAD_REQUEST if isinstance(fault, Superseded) else ExitCode.UNEXPECTED
 
 
 def _check_shared(run: TrainingRun, *, begun: bool) -> None:

@@ -50,7 +50,7 @@ def train_worker(config: dict[str, TrainingRun]) -> None:
     stream = BatchStream(
         run.batch_spec, processes=run.data_cpus or threads, workers=world_size(), anywhere=run.data_cpus > 0
     )
-    with Checkpoints(run.folder) as checkpoints:
+    with Checkpoints(run.folder, run.driver) as checkpoints:
         latest = broadcast_object(checkpoints.latest() if rank() == 0 else None)  # all go on from one and the same
         loop = TrainingLoop(run, checkpoints, latest, ray.train.torch.get_device())
         loop.train(stream.batches(RemainingRequests(run, len(loop.entries), loop.learner.step, rank(), world_size())))
