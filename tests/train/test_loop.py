@@ -88,12 +88,10 @@ def test_a_run_ends_at_its_next_checkpoint_where_another_command_has_begun_to_tr
         loop.train(batches(run, loop))
     left = sorted(path.name for path in identity.parent.rglob("*"))
     identity.write_text(json.dumps(identity_of(replace(run, driver="another"))))
-    with (
-        pytest.raises(Superseded, match="another command has begun to train here"),
-        Checkpoints(run.folder, run.driver) as checkpoints,
-    ):
+    with Checkpoints(run.folder, run.driver) as checkpoints:
         loop = TrainingLoop(run, checkpoints, None, torch.device("cpu"))
-        loop.train(batches(run, loop))
+        with pytest.raises(Superseded, match="another command has begun to train here"):
+            loop.train(batches(run, loop))
     assert sorted(path.name for path in identity.parent.rglob("*")) == left
     assert isinstance(fault_of(WorkerGroupError("", {0: Superseded("a")})), Superseded)
 
