@@ -20,6 +20,7 @@ from tests.jobs.bench import Bench, fill, image_bytes, save_model, without_ray
 from tests.servers.proxy import Proxy
 from unet.command_line import run
 from unet.data.image import Array, encode_image
+from unet.data.planes import read_array
 from unet.segment import verdict
 from unet.segment.item import Item
 from unet.segment.job import _prepare, segment
@@ -360,6 +361,23 @@ def test_force_ends_where_all_was_tried(bench: Bench, capsys: pytest.CaptureFixt
     for _ in range(2):
         counts = Counter(bench.statuses(force=True, limit=11).values())
         assert counts == {"done": 10, "failed": 1}
+
+
+def test_force_goes_on_after_failures_that_may_pass(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run()
+    tried = count()
+
+    def fail_once(*arguments: Any, **more: Any) -> Any:
+        if next(tried) == 3:
+            raise RuntimeError("for want of memory")
+        return read_array(*arguments, **more)
+
+    monkeypatch.setattr("unet.segment.segmenter.read_array", fail_once)
+    assert end(bench, capsys, force=True)[0] == 3
+    assert Counter(bench.statuses(force=True).values()) == {"done": 1, "unchanged": 9}
+    assert set(bench.statuses(force=True).values()) == {"done"}
 
 
 def test_prune_without_the_right_to_delete_masks_is_refused_and_costs_one_row(

@@ -150,7 +150,7 @@ def test_what_is_not_scored_is_not_read(job: Job, model: str, boxes: Path) -> No
     ("trained", "said"),
     [
         ({"val_fraction": 0.1}, "--val-fraction 0.3: the model was trained on some of that; give 0.1"),
-        ({"val_data": "/other", "val_fraction": 0.3}, "trained on all of it; give --val-data /other, or --part all"),
+        ({"val_data": "/other", "val_fraction": 0.3}, "train; give --val-data /other"),
     ],
 )
 def test_a_set_without_parts_is_not_split_otherwise_than_it_was_for_training(

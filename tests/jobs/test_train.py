@@ -18,6 +18,7 @@ from unet.data.image import encode_image
 from unet.model.artifact import Model
 from unet.train.job import train
 from unet.train.journal import read_entries
+from unet.train.run import TrainingRun
 from unet.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("one_ray")
@@ -284,6 +285,22 @@ def test_a_request_that_cannot_be_right_is_exit_2_with_one_line(
         assert any(part in lines[0] for part in word.split("|")), f"{word} in {lines[0]}"
     # No worker has started. What the check of a good set has counted stays, for the next attempt.
     assert [path.name for path in folder.glob("*")] in ([], ["check.json"])
+
+
+def test_of_two_commands_for_one_name_that_begin_together_one_is_refused(
+    job: Job, folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While this one prepared the other has written its first checkpoint."""
+    other = folder / "checkpoints" / f"step-{9:09}-{0:016}.pt"
+
+    def begin(run: TrainingRun, scratch: str) -> None:
+        other.parent.mkdir(parents=True)
+        other.write_bytes(b"of another")
+
+    monkeypatch.setattr("unet.train.job._trainer", begin)
+    assert job() == 2
+    assert "--name run: another command has begun to train in" in capfd.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["check.json", "checkpoints"]
 
 
 def test_a_misspelt_yaml_key_is_exit_2_with_one_line(

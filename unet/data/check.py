@@ -35,7 +35,7 @@ DECODED_PIXELS = 1 << 27
 LEAST_OF_PART = 16
 """Pairs of a part that are looked at, however few of the set it has; of a small sample fewer."""
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 3
 """Of what the check leaves for the next one."""
 
 LOG_INTERVAL = 5.0

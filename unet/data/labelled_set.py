@@ -146,9 +146,12 @@ def read_mask(uri: str, labels: LabelSet) -> Array:
 
 def _split(pairs: tuple[Pair, ...], settings: SetSettings, trained: Mapping[str, Any] | None) -> LabelledSet:
     fraction = settings.val_fraction
-    if trained and all(trained.get(name) == getattr(settings, name) for name in ("data", "masks")):
+    places = ("data", "masks")
+    if trained and all(
+        str(trained.get(name)).rstrip("/") == str(getattr(settings, name)).rstrip("/") for name in places
+    ):
         if (other := trained.get("val_data")) is not None:
-            raise RequestError(f"--data: the model was trained on all of it; give --val-data {other}, or --part all")
+            raise RequestError(f"the model was trained on all of {settings.folder}; give --val-data {other}")
         if (before := trained.get("val_fraction", fraction)) != fraction:
             raise RequestError(f"--val-fraction {fraction}: the model was trained on some of that; give {before}")
 

@@ -183,7 +183,7 @@ def _coco_parts(folder: str) -> Parts:
     }
     annotations, claimed = join_uri(folder, "annotations"), dict[str, str]()
     for name in store.list_files(annotations) if not parts and store.exists(annotations) else ():
-        if (match := INSTANCES.fullmatch(name)) and "test" not in match[1].lower():
+        if (match := INSTANCES.fullmatch(name)) and not match[1].lower().startswith("test"):
             part = "val" if "val" in match[1].lower() else "train"
             if (other := claimed.setdefault(part, name)) != name:
                 raise RequestError(

@@ -94,8 +94,10 @@ def evaluate(settings: EvaluateSettings) -> int:
     labels = _labels(settings, model, other)
     store.check_writable(settings.output, "--output")
     pairs, channels = _pairs(settings, labels, model)
-    if other is not None and (other.channels, other.training) != (channels, model and model.training):
-        _pairs(settings, labels, other)  # whether its bands are there, and it was trained on others
+    if other is not None:
+        find_part(settings.data, settings.part, other.training)  # which it must not have been trained on
+    if other is not None and other.channels != channels:
+        _pairs(settings, labels, other)  # whether its bands are there
     written = {} if settings.predictions is None else _written_masks(settings.predictions, settings.data, pairs)
     evaluation = Evaluation(settings, labels, model, written, channels)
     began = time.monotonic()

@@ -48,8 +48,9 @@ def prepare_int8(settings: ExportSettings) -> int:
     model = Model.load(settings.model)
     store.check_writable(settings.model, "--model")
     labels = model.labels_of_set(settings.data)
-    found = find_labelled_set(settings.data, trained=model.training)
-    checked = check(found, labels, settings.data, print, model.channels)
+    data = store.with_absolute_paths(settings.data, "data", "images", "masks", "val_data")
+    found = find_labelled_set(data, trained=model.training)
+    checked = check(found, labels, data, print, model.channels)
     print(checked.table)
     train, val = checked.labelled.train, checked.labelled.val
     try:

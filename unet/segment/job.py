@@ -140,10 +140,10 @@ def _process(model: Model, spec: RunSpec, recorder: Recorder, lease: Lease) -> s
     telemetry.record_objects(recorder.listed_counts, 0, {}, settings.output)
     recorder.facts |= listing.facts
     check_listed(spec, listing, recorder)
-    if settings.force and listing.ended:
+    lease.confirm()
+    if settings.force and listing.ended and not recorder.passing:
         spec.output_store.put(FORCE_KEY, json.dumps({"since": None}).encode())
     check_lost(settings, recorder.counts, ended=True)
-    lease.confirm()
     if settings.object_classes and listing.ended:
         spec.object_parts.delete_unnamed(listing.named_parts, spec.fence, lease.confirm)
     if not settings.prune or (refused := refusal(spec, listing)) is not None:

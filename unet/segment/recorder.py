@@ -79,6 +79,8 @@ class Recorder:
         """What summary.json says besides."""
         self.bytes = 0
         self.no_data = 0
+        self.passing = 0
+        """Objects that failed for what may pass, of which the ledger is told nothing."""
         """Pixels of segmented images that hold no data."""
         self._class_pixels = np.zeros(len(labels.classes), np.int64)
         self._statistics = ImageStatistics.empty(spec.channels.count, len(labels.classes))
@@ -148,6 +150,7 @@ class Recorder:
                     self._statistics.add_image(outcome.histograms)
                     self._statistics.add_mask(outcome.class_pixels, outcome.confidence)
                 self.no_data += outcome.no_data
+                self.passing += outcome.status == "failed" and not outcome.permanent
                 self._thumbnails += [] if outcome.thumbnail is None else [outcome.thumbnail]
             self._thumbnails = sorted(self._thumbnails)[:THUMBNAILS]
             self._add_failures([row for row in rows if row["status"] in LOST])

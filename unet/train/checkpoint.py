@@ -52,14 +52,18 @@ class Checkpoints:
             Superseded: the run is another driver's by now.
         """
         self._wait()
-        if self._driver is not None and read_identity(self._run).get("driver") != self._driver:
-            raise Superseded(
-                f"{self._run}: another command has begun to train here since, and goes on; give each run a --name"
-            )
+        self.check_driver()
         torch.serialization.set_crc32_options(False)  # the digest is check enough, and training waits for this
         file = io.BytesIO()
         torch.save(state, file)
         self._writing = self._pool.submit(self._write, step, file.getvalue())
+
+    def check_driver(self) -> None:
+        """Raise Superseded if the run is another driver's by now."""
+        if self._driver is not None and read_identity(self._run).get("driver") != self._driver:
+            raise Superseded(
+                f"{self._run}: another command has begun to train here since, and goes on; give each run a --name"
+            )
 
     def latest(self) -> str | None:
         """Return the name of the latest whole checkpoint; None if there is none. Raise StorageError."""

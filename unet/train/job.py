@@ -101,6 +101,10 @@ def train(settings: TrainSettings) -> int:
             shutdown_hook(partial(shutil.rmtree, scratch, ignore_errors=True)),
         ):
             trainer = _trainer(run, scratch)
+            if not begun and has_begun(folder):
+                raise RequestError(
+                    f"--name {settings.name}: another command has begun to train in {folder}; take another"
+                )
             if finished:
                 store.write(join_uri(folder, PAGE), b"")  # deleting is a right that no job needs
             store.write(join_uri(folder, IDENTITY), json.dumps(identity_of(run)).encode())

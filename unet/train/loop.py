@@ -101,6 +101,7 @@ class TrainingLoop:
             entry = self._entry(loss, matrix) | speed
             self.progress.log_epoch(entry)
             if self.journal is not None:
+                self.checkpoints.check_driver()
                 telemetry.record_epoch(entry, run.settings.name)
                 self.journal.add(entry)
                 if _is_best(entry, self.entries):
