@@ -28,6 +28,9 @@ PATIENCE_SECONDS = 600.0
 
 UNEXPECTED, FAULTY_REQUEST, STOPPED = 1, 2, 143
 
+FINAL = {0, FAULTY_REQUEST, 3, 130, STOPPED}
+"""Exit codes after which nothing is to be tried again."""
+
 MAX_NAME, NAME = 47, re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 """Length and form of a RayJob's name: KubeRay names services after it. A Job's may be longer, and of another form."""
 
@@ -125,7 +128,7 @@ def run(kubernetes: Kubernetes, pattern: str, owner: str, uid: str) -> int:
         return FAULTY_REQUEST
     attempt = 1
     while before := kubernetes.get(name := name_of(owner, attempt)):
-        if exit_code(before.get("status", {})) is None:
+        if exit_code(before.get("status", {})) in (None, *FINAL):
             break
         attempt += 1
     if before is None:

@@ -9,6 +9,7 @@ RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token, unless RAY_AUTH_MODE is set.
 """
 
 import argparse
+import io
 import os
 import secrets
 import shlex
@@ -28,7 +29,7 @@ from unet.settings import ExitCode
 
 T = TypeVar("T")
 
-CRASHES = {128 + signal.SIGKILL, 128 + signal.SIGSEGV, 128 + signal.SIGABRT}
+CRASHES = {128 + number for number in signal.valid_signals()} - {128 + signal.SIGINT, 128 + signal.SIGTERM}
 
 WORTH_RETRYING = {ExitCode.UNEXPECTED, ExitCode.OUTPUT_HELD} | CRASHES
 """A crash, and an output that another run holds, which is waited for. The same request stays faulty (2), the same
@@ -193,7 +194,10 @@ class Job:
             text = self.cluster.client.get_job_logs(self.id)
         except (OSError, RuntimeError):
             return False
-        print(text[self._printed :], end="", flush=True)
+        try:
+            print(text[self._printed :], end="", flush=True)
+        except OSError:  # nobody reads it any more: the job goes on, and is followed
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         self._printed = len(text)
         return True
 
@@ -260,6 +264,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Parse the arguments, run the job, return the exit code."""
     options = parse(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a log may hold any name of an object
     if not Path(options.working_dir).is_dir():
         _log(f"error: --working-dir {options.working_dir}: no such folder")
         return ExitCode.BAD_REQUEST

@@ -95,6 +95,16 @@ def test_resolved_settings_can_be_fed_back(tmp_path: Path) -> None:
     assert parse(TrainSettings, ["--config", str(file)]) == before
 
 
+def test_a_config_file_is_taken_as_it_is_written(tmp_path: Path) -> None:
+    """In YAML 1.1 the first two are 64 and 202401."""
+    file = tmp_path / "run.yaml"
+    file.write_text("workers: 1:4\nname: 2024_01\nlr: 1e-3\nnodata: .nan\nflip: 0.25\nseed: 16\n")
+    settings = parse(TrainSettings, ["--config", str(file)])
+    assert (settings.workers, settings.name, settings.fit.lr) == ("1:4", "2024_01", 1e-3)
+    assert (settings.augment.flip, settings.fit.seed) == (0.25, 16)
+    assert settings.data.nodata != settings.data.nodata
+
+
 def test_no_two_groups_share_a_name() -> None:
     settings = TrainSettings()
     groups = [settings.data, settings.model, settings.augment, settings.fit]

@@ -124,9 +124,21 @@ def _take_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
     return flags, files
 
 
+class _Loader(yaml.SafeLoader):
+    """Leaves numbers as they are written: in YAML 1.1 `1:4` is 64, and `2024_01` is 202401."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in ("bool", "merge", "null")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\.(inf|nan)$", re.IGNORECASE), list("-+."))
+
+
 def _flags_of(file: str, settings: type) -> Iterator[str]:
     try:
-        content = yaml.safe_load(Path(file).read_text())
+        content = yaml.load(Path(file).read_text(), _Loader)
     except OSError as error:
         raise RequestError(f"--config {file}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -113,6 +113,15 @@ def test_a_pod_in_anothers_place_waits_for_the_run_and_one_after_a_failure_makes
         assert "night-1-2" in jobs
 
 
+@pytest.mark.parametrize("code", [2, 3, 130, 143])
+def test_a_pod_in_anothers_place_repeats_no_run_that_has_ended_for_good(code: int, tmp_path: Path) -> None:
+    """The other pod was evicted before it saw the end: a second run would find nothing left to fail."""
+    with kubernetes(tmp_path, failed(code)) as (api, jobs):
+        for _ in range(2):
+            assert rayjob.run(api, "unet-segment", "night-1", "uid-1") == code
+        assert "night-1-2" not in jobs
+
+
 def test_a_long_name_is_cut_and_still_the_same_for_every_pod(tmp_path: Path) -> None:
     owners = ["unet-segment-" + 40 * "x" + ending for ending in ("a", "b")]
     with kubernetes(tmp_path, failed(1)) as (api, jobs):

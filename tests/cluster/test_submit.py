@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from cluster import submit
 from tests.cluster.cluster import RAY, Cluster, ray_cluster
-from tests.cluster.jobs_api import Api, Outcome, served
+from tests.cluster.jobs_api import Api, Outcome, Submitted, served
 from tests.conftest import ROOT
 from tests.jobs.bench import Bench, fill, save_model
 from tests.processes import command_line, processes_naming
@@ -78,6 +79,24 @@ def test_a_log_that_breaks_off_is_asked_for_again_and_no_line_comes_twice(capfd:
     assert run(api) == 3
     assert api.cut_logs == 0
     assert capfd.readouterr().out == LINES
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_log_that_cannot_be_printed_ends_nothing(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an encoding that lacks a letter of it, or as nobody reads it any more."""
+    monkeypatch.setattr(Submitted, "log", "größe\n")
+    reader, writer = os.pipe()
+    if closed:
+        os.close(reader)
+    with open(writer, "w", encoding="ascii") as narrow:
+        monkeypatch.setattr(sys, "stdout", narrow)
+        assert run(Api(Outcome(3))) == 3
+        monkeypatch.undo()
+        with suppress(BrokenPipeError):
+            narrow.close()
+    if not closed:
+        assert os.read(reader, 99) == b"gr\\xf6\\xdfe\n"
+        os.close(reader)
 
 
 def test_the_last_lines_are_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +172,15 @@ def test_no_cluster_is_exit_code_1_after_some_patience(capfd: pytest.CaptureFixt
 
 
 def test_a_crash_is_tried_again_and_what_will_be_no_better_is_not() -> None:
-    for codes, attempts in (((1, 1, 0), 3), ((137, 0), 2), ((1, 1, 1, 1), 3), ((2,), 1), ((3,), 1), ((143,), 1)):
+    for codes, attempts in (
+        ((1, 1, 0), 3),
+        ((137, 0), 2),
+        ((135, 0), 2),
+        ((1, 1, 1, 1), 3),
+        ((2,), 1),
+        ((3,), 1),
+        ((143,), 1),
+    ):
         api = Api(*map(Outcome, codes))
         assert run(api, "--retries", "2", "--pause", "0") == codes[attempts - 1]
         assert len(api.jobs) == attempts

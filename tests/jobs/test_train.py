@@ -170,6 +170,12 @@ def test_promise_30_a_loss_that_is_not_finite_stops_the_run_which_can_go_on_from
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_the_page_of_a_check_says_that_it_looked_at_a_sample(job: Job, folder: Path) -> None:
+    for limit, said in ((99, False), (4, True)):
+        assert job(check=True, check_limit=limit) == 0
+        assert ("4 of 17 pairs, a random sample" in (folder / "check.html").read_text()) == said
+
+
 def test_a_fault_found_later_ends_the_run_naming_the_file(
     job: Job, boxes: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

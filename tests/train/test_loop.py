@@ -14,7 +14,7 @@ from safetensors.torch import save
 from unet.data.image import Array
 from unet.data.labelled_set import find_labelled_set
 from unet.data.labels import read_labels
-from unet.data.settings import DataSettings
+from unet.data.settings import AugmentSettings, DataSettings
 from unet.model.artifact import Model
 from unet.model.encoder import ResNet
 from unet.model.predictor import Predictor
@@ -94,6 +94,17 @@ def test_a_run_ends_at_its_next_checkpoint_where_another_command_has_begun_to_tr
             loop.train(batches(run, loop))
     assert sorted(path.name for path in identity.parent.rglob("*")) == left
     assert isinstance(fault_of(WorkerGroupError("", {0: Superseded("a")})), Superseded)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "given", "mixed"), [(49, None, 0.0), (50, None, 0.5), (50, 0.0, 0.0), (2, 1.0, 1.0)]
+)
+def test_classes_are_mixed_where_each_image_is_shown_often(
+    run: TrainingRun, epochs: int, given: float | None, mixed: float
+) -> None:
+    fit = replace(run.settings.fit, epochs=epochs)
+    often = replace(run, settings=replace(run.settings, fit=fit, augment=AugmentSettings(class_mix=given)))
+    assert often.batch_spec.augment.class_mix == mixed
 
 
 class SmallMemory(Predictor):

@@ -150,15 +150,16 @@ class AugmentSettings:
     """Samples, as shares of white, are raised to the power of e ** +- this: other light."""
     white_balance: float = 0.1
     """Red, green and blue are each multiplied by e ** +- this: light of another colour."""
-    class_mix: float = 0.5
-    """Probability that the pixels of half of the classes of another image are laid over it."""
+    class_mix: float | None = None
+    """Probability that the pixels of half of the classes of another image are laid over it. Default: 0.5 where each
+    image is shown 50 times or more, else 0."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high:
             raise RequestError(f"--scale {low} {high}: LOW must be above 0 and at most HIGH")
         for name in (item.name for item in fields(self) if item.name not in ("scale", "rotate", "elastic")):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise RequestError(f"--{name.replace('_', '-')} {getattr(self, name)} must lie in 0..1")
         if not 0 <= self.elastic <= 0.1 or not 0 <= self.rotate <= 180:
             raise RequestError("--elastic must lie in 0..0.1 and --rotate in 0..180")

@@ -17,6 +17,7 @@ from unet.runtime.ray_internals import LOCAL_ENVIRONMENT, begun_cluster, max_res
 from unet.runtime.stop import preserve_signal_handlers
 from unet.settings import RequestError
 from unet.storage import store
+from unet.storage.faults import Unreachable
 from unet.storage.objects import join_uri
 
 
@@ -27,19 +28,23 @@ def connect(*, worker_output: bool) -> bool:
     `worker_output`: show what the workers of a Ray started here print.
 
     Raises:
-        RequestError: no cluster answers at RAY_ADDRESS.
+        RequestError: RAY_ADDRESS is no address of a cluster.
+        Unreachable: no cluster answers there.
     """
     if ray.is_initialized():
         return False
     named = os.environ.get("RAY_ADDRESS")
     address = named or begun_cluster()
+    if named and "://" in named and not named.startswith("ray://"):
+        raise RequestError(f"RAY_ADDRESS {named}: is where jobs are submitted; give HOST:6379, or unset it")
     if address not in (None, "local"):
         try:
             with preserve_signal_handlers():
                 ray.init(address=address, logging_level=logging.WARNING)
         except ConnectionError:
             if named:
-                raise RequestError(f"RAY_ADDRESS {named}: no cluster answers there; start it, or unset it") from None
+                reason = "no cluster answers there; start it, or unset it"
+                raise Unreachable(f"RAY_ADDRESS {named}", reason) from None
         else:
             return False
     for name, value in (LOCAL_ENVIRONMENT | RETAINING).items():
@@ -52,7 +57,7 @@ def connect(*, worker_output: bool) -> bool:
 def join_cluster() -> None:
     """Connect to the cluster that RAY_ADDRESS names, as it does for submitted jobs; do nothing if it names none."""
     if os.environ.get("RAY_ADDRESS", "local") != "local":
-        with suppress(RequestError):  # who needs it will say so
+        with suppress(RequestError, Unreachable):  # who needs it will say so
             connect(worker_output=False)
 
 

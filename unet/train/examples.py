@@ -97,7 +97,7 @@ def _training_views(request: BatchRequest, spec: BatchSpec) -> list[tuple[Array,
     """Return a view, image and mask, of each sample, mixed with that of its partner as often as the spec says."""
     own = list(zip(request.pairs, request.samples, strict=True))
     mixing = [np.random.default_rng((spec.seed, *sample, MIXING)) for sample in request.samples]
-    mixes = [bool(request.partners) and rng.random() < spec.augment.class_mix for rng in mixing]
+    mixes = [bool(request.partners) and rng.random() < (spec.augment.class_mix or 0) for rng in mixing]
     shown = list(dict.fromkeys([*own, *compress(request.partners, mixes)]))
     views = dict[tuple[Pair, Sample], tuple[Array, Array]]()
     for item, pair in zip(shown, _read([pair for pair, _ in shown], spec), strict=True):

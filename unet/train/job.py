@@ -225,6 +225,9 @@ def _check_alone(settings: TrainSettings, folder: str) -> int:
         "Label set": settings.data.labels,
         "Channels": describe(checked.channels),
     }
+    count = sum(part.sizes.total() + len(part.damaged) for part in checked.statistics)
+    if count < (pairs := len(found.train + found.val)):
+        facts["Read"] = f"{count:,} of {pairs:,} pairs, a random sample"
     page = check_report(title=settings.name, facts=facts, labels=labels, statistics=checked.statistics, samples=samples)
     store.write(join_uri(folder, CHECK_PAGE), page)
     print(f"page: {join_uri(folder, CHECK_PAGE)}")
