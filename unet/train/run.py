@@ -15,8 +15,8 @@ from unet.train.schedule import samples_of_step, share
 from unet.train.settings import TrainSettings
 
 CLASS_MIX, OFTEN = 0.5, 50
-"""What --class-mix is where each image is shown so often. 40 images of CamVid that are shown 85 times teach more so; 367
-that are shown 9 times, less."""
+"""What --class-mix is where each image is shown so often. 40 images of CamVid that are shown 85 times teach more so;
+367 that are shown 9 times, less."""
 
 
 @dataclass(frozen=True)
