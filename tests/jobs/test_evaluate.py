@@ -16,9 +16,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from tests.jobs.bench import save_model
 from unet.command_line import run
 from unet.data.image import encode_image
-from unet.data.labelled_set import find_labelled_set, read_pair
+from unet.data.labelled_set import find_labelled_set, find_part, read_pair
 from unet.data.labels import IGNORE, read_labels
-from unet.data.settings import DataSettings
+from unet.data.settings import DataSettings, SetSettings
 from unet.evaluate.job import evaluate
 from unet.evaluate.settings import EvaluateSettings
 from unet.model.artifact import Model
@@ -157,12 +157,13 @@ def test_a_set_without_parts_is_not_split_otherwise_than_it_was_for_training(
     trained: dict[str, Any], said: str, boxes: Path, model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Else the score would be of images that the model has seen."""
-    whole, loaded = str(boxes / "train"), Model.load(model)
-    for data, code in ((whole, 2), ("/another", 0)):
-        replace(loaded, training={"data": data, "masks": None} | trained).save(model)
-        given = {"data": whole, "model": model, "output": tmp_path / "scores", "val_fraction": 0.3}
-        assert run(evaluate, EvaluateSettings, flags_of(given)) == code
+    whole = str(boxes / "train")
+    replace(Model.load(model), training={"data": f"{whole}/", "masks": None} | trained).save(model)
+    given = {"data": whole, "model": model, "output": tmp_path / "scores", "val_fraction": 0.3}
+    assert run(evaluate, EvaluateSettings, flags_of(given)) == 2
     assert said in capfd.readouterr().err
+    of_another = {"data": "/another", "masks": None} | trained
+    assert find_part(SetSettings(data=whole, val_fraction=0.3), "val", of_another).val
 
 
 def test_by_default_the_images_are_scored_that_training_validates_on(job: Job, model: str, boxes: Path) -> None:
