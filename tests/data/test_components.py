@@ -11,8 +11,9 @@ import pytest
 from tests.conftest import ROOT
 from unet.data import components
 from unet.data.components import find_components, to_map
-from unet.data.geotiff import georeference_of, placement_of
+from unet.data.geotiff import encode_geotiff, georeference_of, placement_of
 from unet.data.image import Array, open_image
+from unet.data.labels import read_labels
 
 rasterio = pytest.importorskip("rasterio")
 features = pytest.importorskip("rasterio.features")
@@ -148,6 +149,21 @@ def test_polygons_lie_on_the_map_where_rasterio_says(tmp_path: Path, tags: dict[
     rows = [{"map": polygon} for polygon in to_map(table["polygon"].combine_chunks(), placement).to_pylist()]
     assert np.array_equal(drawn(rows, mask.shape, "map", transform=transform) > 0, mask == 1)
     assert all(signed_area(row["map"][0]) > 0 for row in rows)  # anticlockwise, as y goes up
+
+
+def test_a_reference_system_with_a_name_in_another_script_is_written_too(tmp_path: Path) -> None:
+    named = rasterio.crs.CRS.from_epsg(31467).to_wkt().replace("Gauss-Kruger", "Gauß-Krüger")
+    profile = {"count": 1, "dtype": "uint8", "height": 60, "width": 80, "transform": rasterio.Affine(1, 0, 9, 0, -1, 7)}
+    profile["crs"] = rasterio.crs.CRS.from_wkt(named.replace(',AUTHORITY["EPSG","31467"]', ""))
+    with rasterio.open(tmp_path / "image.tif", "w", driver="GTiff", **profile) as file:
+        file.write(shapes(), 1)
+    georeference = georeference_of(open_image((tmp_path / "image.tif").read_bytes()))
+    assert "ü".encode() in b"".join(value for *_, value, _ in georeference if isinstance(value, bytes))
+    mask = encode_geotiff(shapes(), read_labels("voc"), georeference=georeference)
+    (tmp_path / "mask.tif").write_bytes(mask)
+    assert georeference_of(open_image(mask)) == georeference
+    with rasterio.open(tmp_path / "image.tif") as before, rasterio.open(tmp_path / "mask.tif") as after:
+        assert (after.crs, after.transform) == (before.crs, before.transform)
 
 
 def test_an_image_that_lies_nowhere_has_no_place_on_a_map() -> None:

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from tests.conftest import make_pair
 from unet.data.channels import Channels
@@ -26,6 +26,7 @@ from unet.data.image import (
 from unet.data.labels import IGNORE, LabelSet, read_labels
 from unet.data.mask import decode_mask
 from unet.data.planes import check_samples, decode_image
+from unet.data.region import displayed_size, orientation_of
 from unet.settings import Geometry
 
 CAMVID = read_labels("camvid")
@@ -334,6 +335,21 @@ def test_an_orientation_in_xmp_turns_nothing() -> None:
     text = PngImagePlugin.PngInfo()
     text.add_itxt("XML:com.adobe.xmp", xmp.decode())
     assert np.array_equal(decode_image(saved(Image.fromarray(image), pnginfo=text)), image)
+    beside = Image.Exif()
+    beside[ExifTags.Base.Make] = "a maker"  # EXIF that says nothing of it: Pillow reads both for the density
+    data = saved(Image.fromarray(image), "JPEG", exif=beside, xmp=xmp)
+    assert decode_image(data).shape == image.shape
+    assert orientation_of(open_image(data)) == 1
+
+
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_an_orientation_that_is_none_turns_nothing(orientation: int) -> None:
+    image, exif = make_pair(0)[0], Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for kind in ("JPEG", "PNG"):
+        picture = open_image(saved(Image.fromarray(image), kind, exif=exif))
+        assert orientation_of(picture) == 1
+        assert displayed_size(picture) == (image.shape[1], image.shape[0])
 
 
 def test_a_damaged_chunk_that_pixels_do_not_depend_on_is_left_out() -> None:

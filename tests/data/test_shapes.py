@@ -15,7 +15,7 @@ from unet.data.image import encode_image
 from unet.data.labelled_set import LabelledSet, find_labelled_set, read_pair
 from unet.data.labels import IGNORE, read_labels
 from unet.data.settings import DataSettings
-from unet.data.shapes import read_coco
+from unet.data.shapes import ShapeError, read_coco
 from unet.settings import RequestError
 
 SIZE = (60, 80)
@@ -153,6 +153,27 @@ def test_a_test_part_of_coco_is_not_trained_on_and_two_files_for_one_part_are_re
     write_coco(tmp_path, {"more": ("annotations/instances_Train2.json", "images/Train2")})
     with pytest.raises(RequestError, match=r"annotations: instances_Train.json and instances_Train2.json both are"):
         find_labelled_set(given)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[*SQUARE, 1.0]],
+        [[*SQUARE[:-1], float("nan")]],
+        {"size": list(SIZE), "counts": [9, -9, SIZE[0] * SIZE[1]]},
+    ],
+    ids=["odd", "nan", "negative"],
+)
+def test_what_is_no_region_names_its_mask(tmp_path: Path, segmentation: Any) -> None:
+    with pytest.raises(ShapeError, match=r"holds (what is no region|a corner)"):
+        drawn(tmp_path, [{"category_id": 7, "segmentation": segmentation}])
+
+
+def test_runs_of_another_shape_than_their_image_are_refused(tmp_path: Path) -> None:
+    """Of as many pixels, they would be drawn askew."""
+    turned = {"size": list(SIZE[::-1]), "counts": [9, SIZE[0] * SIZE[1] - 9]}
+    with pytest.raises(RequestError, match="annotation 0 has a region of another size than its image"):
+        drawn(tmp_path, [{"category_id": 7, "segmentation": turned}])
 
 
 def test_any_coco_file_may_be_named_with_its_images(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,3 +154,37 @@ def test_colours_that_pillow_makes_are_still_read() -> None:
     file = io.BytesIO()
     Image.new("CMYK", (9, 5), (10, 20, 30, 40)).save(file, "TIFF")
     assert decode_image(file.getvalue()).shape == (5, 9, 3)
+
+
+@pytest.mark.parametrize(("options", "bits", "nodata"), [({"PHOTOMETRIC": "MINISWHITE"}, 8, 255), ({}, 4, 15), ({}, 2, 3)])
+def test_nodata_is_the_sample_that_the_file_names_however_samples_are_brought_to_8_bits(
+    tmp_path: Path, options: dict[str, str], bits: int, nodata: int
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    raw = np.random.default_rng(0).integers(0, 1 << bits, (1, *SIZE)).astype(np.uint8)
+    size = {"height": SIZE[0], "width": SIZE[1], "count": 1, "dtype": "uint8", "nodata": nodata, "nbits": bits}
+    size["transform"] = rasterio.Affine(1, 0, 9, 0, -1, 7)
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **size, **options) as written:
+        written.write(raw)
+    data = (tmp_path / "a.tif").read_bytes()
+    picture = open_image(data)
+    assert isinstance(picture, TiffPicture)
+    with rasterio.open(tmp_path / "a.tif") as read:
+        assert ((picture.samples() == picture.nodata) == (read.read(1) == nodata)).all()
+
+
+def test_a_mask_of_few_bits_holds_its_indices(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 8, SIZE).astype(np.uint8)
+    rasterio, voc = pytest.importorskip("rasterio"), read_labels("voc")
+    size = {"height": SIZE[0], "width": SIZE[1], "count": 1, "dtype": "uint8", "nbits": 4}
+    with rasterio.open(tmp_path / "a.tif", "w", transform=rasterio.Affine(1, 0, 9, 0, -1, 7), **size) as written:
+        written.write(values[None])
+    assert (decode_mask((tmp_path / "a.tif").read_bytes(), voc) == voc.value_to_class[values]).all()
+
+
+def test_colours_of_a_palette_may_be_of_8_bits() -> None:
+    """As some programs write them, and all read them."""
+    colors = np.random.default_rng(0).integers(0, 256, (256, 3)).astype(np.uint16)
+    values = np.random.default_rng(1).integers(0, 256, SIZE).astype(np.uint8)
+    data = tiff(values, photometric="palette", colormap=np.ascontiguousarray(colors.T))
+    assert (decode_image(data) == colors[values]).all()

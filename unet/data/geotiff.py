@@ -39,7 +39,10 @@ def georeference_of(picture: Image.Image) -> Georeference:
     """Return where an opened image lies on Earth; nothing if it does not say, or is turned when displayed."""
     if not isinstance(picture, TiffPicture) or orientation_of(picture) != 1:
         return ()
-    return tuple((tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in picture.tags(GEOREFERENCE))
+    tags = (
+        (tag, tag.value.encode() if isinstance(tag.value, str) else tag.value) for tag in picture.tags(GEOREFERENCE)
+    )
+    return tuple((tag.code, int(tag.dtype), tag.count, value, True) for tag, value in tags)
 
 
 def placement_of(georeference: Georeference) -> tuple[Affine | None, str | None]:

@@ -43,6 +43,8 @@ def open_mask(data: bytes | IO[bytes], *, max_pixels: int = MAX_PIXELS) -> Image
             raise ImageError(str(error)) from None
     file.seek(0)
     picture = open_picture(file, max_pixels)
+    if isinstance(picture, TiffPicture):
+        picture.as_stored = True
     if picture.format == "JPEG":
         raise ImageError("is a JPEG, whose compression invents labels; save masks as PNG")
     if isinstance(picture, TiffPicture) and picture.other is not None:

@@ -6,7 +6,7 @@ and PNG the rows down to the last one that is needed; other files whole.
 
 import io
 import struct
-from typing import IO
+from typing import IO, Any
 
 from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
@@ -55,8 +55,13 @@ def orientation_of(picture: Image.Image) -> int:
         else:
             forget_other_orientations(picture)
             exif = Image.Image.getexif(picture)  # a PNG's own method would decode it
-            return int(exif.get(ExifTags.Base.Orientation, 1))
-    return int(picture.info[ORIENTATION])
+            return _known(exif.get(ExifTags.Base.Orientation))
+    return _known(picture.info[ORIENTATION])
+
+
+def _known(orientation: Any) -> int:
+    """Return an orientation; 1, as other programs take it, for what is none."""
+    return int(orientation) if orientation in range(1, 9) else 1
 
 
 def show(picture: Image.Image) -> None:
@@ -76,8 +81,12 @@ def displayed_size(picture: Image.Image) -> tuple[int, int]:
 def forget_other_orientations(picture: Image.Image) -> None:
     """Drop what Pillow would take an orientation from where EXIF has none, and other programs do not: XMP, and EXIF as
     text in a PNG of ImageMagick's."""
-    for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
-        picture.info.pop(key, None)
+    dropped = [picture.info.pop(key, None) for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")]
+    if any(dropped) and "exif" in picture.info:  # which Pillow may have read beside them
+        own, read = Image.Exif(), Image.Image.getexif(picture)
+        own.load(picture.info["exif"])
+        if ExifTags.Base.Orientation in read and ExifTags.Base.Orientation not in own:
+            del read[ExifTags.Base.Orientation]
 
 
 def _first_rows_of_jpeg(picture: JpegImagePlugin.JpegImageFile, rows: int) -> Image.Image:

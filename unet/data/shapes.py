@@ -46,7 +46,13 @@ class Drawing:
     shapes: tuple[Shape, ...]
 
     def draw(self, labels: LabelSet) -> npt.NDArray[np.uint8]:
-        """Return the class indices, HW uint8. Raise ShapeError: a name that no label has."""
+        """Return the class indices, HW uint8. Raise ShapeError: a name that no label has, or what is no region."""
+        try:
+            return self._draw(labels)
+        except (ValueError, OverflowError, TypeError) as error:
+            raise error if isinstance(error, ShapeError) else ShapeError(f"holds what is no region ({error})") from None
+
+    def _draw(self, labels: LabelSet) -> npt.NDArray[np.uint8]:
         classes = {label.name: IGNORE if label.ignore else labels.names.index(label.name) for label in labels.labels}
         behind = [index for name, index in classes.items() if BACKGROUND.fullmatch(name)]
         mask = Image.new("L", (self.width, self.height), behind[0] if behind else IGNORE)
@@ -92,9 +98,11 @@ def read_coco(text: bytes, uri: str) -> dict[str, Drawing]:
         content = json.loads(text)
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         shapes: dict[Any, list[Shape]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            shapes[annotation["image_id"]].append(_coco_shape(annotation, names))
         images = content["images"]
+        sizes = {image["id"]: [int(image["height"]), int(image["width"])] for image in images}
+        for annotation in content["annotations"]:
+            size = sizes.get(annotation["image_id"], [])
+            shapes[annotation["image_id"]].append(_coco_shape(annotation, names, size))
         drawings = {
             str(image["file_name"]): Drawing(int(image["height"]), int(image["width"]), tuple(shapes[image["id"]]))
             for image in images
@@ -125,10 +133,12 @@ def _labelme_shape(shape: dict[str, Any]) -> Shape:
     raise ShapeError(f"holds a {kind} of {len(points)} points, which covers no region; use polygons")
 
 
-def _coco_shape(annotation: dict[str, Any], names: dict[Any, str]) -> Shape:
+def _coco_shape(annotation: dict[str, Any], names: dict[Any, str], size: list[int]) -> Shape:
     name = None if annotation.get("iscrowd") else names[annotation["category_id"]]
     regions = annotation["segmentation"]
     if isinstance(regions, dict):
+        if list(regions.get("size", size)) != size:
+            raise ShapeError(f"the annotation {annotation.get('id')} has a region of another size than its image")
         counts = regions["counts"]
         return Shape(name, runs=_unpack_runs(counts) if isinstance(counts, str) else tuple(map(int, counts)))
     outlines = tuple(tuple(map(float, region)) for region in regions if len(region) > 5)
@@ -141,6 +151,8 @@ def _inside(outline: Sequence[float], height: int, width: int) -> tuple[int, int
     """Return left and top of a rectangle of the image, and where in it the middles of pixels lie inside a polygon:
     where an odd number of its edges is crossed on the way from the left (even-odd rule)."""
     corners = np.asarray(outline).reshape(-1, 2)
+    if not np.isfinite(corners).all():
+        raise ShapeError("holds a corner that is nowhere")
     least, most = np.floor(corners.min(0)), np.ceil(corners.max(0))
     left, top = least.clip(0, (width - 1, height - 1)).astype(int).tolist()
     right, bottom = most.clip((left + 1, top + 1), (width, height)).astype(int).tolist()

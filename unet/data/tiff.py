@@ -8,7 +8,7 @@ planes, or of more than 8 bits.
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import numpy as np
@@ -31,11 +31,8 @@ LAYOUT = (256, 257, 258, 259, 262, 277, 284)
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 """Values of PhotometricInterpretation."""
 
-UNCOMPRESSED, JPEG = 1, 7
-"""Values of Compression."""
-
-IN_PLANES = 2
-"""Value of PlanarConfiguration."""
+UNCOMPRESSED, JPEG, IN_PLANES = 1, 7, 2
+"""Values of Compression, and of PlanarConfiguration."""
 
 ALPHA = ((1,), (2,))
 """Values of ExtraSamples where there is one: associated and unassociated alpha."""
@@ -76,15 +73,15 @@ def open_tiff(file: IO[bytes]) -> Image.Image:
 class TiffPicture(ImageFile.ImageFile):
     """The image of a TIFF. Its pixels are decoded once they are needed.
 
-    `window`: how colours of more than 8 bits become 8, to be set before; gray keeps its samples.
+    To be set before: `window`, how colours of more than 8 bits become 8; gray keeps its samples. `as_stored`: gray of
+    fewer than 8 bits does too, as masks need it.
     """
 
     format, format_description = "TIFF", "TIFF"
     window: Window | None = None
     other: str | None
     """What it is if it is neither gray nor in colours, and no mask, though its bands have samples; None if it is."""
-    nodata: float | None
-    """The sample of pixels that hold no data, if the file says so."""
+    as_stored = False
 
     def _open(self) -> None:
         assert self.fp is not None
@@ -105,7 +102,7 @@ class TiffPicture(ImageFile.ImageFile):
             assert page.dtype is not None
             self._dtype, self._size = page.dtype, (page.imagewidth, page.imagelength)
             self._bands = {"LA": 2, "RGB": 3}.get(self._mode, 1)
-            self.nodata = _number(page.tags.valueof(NODATA))
+            self._nodata = _number(page.tags.valueof(NODATA))
             self.getexif()[ExifTags.Base.Orientation] = page.tags.valueof(ORIENTATION, 1)
         self._loaded = False
 
@@ -113,6 +110,20 @@ class TiffPicture(ImageFile.ImageFile):
     def is_deep_colour(self) -> bool:
         """Whether colours have more than 8 bits."""
         return self._bands > 1 and self._dtype != np.uint8
+
+    @property
+    def nodata(self) -> float | None:
+        """The sample of pixels that hold no data, as `samples` has it, if the file says so."""
+        number = self._nodata
+        if number is not None and self._dtype.kind in "bu" and self._page.photometric == WHITE_IS_ZERO:
+            number = (1 << self._page.bitspersample) - 1 - number
+        return None if number is None else self._scale * number
+
+    @property
+    def _scale(self) -> int:
+        """By what samples of fewer than 8 bits are multiplied."""
+        few = self._dtype == np.uint8 and self._page.bitspersample < 8 and self._mode != "P" and not self.as_stored
+        return 255 // ((1 << self._page.bitspersample) - 1) if few else 1
 
     @property
     def band_count(self) -> int:
@@ -161,7 +172,8 @@ class TiffPicture(ImageFile.ImageFile):
         wanted = {"I": np.dtype(np.int32), "F": np.dtype(np.float32)}.get(self._mode, samples.dtype)
         picture = Image.fromarray(samples.astype(wanted, copy=False))
         if self._mode == "P":
-            colors = (np.asarray(self._page.colormap) >> 8).astype(np.uint8)
+            colors = np.asarray(self._page.colormap)
+            colors = (colors >> (8 if colors.max(initial=0) > 255 else 0)).astype(np.uint8)  # some write 8 bits
             picture.putpalette(np.ascontiguousarray(colors.T).tobytes())
         return picture
 
@@ -182,8 +194,7 @@ class TiffPicture(ImageFile.ImageFile):
         if page.photometric == WHITE_IS_ZERO:
             white = (1 << page.bitspersample) - 1
             samples = ~samples if page.bitspersample == 1 else (white - samples).astype(self._dtype)
-        if self._dtype == np.uint8 and page.bitspersample < 8 and self._mode != "P":
-            samples = samples * np.uint8(255 // ((1 << page.bitspersample) - 1))
+        samples = samples if self._scale == 1 else samples * np.uint8(self._scale)
         return samples[..., 0] if bands is None and self._bands == 1 else samples
 
     def _cells(
@@ -295,10 +306,9 @@ def _refuse_pages(file: tifffile.TiffFile) -> None:
 
 def _number(text: Any) -> float | None:
     """Return the number in a text; None if there is none."""
-    try:
+    with suppress(TypeError, ValueError):
         return float(text)
-    except (TypeError, ValueError):
-        return None
+    return None
 
 
 def _description(page: tifffile.TiffPage) -> str:
