@@ -39,7 +39,7 @@ RAY = {"train", "segment", "evaluate", "runtime"}
 PRIVATE = ("ray._private", "ray.experimental")
 """Packages of Ray that only unet/runtime/ray_internals.py may import, as any with a part named `_internal`."""
 
-MOST_WINGS, MOST_CODE, MOST_LINES, MOST_FUNCTION = 10, 12882, 330, 45
+MOST_WINGS, MOST_CODE, MOST_LINES, MOST_FUNCTION = 10, 12886, 330, 45
 """Wings; code lines in unet/; lines of a file; lines of a function."""
 
 

@@ -98,6 +98,14 @@ def test_dicom_without_a_window_is_scaled_as_other_deep_images_are(kind: str) ->
     assert np.abs(white.astype(int) + decode_image(dicom(samples), inverse)[..., 0] - 255).max() <= 1
 
 
+@pytest.mark.parametrize("tags", [{}, {"WindowCenter": None, "WindowWidth": None}])
+def test_dicom_of_8_bits_without_a_window_is_shown_as_it_is(tags: dict[str, Any]) -> None:
+    samples = np.arange(240, dtype=np.uint8).reshape(12, 20)
+    assert np.array_equal(decode_image(dicom(samples, **tags))[..., 0], samples)
+    inverse = decode_image(dicom(samples, **tags, PhotometricInterpretation="MONOCHROME1"))[..., 0]
+    assert np.array_equal(inverse, 255 - samples)
+
+
 def test_dicom_in_colours_is_rgb() -> None:
     image = np.random.default_rng(0).integers(0, 255, (*SIZE, 3)).astype(np.uint8)
     assert np.array_equal(decode_image(dicom(image)), image)

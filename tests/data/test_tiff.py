@@ -156,7 +156,9 @@ def test_colours_that_pillow_makes_are_still_read() -> None:
     assert decode_image(file.getvalue()).shape == (5, 9, 3)
 
 
-@pytest.mark.parametrize(("options", "bits", "nodata"), [({"PHOTOMETRIC": "MINISWHITE"}, 8, 255), ({}, 4, 15), ({}, 2, 3)])
+@pytest.mark.parametrize(
+    ("options", "bits", "nodata"), [({"PHOTOMETRIC": "MINISWHITE"}, 8, 255), ({}, 4, 15), ({}, 2, 3)]
+)
 def test_nodata_is_the_sample_that_the_file_names_however_samples_are_brought_to_8_bits(
     tmp_path: Path, options: dict[str, str], bits: int, nodata: int
 ) -> None:

@@ -283,6 +283,7 @@ def _why_not_opened(file: IO[bytes]) -> str:
     """Return what a file is that nothing opens, by how it begins, and what is wrong with it."""
     file.seek(0)
     start = file.read(16)
+    Image.init()  # else formats are missing that no image before was of
     for name in FORMATS:
         factory, accept = Image.OPEN[name]
         if accept is not None and accept(start) is True:

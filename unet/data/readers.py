@@ -102,6 +102,8 @@ class _DecodedLater(ImageFile.ImageFile):
 class DicomPicture(_DecodedLater):
     """A DICOM file of one frame: gray through its rescaling, and its first window if it has one; or RGB."""
 
+    _has_window = False
+
     format = "DICOM"
 
     def _open(self) -> None:
@@ -111,9 +113,11 @@ class DicomPicture(_DecodedLater):
             raise NotReadError(f"is a DICOM file of {frames} frames, and a mask is of one; make it a file for each")
         self._colours = found.PhotometricInterpretation
         if self._colours.startswith("MONOCHROME"):
-            whole = float(found.get("RescaleSlope", 1)).is_integer()
-            whole &= float(found.get("RescaleIntercept", 0)).is_integer()
-            self._mode = "L" if "WindowCenter" in found else "I" if whole else "F"
+            scale = float(found.get("RescaleSlope", 1)), float(found.get("RescaleIntercept", 0))
+            self._has_window = found.get("WindowCenter") not in (None, "")
+            of_8_bits = found.BitsStored <= 8 and not found.PixelRepresentation and scale == (1, 0)
+            whole = all(number.is_integer() for number in scale)
+            self._mode = "L" if self._has_window or of_8_bits else "I" if whole else "F"
         elif self._colours in ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT") and found.BitsAllocated == 8:
             self._mode = "RGB"
         else:
@@ -126,10 +130,10 @@ class DicomPicture(_DecodedLater):
             return np.asarray(pixels.pixel_array(self._set), np.uint8)  # which converts to RGB
         raw = pixels.pixel_array(self._set, raw=True)
         white_is_least = self._colours == "MONOCHROME1"
-        if white_is_least and self._mode != "L":
+        if white_is_least and not self._has_window:
             raw = ~raw if self._set.PixelRepresentation else (1 << self._set.BitsStored) - 1 - raw
         samples = pixels.apply_rescale(raw, self._set)
-        if self._mode == "L":
+        if self._has_window:
             samples = _in_window(np.asarray(samples, np.float32), self._set)
             samples = 255 - samples if white_is_least else samples
         return np.asarray(samples.astype({"L": np.uint8, "I": np.int32, "F": np.float32}[self._mode]))
