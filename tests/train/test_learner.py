@@ -64,8 +64,8 @@ def test_a_restored_learner_goes_on_bit_for_bit(optimizer: str, precision: str) 
     assert straight.state_dict()["scaler"] == second.state_dict()["scaler"]
 
 
-def train_on_scenes(network: UNet, scenes: range, steps: int, **settings: Any) -> tuple[list[float], UNet]:
-    """Train on crops of scenes of the sample set; return the loss of each step, and the averaged network."""
+def train_on_scenes(network: UNet, scenes: range, steps: int, **settings: Any) -> tuple[float, UNet]:
+    """Train on crops of scenes of the sample set; return the mean loss of the steps, and the averaged network."""
     learner = Learner(network, FitSettings(ema=0.95, **settings), total_steps=steps)
     rng, losses = np.random.default_rng(0), []
     drawn = [draw_scene(seed) for seed in scenes]
@@ -76,28 +76,24 @@ def train_on_scenes(network: UNet, scenes: range, steps: int, **settings: Any) -
             crops.append((image[top : top + 96, left : left + 96], mask[top : top + 96, left : left + 96]))
         images, masks = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
         losses.append(float(learner.train_step(images, masks)))
-    return losses, learner.average
+    return float(np.mean(losses)), learner.average
 
 
 @pytest.mark.slow
-def test_an_encoder_trained_on_other_scenes_begins_with_a_lower_loss_and_ends_with_none_that_is_higher() -> None:
+def test_an_encoder_trained_on_other_scenes_has_a_lower_loss_in_the_first_steps() -> None:
     def new_network(seed: int) -> UNet:
         torch.manual_seed(seed)
         return UNet(classes=len(LABELS.classes), **architecture(ModelSettings(encoder="resnet18")))
 
     _, before = train_on_scenes(new_network(1), range(100, 220), 200, optimizer="adamw", lr=2e-3)
-    scratch, _ = train_on_scenes(new_network(0), range(24), 200)
+    scratch, _ = train_on_scenes(new_network(0), range(24), 30)
     network = new_network(0)
     assert network.encoder is not None
     assert before.encoder is not None
     network.encoder.load_state_dict(before.encoder.state_dict())
-    pretrained, _ = train_on_scenes(network, range(24), 200, encoder_weights="those of before")
-    first, last = (
-        [float(np.mean(losses[part])) for losses in (pretrained, scratch)] for part in (slice(30), slice(-50, None))
-    )
-    print(f"mean loss, pretrained and from scratch: of the first 30 steps {first}, of the last 50 of 200 {last}")
-    assert first[0] < first[1]
-    assert last[0] <= last[1]
+    pretrained, _ = train_on_scenes(network, range(24), 30, encoder_weights="those of before")
+    print(f"mean loss of 30 steps: {pretrained:.3f} pretrained, {scratch:.3f} from scratch")
+    assert pretrained < scratch
 
 
 def test_a_state_without_loss_scaling_is_taken_in_fp16() -> None:
